@@ -1,0 +1,42 @@
+// What both libraries answer about themselves: stamp, struct sizes, last error.
+#include "api.h"
+#include "error.h"
+
+#include <cstring>
+#include <string>
+
+namespace hsb {
+namespace {
+thread_local std::string last_error;
+}
+
+void set_last_error(const char *message) noexcept {
+    try {
+        last_error = message;
+    } catch (...) {
+        last_error.clear();
+    }
+}
+}  // namespace hsb
+
+extern "C" const char *hsb_last_error(void) { return hsb::last_error.c_str(); }
+
+extern "C" const char *hsb_abi(void) { return HSB_ABI_DIGEST; }  // defined by CMake
+
+extern "C" int64_t hsb_struct_size(const char *name) {
+    static constexpr struct {
+        const char *name;
+        int64_t bytes;
+    } sizes[] = {
+        {"hsb_pages", sizeof(hsb_pages)},
+        {"hsb_bitmaps", sizeof(hsb_bitmaps)},
+        {"hsb_decode_params", sizeof(hsb_decode_params)},
+        {"hsb_prefill_params", sizeof(hsb_prefill_params)},
+        {"hsb_compress_params", sizeof(hsb_compress_params)},
+        {"hsb_compress_bitmap_params", sizeof(hsb_compress_bitmap_params)},
+        {"hsb_probe_params", sizeof(hsb_probe_params)},
+    };
+    for (const auto &entry : sizes)
+        if (std::strcmp(entry.name, name) == 0) return entry.bytes;
+    return -1;
+}

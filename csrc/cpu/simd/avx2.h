@@ -1,0 +1,81 @@
+// 8 floats in a ymm register. AVX2, FMA and F16C (Haswell and Zen upwards).
+#pragma once
+
+#include <immintrin.h>
+
+#include "half.h"
+
+namespace hsb::cpu {
+
+struct Avx2 {
+    static constexpr int isa = HSB_ISA_AVX2;
+    static constexpr int width = 8;
+    static constexpr int registers = 16;
+    using Float = __m256;
+    using Word = __m256i;  // 8 u32
+
+    static Float zero() { return _mm256_setzero_ps(); }
+    static Float set(float x) { return _mm256_set1_ps(x); }
+    static Float load(const float *p) { return _mm256_loadu_ps(p); }
+    static void store(float *p, Float x) { _mm256_storeu_ps(p, x); }
+    static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+    static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+    static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+    static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
+    static float sum(Float x) {
+        __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+        return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+    }
+    static float largest(Float x) {
+        __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+        return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+    }
+
+    static Float load(const std::uint16_t *p, Fp16) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    }
+    static Float load(const std::uint16_t *p, Bf16) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+
+    static Word load(const std::uint32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
+    static Word set(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+    static Word bit_and(Word a, Word b) { return _mm256_and_si256(a, b); }
+    static Word bit_or(Word a, Word b) { return _mm256_or_si256(a, b); }
+    static Word shift_left(Word a, unsigned n) { return _mm256_slli_epi32(a, static_cast<int>(n)); }
+    static Word shift_right(Word a, unsigned n) { return _mm256_srli_epi32(a, static_cast<int>(n)); }
+
+    // table[8 * slot + code]: vpermps reads only the low 3 bits of an index, so the codes need no mask.
+    using Index = __m256i;
+    template <int slot>
+    static Index index(Word codes) {
+        return codes;
+    }
+    template <int slot>
+    static Float lookup(const float *table, Index index) {
+        return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * slot), index);
+    }
+
+    // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.
+    static Float exp2(Float x) {
+        const Float normal = _mm256_cmp_ps(x, set(-126.0f), _CMP_GE_OQ);
+        x = _mm256_max_ps(x, set(-126.0f));
+        const Float whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const Float f = sub(x, whole);
+        Float y = set(1.535336188319500e-4f);
+        y = fma(y, f, set(1.339887440266574e-3f));
+        y = fma(y, f, set(9.618437357674640e-3f));
+        y = fma(y, f, set(5.550332471162809e-2f));
+        y = fma(y, f, set(2.402264791363012e-1f));
+        y = fma(y, f, set(6.931472028550421e-1f));
+        y = fma(y, f, set(1.0f));
+        const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+        return _mm256_and_ps(normal, mul(y, _mm256_castsi256_ps(power)));
+    }
+};
+
+}  // namespace hsb::cpu

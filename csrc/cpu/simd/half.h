@@ -1,0 +1,58 @@
+// Scalar conversions between 16-bit floats and fp32, by their bits; exact one way, round to nearest even the other.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "params.h"
+
+namespace hsb::cpu {
+
+// Element types as tags: kernels are templates on one of these.
+struct Fp16 {
+    static constexpr int dtype = HSB_FP16;
+};
+struct Bf16 {
+    static constexpr int dtype = HSB_BF16;
+};
+
+inline std::uint32_t bits_of(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float float_of(std::uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline float to_float(std::uint16_t h, Bf16) { return float_of(static_cast<std::uint32_t>(h) << 16); }
+
+inline float to_float(std::uint16_t h, Fp16) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000) << 16;
+    const std::uint32_t rest = h & 0x7fff;
+    if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    // Scaling by 2^112 moves the exponent from half's bias to float's and makes subnormals normal.
+    return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
+}
+
+inline std::uint16_t from_float(float x, Bf16) {
+    const std::uint32_t bits = bits_of(x);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline std::uint16_t from_float(float x, Fp16) {
+    const std::uint32_t bits = bits_of(x);
+    const std::uint16_t sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000);
+    const std::uint32_t rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);
+    if (rest >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);  // 65520 and above
+    if (rest < 0x38800000)  // below 2^-14: adding 2^-1 rounds the subnormal into the low bits
+        return static_cast<std::uint16_t>(sign | (bits_of(float_of(rest) + 0.5f) - 0x3f000000));
+    return static_cast<std::uint16_t>(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
+}
+
+}  // namespace hsb::cpu

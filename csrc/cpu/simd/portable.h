@@ -1,0 +1,76 @@
+// 4 floats in an array: plain C++ for any processor, which compilers turn into what SIMD they have.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "half.h"
+
+namespace hsb::cpu {
+
+struct Portable {
+    static constexpr int isa = HSB_ISA_PORTABLE;
+    static constexpr int width = 4;
+    static constexpr int registers = 16;
+    struct Float {
+        float lane[width];
+    };
+    struct Word {
+        std::uint32_t lane[width];
+    };
+
+    template <class Result, class Function>
+    static Result each(Function &&function) {
+        Result y;
+        for (int i = 0; i < width; ++i) y.lane[i] = function(i);
+        return y;
+    }
+
+    static Float zero() { return set(0.0f); }
+    static Float set(float x) { return each<Float>([&](int) { return x; }); }
+    static Float load(const float *p) { return each<Float>([&](int i) { return p[i]; }); }
+    static void store(float *p, Float x) { std::memcpy(p, x.lane, sizeof x.lane); }
+    static Float add(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] + b.lane[i]; }); }
+    static Float sub(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] - b.lane[i]; }); }
+    static Float mul(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] * b.lane[i]; }); }
+    static Float max(Float a, Float b) {
+        return each<Float>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+    }
+    static Float fma(Float a, Float b, Float c) {  // a * b + c, rounded twice: std::fma is a slow call without the instruction
+        return each<Float>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+    }
+    static float sum(Float x) { return (x.lane[0] + x.lane[1]) + (x.lane[2] + x.lane[3]); }
+    static float largest(Float x) {
+        return std::max(std::max(x.lane[0], x.lane[1]), std::max(x.lane[2], x.lane[3]));
+    }
+
+    template <class Type>
+    static Float load(const std::uint16_t *p, Type type) {
+        return each<Float>([&](int i) { return to_float(p[i], type); });
+    }
+
+    static Word load(const std::uint32_t *p) { return each<Word>([&](int i) { return p[i]; }); }
+    static Word set(std::uint32_t x) { return each<Word>([&](int) { return x; }); }
+    static Word bit_and(Word a, Word b) { return each<Word>([&](int i) { return a.lane[i] & b.lane[i]; }); }
+    static Word bit_or(Word a, Word b) { return each<Word>([&](int i) { return a.lane[i] | b.lane[i]; }); }
+    static Word shift_left(Word a, unsigned n) { return each<Word>([&](int i) { return a.lane[i] << n; }); }
+    static Word shift_right(Word a, unsigned n) { return each<Word>([&](int i) { return a.lane[i] >> n; }); }
+
+    // table[8 * slot + code], code being the low 3 bits of a lane.
+    using Index = Word;
+    template <int slot>
+    static Index index(Word codes) {
+        return bit_and(codes, set(7u));
+    }
+    template <int slot>
+    static Float lookup(const float *table, Index index) {
+        return each<Float>([&](int i) { return table[8 * slot + index.lane[i]]; });
+    }
+
+    // 2^x for x <= 0; results below 2^-126 become 0.
+    static Float exp2(Float x) {
+        return each<Float>([&](int i) { return x.lane[i] < -126.0f ? 0.0f : std::exp2(x.lane[i]); });
+    }
+};
+
+}  // namespace hsb::cpu

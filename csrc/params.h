@@ -1,0 +1,141 @@
+/* One struct per operation: the whole contract between hsbench's Python side and its compiled libraries.
+ *
+ * Plain C, and the only place where a field is declared: hsbench/native.py reads this file and builds its ctypes
+ * structures from it, so keep to one declaration per line, fixed-width types and no macros. The build stamps each
+ * library with this file's SHA-256 (hsb_abi) and exports every struct's size (hsb_struct_size); a library that
+ * does not match is refused at load.
+ *
+ * Shapes are in elements, outermost first. Tensors are contiguous. `dtype` is an hsb_dtype and holds for every
+ * `void *` of 16-bit elements. Fields that only one kind of device reads say so.
+ */
+#ifndef HSB_PARAMS_H
+#define HSB_PARAMS_H
+
+#include <stdint.h>
+
+enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
+
+/* Which tensor a page belongs to: K contracts along head_dim, V along tokens. */
+enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
+
+/* Instruction set of a CPU kernel; AUTO takes the best that the machine has. */
+enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA_AVX512 = 3 };
+
+/* K or V as blocks of 64 tokens, each stored dense or 2:4. A page's bytes are the device layout's own
+ * (hsbench/formats/). */
+typedef struct hsb_pages {
+    const void *dense;          /* [dense pages, dense_page_bytes] */
+    const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
+    const int32_t *map;         /* [batch, kv_heads, blocks]: slot * 2 + (1 if the block is 2:4) */
+    int64_t dense_page_bytes;
+    int64_t sparse_page_bytes;
+} hsb_pages;
+
+/* K or V with per-token unstructured sparsity: MUSTAFAR's bitmap format. */
+typedef struct hsb_bitmaps {
+    const uint64_t *bitmap;     /* [batch, kv_heads, seq, head_dim / 64]: bit i set where element i is kept */
+    const uint32_t *offset;     /* [batch, kv_heads, seq, head_dim / 64]: first kept value, in units of 8 values */
+    const void *values;         /* [sum over bitmaps of popcount rounded up to 8] */
+} hsb_bitmaps;
+
+/* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. */
+typedef struct hsb_decode_params {
+    int32_t batch;
+    int32_t q_heads;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int64_t seq;
+    int32_t dtype;
+    int32_t threads;            /* CPU: threads to use, the caller's included */
+    int32_t isa;                /* CPU: an hsb_isa */
+    float scale;
+    const void *q;              /* [batch, q_heads, head_dim] */
+    void *out;                  /* [batch, q_heads, head_dim] */
+    float *lse;                 /* [batch, q_heads] */
+    void *workspace;            /* hsb_*_decode_workspace() bytes, 64-byte aligned */
+    void *stream;               /* CUDA: the caller's stream */
+    hsb_pages k;                /* hsb_*_decode */
+    hsb_pages v;
+    hsb_bitmaps k_bitmap;       /* hsb_*_decode_bitmap */
+    hsb_bitmaps v_bitmap;
+} hsb_decode_params;
+
+/* Causal attention of q_len queries over seq tokens; query i sees tokens 0 .. seq - q_len + i. */
+typedef struct hsb_prefill_params {
+    int32_t batch;
+    int32_t q_heads;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int64_t q_len;
+    int64_t seq;
+    int32_t dtype;
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    float scale;
+    const void *q;              /* [batch, q_heads, q_len, head_dim] */
+    void *out;                  /* [batch, q_heads, q_len, head_dim] */
+    float *lse;                 /* [batch, q_heads, q_len] */
+    void *workspace;            /* hsb_*_prefill_workspace() bytes, 64-byte aligned */
+    void *stream;               /* CUDA */
+    hsb_pages k;
+    hsb_pages v;
+} hsb_prefill_params;
+
+/* Prune, choose blocks and pack one of K and V into pages. The number of 2:4 blocks per (batch, kv head) is known
+ * before (hsbench/prune.py), so the caller sizes both pools. */
+typedef struct hsb_compress_params {
+    int32_t batch;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t operand;            /* an hsb_operand */
+    int64_t seq;
+    int64_t first_eligible;     /* blocks [first_eligible, last_eligible) may become 2:4 */
+    int64_t last_eligible;
+    int64_t sparse_per_head;    /* how many of them do, lowest loss first */
+    int32_t dtype;
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    int32_t reserved;
+    const void *x;              /* [batch, kv_heads, seq, head_dim] */
+    void *dense;                /* [batch * kv_heads * (blocks - sparse_per_head), dense_page_bytes] */
+    void *sparse;               /* [batch * kv_heads * sparse_per_head, sparse_page_bytes] */
+    int32_t *map;               /* [batch, kv_heads, blocks] */
+    int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none */
+    void *workspace;            /* hsb_*_compress_workspace() bytes, 64-byte aligned */
+    void *stream;               /* CUDA */
+} hsb_compress_params;
+
+/* Prune one of K and V per token to the `keep` largest magnitudes and pack it as bitmaps. Called twice: with
+ * values NULL it fills bitmap and offset and reports total; then the caller allocates values and calls again. */
+typedef struct hsb_compress_bitmap_params {
+    int32_t batch;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t keep;               /* elements kept per token */
+    int64_t seq;
+    int32_t dtype;
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    int32_t reserved;
+    const void *x;              /* [batch, kv_heads, seq, head_dim] */
+    uint64_t *bitmap;           /* [batch, kv_heads, seq, head_dim / 64] */
+    uint32_t *offset;           /* [batch, kv_heads, seq, head_dim / 64] */
+    void *values;               /* [total], or NULL in the first call */
+    int64_t *total;             /* [1]: values in all, padding included */
+    int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none */
+    void *workspace;            /* CUDA: scratch */
+    void *stream;               /* CUDA */
+} hsb_compress_bitmap_params;
+
+/* Move `bytes` through memory once, to learn the ceiling: read src, and write dst where it is not NULL. */
+typedef struct hsb_probe_params {
+    int64_t bytes;              /* multiple of 4096 */
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    const void *src;            /* [bytes], 64-byte aligned */
+    void *dst;                  /* [bytes], or NULL to read only */
+    uint64_t *sink;             /* [1]: a value that depends on every byte read, so the reads cannot be dropped */
+    void *stream;               /* CUDA */
+} hsb_probe_params;
+
+#endif

@@ -1,0 +1,25 @@
+"""hsbench: does semi-structured (2:4) sparsity in the KV cache pay, on this machine, for this model shape?
+
+    kv = hsbench.compress(k, v, sparsity=0.5)
+    out, lse = hsbench.decode(q, kv)
+
+Importing this package touches no device, loads no native library and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["HierarchicalKV", "compress", "decode", "prefill", "__version__"]
+
+if TYPE_CHECKING:
+    from hsbench.api import HierarchicalKV, compress, decode, prefill
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("hsbench.api"), name)
+    raise AttributeError(f"module 'hsbench' has no attribute {name!r}")

@@ -1,0 +1,104 @@
+"""Calls of the native attention kernels: checks, workspace, parameters. Shared by the public API and the methods."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench import memory, native
+from hsbench.errors import UnavailableError, UnsupportedError
+from hsbench.formats.bitmap import BitmapKV
+from hsbench.formats.hierarchical import DTYPES, HierarchicalKV
+
+MAX_GROUP = 16
+"""Query heads per kv head that the kernels take."""
+
+
+def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    """Raises :class:`UnsupportedError` unless ``q [batch, q_heads, q_len, head_dim]`` fits the cache."""
+    batch, kv_heads, seq, head_dim = kv_shape
+    if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != head_dim or q.dtype != dtype or q.device != device:
+        raise UnsupportedError(
+            f"q is {list(q.shape)} {q.dtype} on {q.device}: this cache needs "
+            f"[{batch}, q_heads, q_len, {head_dim}] {dtype} on {device}"
+        )
+    if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= MAX_GROUP:
+        raise UnsupportedError(f"q has {q.shape[1]} heads: give a multiple (1 to {MAX_GROUP}) of the {kv_heads} kv heads")
+    if not 1 <= q.shape[2] <= seq:
+        raise UnsupportedError(f"q has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
+
+
+class NativeCall:
+    """One attention operation bound to its tensors: workspace and outputs are made once, ``run()`` only computes.
+
+    Attributes:
+        out: ``[batch, q_heads, q_len, head_dim]`` in q's dtype, written by each run.
+        lse: fp32 ``[batch, q_heads, q_len]``, natural log.
+    """
+
+    def __init__(self, function: str, workspace: str, struct: str, q: Tensor, kv_shape: Any, **operands: Any) -> None:
+        if q.device.type != "cpu":
+            raise UnavailableError(f"hsbench has no attention kernels for {q.device.type} tensors yet")
+        self._library = native.library("cpu")
+        self._q = q.contiguous()
+        self._operands = operands  # keeps the pools alive
+        batch, q_heads, q_len, head_dim = q.shape
+        self.out = torch.empty_like(self._q)
+        self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
+        shape = dict(batch=batch, q_heads=q_heads, kv_heads=kv_shape[1], head_dim=head_dim, seq=kv_shape[2])
+        if struct == "hsb_prefill_params":
+            shape["q_len"] = q_len
+        self._params = native.make(
+            struct,
+            **shape,
+            dtype=DTYPES[q.dtype],
+            threads=native.threads(),
+            isa=native.requested_isa(),
+            scale=1.0 / math.sqrt(head_dim),
+            q=self._q,
+            out=self.out,
+            lse=self.lse,
+            **{name: operand.params() for name, operand in operands.items()},
+        )
+        self._workspace = memory.empty((self._library.number(workspace, self._params),), torch.uint8, q.device)
+        self._params.workspace = self._workspace.data_ptr()
+        self._function = function
+
+    def run(self) -> None:
+        self._library.call(self._function, self._params)
+
+
+def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
+    """Decode over pages; ``q [batch, q_heads, 1, head_dim]``."""
+    check_query(q, kv.shape, kv.dtype, kv.device)
+    if q.shape[2] != 1:
+        raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
+    return NativeCall(
+        "hsb_cpu_decode", "hsb_cpu_decode_workspace", "hsb_decode_params", q, kv.shape, k=kv.k, v=kv.v
+    )
+
+
+def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
+    """Decode over bitmaps; ``q [batch, q_heads, 1, head_dim]``."""
+    return NativeCall(
+        "hsb_cpu_decode_bitmap",
+        "hsb_cpu_decode_workspace",
+        "hsb_decode_params",
+        q,
+        kv.k.shape,
+        k_bitmap=kv.k,
+        v_bitmap=kv.v,
+    )
+
+
+def prefill_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
+    """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq."""
+    check_query(q, kv.shape, kv.dtype, kv.device)
+    return NativeCall(
+        "hsb_cpu_prefill", "hsb_cpu_prefill_workspace", "hsb_prefill_params", q, kv.shape, k=kv.k, v=kv.v
+    )
+
+

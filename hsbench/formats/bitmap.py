@@ -1,0 +1,138 @@
+"""The unstructured rival's format, as MUSTAFAR (arXiv 2505.22913) stores it.
+
+Per token and 64 elements: a 64-bit bitmap of what is kept, an offset, and the kept values in ascending order, padded
+with zeros to a multiple of 8. Offsets count in units of 8 values, in row-major order of (batch, kv head, token, 64
+elements).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench import memory, native
+from hsbench.errors import NonFiniteError, UnavailableError
+from hsbench.formats.hierarchical import DTYPES
+from hsbench.prune import check_finite, keep_unstructured, kept_per_token
+
+CHUNK = 64
+PAD = 8
+
+
+@dataclass
+class BitmapTensor:
+    """K or V of shape ``[batch, kv_heads, seq, head_dim]``.
+
+    Attributes:
+        bitmap: int64 ``[batch, kv_heads, seq, head_dim / 64]``; bit i is element i.
+        offset: int32, same shape: first kept value in units of 8 values (an unsigned 32-bit number).
+        values: ``[total]`` in the tensor's dtype.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    bitmap: Tensor
+    offset: Tensor
+    values: Tensor
+
+    def params(self) -> Any:
+        """The ``hsb_bitmaps`` struct that kernels take."""
+        return native.make("hsb_bitmaps", bitmap=self.bitmap, offset=self.offset, values=self.values)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component; values include their padding."""
+        return {"values": self.values.nbytes, "bitmap": self.bitmap.nbytes, "offset": self.offset.nbytes}
+
+    def unpack(self) -> Tensor:
+        """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        keep = (self.bitmap.unsqueeze(-1) >> torch.arange(CHUNK, device=self.bitmap.device) & 1).bool()
+        rank = keep.cumsum(-1) - 1
+        first = (self.offset.to(torch.int64) & 0xFFFFFFFF).unsqueeze(-1) * PAD
+        index = torch.where(keep, first + rank, 0)
+        source = self.values if self.values.numel() else self.values.new_zeros(1)
+        return torch.where(keep, source[index], 0).view(self.shape)
+
+
+@dataclass
+class BitmapKV:
+    """An unstructured-sparse KV cache."""
+
+    k: BitmapTensor
+    v: BitmapTensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.memory().values())
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component: values (with padding), bitmap, offset."""
+        key, value = self.k.memory(), self.v.memory()
+        return {component: key[component] + value[component] for component in key}
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        return self.k.unpack(), self.v.unpack()
+
+
+def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
+    """Prunes each token of ``x`` to its largest magnitudes and packs it with the native kernels of its device.
+
+    Raises:
+        NonFiniteError: ``x`` holds a NaN or an infinity.
+        UnavailableError: there is no native library for the device.
+    """
+    if x.device.type != "cpu":
+        raise UnavailableError(f"hsbench has no bitmap compress kernel for {x.device.type} tensors yet")
+    library = native.library("cpu")
+    x = x.contiguous()
+    batch, kv_heads, seq, head_dim = x.shape
+    chunks = (batch, kv_heads, seq, head_dim // CHUNK)
+    bitmap = memory.empty(chunks, torch.int64, x.device)
+    offset = memory.empty(chunks, torch.int32, x.device)
+    total = torch.zeros(1, dtype=torch.int64)
+    non_finite = torch.full((1,), -1, dtype=torch.int64)
+    params = native.make(
+        "hsb_compress_bitmap_params",
+        batch=batch,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        keep=kept_per_token(sparsity, head_dim),
+        seq=seq,
+        dtype=DTYPES[x.dtype],
+        threads=native.threads(),
+        isa=native.requested_isa(),
+        x=x,
+        bitmap=bitmap,
+        offset=offset,
+        total=total,
+        non_finite=non_finite,
+    )
+    library.call("hsb_cpu_compress_bitmap", params)
+    if (flat := int(non_finite)) >= 0:
+        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+    values = memory.empty((int(total),), x.dtype, x.device)
+    params.values = values.data_ptr()
+    if values.numel():
+        library.call("hsb_cpu_compress_bitmap", params)
+    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values)
+
+
+def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
+    """The definition of :func:`compress_bitmap`: the same bytes, in torch, slowly."""
+    check_finite(name, x)
+    keep = keep_unstructured(x, sparsity).unflatten(-1, (-1, CHUNK))
+    bitmap = (keep.to(torch.int64) << torch.arange(CHUNK, device=x.device)).sum(-1)
+    padded = (keep.sum(-1) + PAD - 1) // PAD
+    ends = padded.flatten().cumsum(0).view_as(padded)
+    offset = ends - padded
+    values = torch.zeros(int(ends.flatten()[-1]) * PAD, dtype=x.dtype, device=x.device)
+    index = offset.unsqueeze(-1) * PAD + keep.cumsum(-1) - 1
+    values[index[keep]] = x.unflatten(-1, (-1, CHUNK))[keep]
+    return BitmapTensor(name, tuple(x.shape), bitmap, offset.to(torch.int32), values)
+
+
+def compress_bitmap_kv(k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float) -> BitmapKV:
+    """Compresses a KV cache; ``[batch, kv_heads, seq, head_dim]`` each, sparsity in [0, 1)."""
+    return BitmapKV(compress_bitmap(k, "k", key_sparsity), compress_bitmap(v, "v", value_sparsity))

@@ -1,0 +1,220 @@
+"""The hierarchical cache: a block map, and pools of dense and of 2:4 pages, for K and for V.
+
+A map entry is ``slot * 2 + kind`` (kind 1 is 2:4), slots counting within the pool of that kind. Pages of one
+(batch, kv head) are contiguous in each pool and ascend with the block, so that a kernel streams them. The bytes of a
+page are the device layout's (``cpu_layout``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench import memory, native
+from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
+from hsbench.formats import cpu_layout
+from hsbench.prune import BLOCK, BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, split_blocks
+
+DTYPES = {torch.float16: native.FP16, torch.bfloat16: native.BF16}
+HEAD_DIMS = (64, 128)
+
+
+@dataclass
+class PagedTensor:
+    """K or V of shape ``[batch, kv_heads, seq, head_dim]`` as pages.
+
+    Attributes:
+        map: int32 ``[batch, kv_heads, blocks]``.
+        dense: uint8 ``[batch * kv_heads * plan.dense, dense page bytes]``.
+        sparse: uint8 ``[batch * kv_heads * plan.sparse, 2:4 page bytes]``.
+    """
+
+    operand: Operand
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    plan: BlockPlan
+    map: Tensor
+    dense: Tensor
+    sparse: Tensor
+
+    @classmethod
+    def empty(cls, x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
+        """Uninitialised pages for a tensor like ``x``."""
+        batch, kv_heads, _, head_dim = x.shape
+        heads = batch * kv_heads
+
+        def pool(pages: int, page_bytes: int) -> Tensor:
+            return memory.empty((heads * pages, page_bytes), torch.uint8, x.device)
+
+        return cls(
+            operand,
+            tuple(x.shape),
+            x.dtype,
+            plan,
+            map=torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device),
+            dense=pool(plan.dense, cpu_layout.dense_page_bytes(head_dim)),
+            sparse=pool(plan.sparse, cpu_layout.sparse_page_bytes(head_dim)),
+        )
+
+    def params(self) -> Any:
+        """The ``hsb_pages`` struct that kernels take."""
+        return native.make(
+            "hsb_pages",
+            dense=self.dense,
+            sparse=self.sparse,
+            map=self.map,
+            dense_page_bytes=self.dense.shape[1],
+            sparse_page_bytes=self.sparse.shape[1],
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component; they add up to the buffers' real sizes."""
+        metadata = self.sparse.shape[0] * cpu_layout.metadata_bytes(self.shape[-1])
+        return {
+            "dense": self.dense.nbytes,
+            "2:4 values": self.sparse.nbytes - metadata,
+            "metadata": metadata,
+            "map": self.map.nbytes,
+        }
+
+    def unpack(self) -> Tensor:
+        """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        batch, kv_heads, seq, head_dim = self.shape
+        blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.map.device)
+        entries = self.map.flatten()
+        slots, is_sparse = (entries >> 1).to(torch.int64), (entries & 1).bool()
+        if self.plan.dense:
+            dense = cpu_layout.unpack_dense(self.dense, self.operand, self.dtype, head_dim)
+            blocks[~is_sparse] = dense[slots[~is_sparse]]
+        if self.plan.sparse:
+            sparse = cpu_layout.unpack_sparse(self.sparse, self.operand, self.dtype, head_dim)
+            blocks[is_sparse] = sparse[slots[is_sparse]]
+        return blocks.view(batch, kv_heads, -1, head_dim)[:, :, :seq].contiguous()
+
+
+@dataclass
+class HierarchicalKV:
+    """A compressed KV cache, as :func:`hsbench.compress` returns it."""
+
+    k: PagedTensor
+    v: PagedTensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(batch, kv_heads, seq, head_dim)``."""
+        return self.k.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.k.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.k.map.device
+
+    @property
+    def nbytes(self) -> int:
+        """Everything that a kernel reads: values, metadata, map, padding. Bytes."""
+        return sum(self.memory().values())
+
+    @property
+    def achieved_sparsity(self) -> float:
+        """Share of elements pruned among the eligible blocks of K and V together, 0 to 0.5."""
+        pruned = 0.5 * (self.k.plan.sparse + self.v.plan.sparse)
+        eligible = self.k.plan.eligible + self.v.plan.eligible
+        return pruned / eligible if eligible else 0.0
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component: dense, 2:4 values, metadata, map."""
+        key, value = self.k.memory(), self.v.memory()
+        return {component: key[component] + value[component] for component in key}
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """The pruned K and V, the shapes and dtype of what was compressed."""
+        return self.k.unpack(), self.v.unpack()
+
+
+def check_kv(k: Tensor, v: Tensor) -> None:
+    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair of ``[batch, kv_heads, seq, 64|128]``."""
+    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype or k.device != v.device:
+        raise UnsupportedError(
+            f"k {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype} must be alike: "
+            "[batch, kv_heads, seq, head_dim], one dtype, one device"
+        )
+    if k.dtype not in DTYPES:
+        raise UnsupportedError(f"k and v are {k.dtype}: convert them to torch.float16 or torch.bfloat16")
+    if k.shape[-1] not in HEAD_DIMS or 0 in k.shape:
+        raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")
+
+
+def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
+    """Prunes, chooses blocks and packs one tensor with the native kernels of its device.
+
+    Raises:
+        NonFiniteError: ``x`` holds a NaN or an infinity.
+        UnavailableError: there is no native library for the device.
+    """
+    if x.device.type != "cpu":
+        raise UnavailableError(f"hsbench has no compress kernel for {x.device.type} tensors yet: move K and V to the CPU")
+    library = native.library("cpu")
+    x = x.contiguous()
+    pages = PagedTensor.empty(x, operand, plan)
+    batch, kv_heads, seq, head_dim = x.shape
+    non_finite = torch.full((1,), -1, dtype=torch.int64)
+    params = native.make(
+        "hsb_compress_params",
+        batch=batch,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        operand=native.KEY if operand == "k" else native.VALUE,
+        seq=seq,
+        first_eligible=plan.first,
+        last_eligible=plan.last,
+        sparse_per_head=plan.sparse,
+        dtype=DTYPES[x.dtype],
+        threads=native.threads(),
+        isa=native.requested_isa(),
+        x=x,
+        dense=pages.dense,
+        sparse=pages.sparse,
+        map=pages.map,
+        non_finite=non_finite,
+    )
+    workspace = memory.empty((library.number("hsb_cpu_compress_workspace", params),), torch.uint8, x.device)
+    params.workspace = workspace.data_ptr()
+    library.call("hsb_cpu_compress", params)
+    if (flat := int(non_finite)) >= 0:
+        raise NonFiniteError(operand, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+    return pages
+
+
+def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
+    """The definition of :func:`compress_tensor`: the same bytes, in torch, slowly."""
+    check_finite(operand, x)
+    batch, kv_heads, seq, head_dim = x.shape
+    pages = PagedTensor.empty(x, operand, plan)
+    chosen = choose_blocks(x, operand, plan)
+    padded = torch.zeros(batch, kv_heads, plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
+    padded[:, :, :seq] = x
+    blocks = split_blocks(padded).flatten(0, 2)
+    flat = chosen.flatten()
+    if plan.dense:
+        pages.dense.copy_(cpu_layout.pack_dense(blocks[~flat], operand))
+    if plan.sparse:
+        pages.sparse.copy_(cpu_layout.pack_sparse(blocks[flat], operand))
+    slots = torch.where(flat, flat.cumsum(0), (~flat).cumsum(0)) - 1
+    pages.map.copy_((slots * 2 + flat).view_as(pages.map))
+    return pages
+
+
+def compress_kv(
+    k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
+) -> HierarchicalKV:
+    """Compresses a KV cache; see :func:`hsbench.compress` for the public form with its checks."""
+    seq = k.shape[2]
+    key_plan = plan_blocks(seq, key_sparsity, sink=sink, local=local)
+    value_plan = plan_blocks(seq, value_sparsity, sink=sink, local=local)
+    return HierarchicalKV(compress_tensor(k, "k", key_plan), compress_tensor(v, "v", value_plan))

@@ -1,0 +1,153 @@
+"""The compiled part: loads libhsbench_cpu and libhsbench_cuda on first use, and speaks their C ABI.
+
+``csrc/params.h`` is the one source of truth for the structs: a copy of it lies beside the libraries, the ctypes
+structures are read from it, and a library that was built from another version of it is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from hsbench.errors import HsbenchError, UnavailableError
+
+LIB = Path(__file__).parent / "lib"
+
+FP16, BF16 = 0, 1
+KEY, VALUE = 0, 1
+ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
+"""hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""
+
+_C_TYPES: dict[str, Any] = {
+    "int32_t": ctypes.c_int32,
+    "int64_t": ctypes.c_int64,
+    "float": ctypes.c_float,
+}
+
+
+class NativeError(HsbenchError):
+    """A compiled operation failed; the message carries file, line and condition."""
+
+
+@functools.cache
+def structs() -> dict[str, type[ctypes.Structure]]:
+    """ctypes structures by name, read from the params.h that was installed with the libraries."""
+    header = re.sub(r"/\*.*?\*/", "", _header().decode(), flags=re.S)
+    found: dict[str, type[ctypes.Structure]] = {}
+    for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\}", header, flags=re.S):
+        fields = []
+        for declaration in filter(None, (part.strip() for part in body.split(";"))):
+            match = re.fullmatch(r"(?:const )?(\w+)\s+(\*?)(\w+)", declaration)
+            if match is None:
+                raise NativeError(f"params.h: cannot read {declaration!r} in {name}")
+            base, star, field = match.groups()
+            fields.append((field, ctypes.c_void_p if star else _C_TYPES.get(base) or found[base]))
+        found[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    return found
+
+
+def make(name: str, **fields: Any) -> ctypes.Structure:
+    """A filled struct of params.h. Tensors become their data pointers: the caller keeps them alive."""
+    struct = structs()[name]()
+    known = {field for field, *_ in struct._fields_}
+    for field, value in fields.items():
+        if field not in known:
+            raise NativeError(f"{name} has no field {field}")
+        setattr(struct, field, value.data_ptr() if hasattr(value, "data_ptr") else value)
+    return struct
+
+
+class Library:
+    """One loaded library, checked against params.h.
+
+    Raises:
+        UnavailableError: it is not there, does not load, or is stale; the message has the remedy.
+    """
+
+    def __init__(self, kind: str) -> None:
+        path = LIB / f"libhsbench_{kind}.so"
+        needs = {"cpu": "a C++17 compiler (g++ or clang)", "cuda": "nvcc (CUDA toolkit 12.4 or newer)"}[kind]
+        remedy = f"install {needs}, then `pip install --force-reinstall --no-deps .` in hsbench's source folder"
+        if not path.exists():
+            raise UnavailableError(f"the {kind.upper()} library was not built: {remedy}")
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise UnavailableError(f"the {kind.upper()} library does not load ({error}): {remedy}") from error
+        self._library.hsb_abi.restype = ctypes.c_char_p
+        self._library.hsb_last_error.restype = ctypes.c_char_p
+        self._library.hsb_struct_size.restype = ctypes.c_int64
+        stale = self._library.hsb_abi().decode() != hashlib.sha256(_header()).hexdigest()
+        stale = stale or any(
+            self._library.hsb_struct_size(name.encode()) != ctypes.sizeof(struct)
+            for name, struct in structs().items()
+        )
+        if stale:
+            raise UnavailableError(f"the {kind.upper()} library is from another version of hsbench: {remedy}")
+
+    def call(self, function: str, params: ctypes.Structure | None = None) -> None:
+        """Runs an operation (the GIL is released meanwhile); raises :class:`NativeError` if it fails."""
+        if getattr(self._library, function)(ctypes.byref(params)):
+            raise NativeError(f"{function}: {self._library.hsb_last_error().decode()}")
+
+    def number(self, function: str, params: ctypes.Structure | None = None) -> int:
+        """Asks for a number, such as a workspace's bytes."""
+        ask = getattr(self._library, function)
+        ask.restype = ctypes.c_int64
+        value = int(ask(ctypes.byref(params)) if params is not None else ask())
+        if value < 0:
+            raise NativeError(f"{function}: {self._library.hsb_last_error().decode()}")
+        return value
+
+
+@functools.cache
+def library(kind: str) -> Library:
+    """``library("cpu")`` or ``library("cuda")``, loaded once. Raises :class:`UnavailableError`."""
+    return Library(kind)
+
+
+def why_missing(kind: str) -> str | None:
+    """Why a library cannot be used, with the remedy; None if it can."""
+    try:
+        library(kind)
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def best_isa() -> str:
+    """The instruction set that CPU kernels use: the best of the machine, or what HSBENCH_ISA forces."""
+    return next(name for name, value in ISAS.items() if value == requested_isa(resolve=True))
+
+
+def requested_isa(*, resolve: bool = False) -> int:
+    """The hsb_isa to pass to kernels. Raises :class:`UnavailableError` for an HSBENCH_ISA that cannot run here."""
+    best = library("cpu").number("hsb_cpu_best_isa")
+    name = os.environ.get("HSBENCH_ISA", "auto")
+    if name not in ISAS or ISAS[name] > best:
+        can = [isa for isa, value in ISAS.items() if value <= best]
+        raise UnavailableError(f"HSBENCH_ISA={name} cannot run on this processor: use one of {', '.join(can)}")
+    return best if resolve and name == "auto" else ISAS[name]
+
+
+def threads() -> int:
+    """Threads that CPU kernels use: torch's own number (OMP_NUM_THREADS, torch.set_num_threads), so that both sides
+    of a comparison have the same."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+@functools.cache
+def _header() -> bytes:
+    path = LIB / "params.h"
+    if not path.exists():
+        raise UnavailableError(
+            f"{path} is missing: hsbench was not installed by pip; run `pip install .` in its source folder"
+        )
+    return path.read_bytes()

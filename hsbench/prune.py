@@ -1,0 +1,181 @@
+"""What to drop: the definition of hierarchical 2:4 and of per-token unstructured pruning, in torch.
+
+Every backend must choose the same blocks and the same elements as this module, bit for bit (DESIGN: HieraSparse,
+arXiv 2604.16864; the unstructured rival is MUSTAFAR's, arXiv 2505.22913). It is written to be read, not to be fast:
+:func:`hsbench.compress` runs native code where there is any.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hsbench.errors import NonFiniteError
+
+Operand = Literal["k", "v"]
+
+BLOCK = 64
+"""Tokens in a block."""
+
+_LIMB_BITS = 32
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Which blocks of one tensor may become 2:4, and how many per (batch, kv head) do.
+
+    Blocks ``first <= i < last`` are eligible; ``sparse`` of them become 2:4; there are ``blocks`` in all.
+    """
+
+    blocks: int
+    first: int
+    last: int
+    sparse: int
+
+    @property
+    def eligible(self) -> int:
+        return self.last - self.first
+
+    @property
+    def dense(self) -> int:
+        return self.blocks - self.sparse
+
+    @property
+    def achieved_sparsity(self) -> float:
+        """Share of elements pruned among eligible blocks, 0 to 0.5; 0 where no block is eligible."""
+        return 0.5 * self.sparse / self.eligible if self.eligible else 0.0
+
+
+def plan_blocks(seq: int, sparsity: float, *, sink: int = 0, local: int = 0) -> BlockPlan:
+    """Plans the blocks of a tensor of ``seq`` tokens at ``sparsity`` (0 to 0.5).
+
+    Not eligible, so always dense: blocks that touch the first ``sink`` or the last ``local`` tokens, and the partial
+    tail block.
+    """
+    blocks = -(-seq // BLOCK)
+    first = min(-(-sink // BLOCK), seq // BLOCK)
+    last = max(first, (seq - local) // BLOCK)
+    # 1e-9 comes off before the ceiling, so that 0.2 x 15 is 3 whatever binary floating point makes of it.
+    sparse = max(0, math.ceil(2 * sparsity * (last - first) - 1e-9))
+    return BlockPlan(blocks, first, last, sparse)
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises :class:`NonFiniteError` with the first index (row-major) at which ``x`` is NaN or infinite."""
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        flat = int(torch.argmax(bad.flatten().to(torch.uint8)))
+        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+
+
+def keep_2_of_4(x: Tensor, dim: int) -> Tensor:
+    """The 2 elements of largest magnitude in each group of 4 along ``dim``; ties keep the lower index.
+
+    Args:
+        x: any shape, fp16 or bf16, finite, with ``x.shape[dim]`` a multiple of 4.
+
+    Returns:
+        bool mask of the shape of ``x``.
+    """
+    groups = x.abs().movedim(dim, -1).unflatten(-1, (-1, 4))
+    mine, other = groups.unsqueeze(-1), groups.unsqueeze(-2)
+    index = torch.arange(4, device=x.device)
+    earlier = index.unsqueeze(0) < index.unsqueeze(1)  # [mine, other]: the other stands before mine
+    beaten_by = (other > mine) | ((other == mine) & earlier)
+    keep = beaten_by.sum(-1) < 2
+    return keep.flatten(-2).movedim(-1, dim)
+
+
+def contraction_dim(operand: Operand) -> int:
+    """The dimension along which the product contracts, and groups of 4 run: head_dim for K, tokens for V."""
+    return -1 if operand == "k" else -2
+
+
+def split_blocks(x: Tensor) -> Tensor:
+    """The full blocks of ``x [..., seq, head_dim]`` as ``[..., seq // 64, 64, head_dim]``; a tail is left out."""
+    full = x.shape[-2] // BLOCK
+    return x[..., : full * BLOCK, :].unflatten(-2, (full, BLOCK))
+
+
+def block_loss(blocks: Tensor, operand: Operand) -> Tensor:
+    """Sum of |x| over the elements that 2:4 would drop, exactly, so that no order of summation can change it.
+
+    The sum is an integer in units of the dtype's smallest subnormal, held in base 2^32 digits. For fp16 it fits
+    float64 as well; for bf16, whose exponents span 2^-133 to 2^127, only digits hold it.
+
+    Args:
+        blocks: ``[..., 64, head_dim]``, fp16 or bf16, finite.
+
+    Returns:
+        int64 ``[..., digits]``, most significant digit first: compare lexicographically.
+    """
+    mantissa_bits = {torch.float16: 10, torch.bfloat16: 7}[blocks.dtype]
+    exponents = 1 << (15 - mantissa_bits)
+    bits = blocks.contiguous().view(torch.int16).to(torch.int64) & 0x7FFF
+    exponent = bits >> mantissa_bits
+    mantissa = (bits & ((1 << mantissa_bits) - 1)) + ((exponent > 0).to(torch.int64) << mantissa_bits)
+    dropped = ~keep_2_of_4(blocks, contraction_dim(operand))
+    mantissa = torch.where(dropped, mantissa, 0)
+    position = exponent.clamp(min=1) - 1  # the mantissa's lowest bit, in units of the smallest subnormal
+    digits = []
+    carry = torch.zeros(blocks.shape[:-2], dtype=torch.int64, device=blocks.device)
+    for digit in range(-(-(exponents - 1) // _LIMB_BITS)):
+        here = position // _LIMB_BITS == digit
+        total = carry + torch.where(here, mantissa << (position % _LIMB_BITS), 0).sum((-2, -1))
+        digits.append(total & ((1 << _LIMB_BITS) - 1))
+        carry = total >> _LIMB_BITS
+    return torch.stack([carry, *reversed(digits)], -1)
+
+
+def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
+    """Which blocks become 2:4: per (batch, kv head) the ``plan.sparse`` eligible ones of lowest loss; ties take the
+    lower block index.
+
+    Args:
+        x: ``[batch, kv_heads, seq, head_dim]``, fp16 or bf16, finite.
+
+    Returns:
+        bool ``[batch, kv_heads, blocks]``.
+    """
+    chosen = torch.zeros(*x.shape[:2], plan.blocks, dtype=torch.bool, device=x.device)
+    if plan.sparse == 0:
+        return chosen
+    loss = block_loss(split_blocks(x)[..., plan.first : plan.last, :, :], operand)
+    order = torch.arange(plan.eligible, device=x.device).expand(loss.shape[:-1])
+    for digit in range(loss.shape[-1] - 1, -1, -1):  # stable sorts from the least significant digit up
+        key = loss[..., digit].gather(-1, order)
+        order = order.gather(-1, key.argsort(dim=-1, stable=True))
+    return chosen.scatter(-1, plan.first + order[..., : plan.sparse], True)
+
+
+def prune_hierarchical(x: Tensor, operand: Operand, chosen: Tensor) -> Tensor:
+    """``x [batch, kv_heads, seq, head_dim]`` with zeros in place of what the ``chosen`` blocks drop."""
+    pruned = x.clone()
+    blocks = split_blocks(pruned)  # a view
+    keep = keep_2_of_4(blocks, contraction_dim(operand)) | ~chosen[..., : blocks.shape[-3], None, None]
+    blocks.masked_fill_(~keep, 0.0)
+    return pruned
+
+
+def kept_per_token(sparsity: float, head_dim: int) -> int:
+    """Elements that unstructured pruning keeps of each token: ``round((1 - sparsity) x head_dim)``."""
+    return round((1 - sparsity) * head_dim)
+
+
+def keep_unstructured(x: Tensor, sparsity: float) -> Tensor:
+    """The ``round((1 - sparsity) x head_dim)`` elements of largest magnitude of each token; ties keep the lower index.
+
+    Args:
+        x: ``[..., head_dim]``, finite.
+        sparsity: 0 <= sparsity < 1.
+
+    Returns:
+        bool mask of the shape of ``x``.
+    """
+    order = x.abs().argsort(dim=-1, descending=True, stable=True)
+    kept = order[..., : kept_per_token(sparsity, x.shape[-1])]
+    return torch.zeros(x.shape, dtype=torch.bool, device=x.device).scatter(-1, kept, True)
