@@ -1,0 +1,69 @@
+"""The measuring room: how long something takes, how sure that is, and what else went on meanwhile.
+
+It knows nothing of attention. A subject is a callable; one turn of it is
+
+    between   wait until our own threads have stopped spinning (`settle`)
+    before    put the caches in order (`policy`), poison an output
+    [clock starts] run [clock stops]
+    on_sample read the GPU's clocks and power while they are still those of the run (`Telemetry`)
+
+and `sample_in_turn` takes turns, A B C A B C, until the medians are known well enough or the time is up. Only
+the run is inside the timed window. `ratio_interval` compares two subjects, round by round; `copy_bandwidth`,
+`read_bandwidth` and `gemm` give the machine's ceilings. NVTX ranges (domain "hsbench") nest as round /
+subject / prepare and sample.
+
+Importing the room touches no device and does not import torch.
+"""
+
+from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
+from .clock import Clock, ClockError, CudaClock, HostClock, Retake, clock_for, take_sample
+from .cpu import CpuFacts, cpu_facts
+from .probes import Probe, copy_bandwidth, gemm, read_bandwidth, sustained
+from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
+from .ranges import annotate, mark, recorder
+from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
+from .statistics import Ratio, Summary, ratio_interval, relative_half_width, summarize
+from .telemetry import GpuFacts, Reading, Telemetry, TelemetrySummary
+
+__all__ = [
+    "CachePolicy",
+    "Clock",
+    "ClockError",
+    "CpuFacts",
+    "CudaClock",
+    "Flusher",
+    "GpuFacts",
+    "HostClock",
+    "OtherLoad",
+    "Probe",
+    "Ratio",
+    "Reading",
+    "Retake",
+    "Samples",
+    "Sampling",
+    "Settled",
+    "StopRule",
+    "Subject",
+    "Summary",
+    "Telemetry",
+    "TelemetrySummary",
+    "annotate",
+    "background_cpu_s",
+    "clock_for",
+    "copy_bandwidth",
+    "cpu_facts",
+    "gemm",
+    "last_level_cache_bytes",
+    "mark",
+    "policy",
+    "process_cpu_s",
+    "ratio_interval",
+    "read_bandwidth",
+    "recorder",
+    "relative_half_width",
+    "sample_in_turn",
+    "settle",
+    "summarize",
+    "sustained",
+    "take_sample",
+]

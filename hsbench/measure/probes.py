@@ -1,0 +1,199 @@
+"""Ceilings of the machine, measured in the run that they are compared with: copy, read, matrix product.
+
+A ceiling is what the machine sustains at its best, so the samples that something disturbed must not lower it,
+and a single lucky one must not raise it: it is the median of the faster half of the samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from .cache import COLD_FACTOR, last_level_cache_bytes
+from .clock import Clock, clock_for, take_sample
+from .cpu import cpu_facts
+
+if TYPE_CHECKING:
+    import torch
+
+_GEMM = {"cpu": ("fp32", 2048), "cuda": ("fp16", 8192)}
+_FEWEST = 4  # samples, whatever they cost: a half of them still has a median
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A ceiling.
+
+    Attributes:
+        name: "copy", "read" or "gemm" and the dtype.
+        value: in `unit`.
+        unit: "GB/s" (10^9 bytes) or "TFLOP/s" (10^12).
+        samples: seconds of all samples, in order.
+        source: "native" when the caller gave the run, "torch" for the fallback.
+    """
+
+    name: str
+    value: float
+    unit: str
+    samples: tuple[float, ...]
+    source: str
+
+
+def copy_bandwidth(
+    device: str,
+    *,
+    run: Callable[[], None] | None = None,
+    bytes_moved: int | None = None,
+    clock: Clock | None = None,
+    count: int = 20,
+    budget_s: float = 1.0,
+) -> Probe:
+    """Bandwidth of copying memory to memory, in GB/s of bytes read plus bytes written.
+
+    On a CPU, stores that are not streaming read each line before writing it; that traffic is not counted (as
+    in STREAM), so a fallback's figure can stay a third below what a native run reaches.
+
+    Args:
+        device: "cpu" or "cuda".
+        run: one copy, much larger than the caches; torch's `copy_` when None.
+        bytes_moved: bytes that `run` reads and writes; needed with `run`.
+        clock: the device's own when None.
+        count: samples.
+        budget_s: stop early after this many seconds, but not below 4 samples.
+
+    Raises:
+        ValueError: `run` without `bytes_moved` or the reverse.
+    """
+    source = _source(run, bytes_moved)
+    if run is None or bytes_moved is None:
+        src, dst = _buffer(device), _buffer(device)
+        bytes_moved = 2 * src.nbytes
+
+        def run() -> None:
+            dst.copy_(src)
+
+    return _bandwidth("copy", run, bytes_moved, clock or clock_for(device), count, budget_s, source)
+
+
+def read_bandwidth(
+    device: str,
+    *,
+    run: Callable[[], None] | None = None,
+    bytes_moved: int | None = None,
+    clock: Clock | None = None,
+    count: int = 20,
+    budget_s: float = 1.0,
+) -> Probe:
+    """Bandwidth of reading memory, in GB/s. As `copy_bandwidth`; the fallback is torch's sum of fp32.
+
+    Raises:
+        ValueError: `run` without `bytes_moved` or the reverse.
+    """
+    source = _source(run, bytes_moved)
+    if run is None or bytes_moved is None:
+        src = _buffer(device)
+        bytes_moved = src.nbytes
+
+        def run() -> None:
+            src.sum()
+
+    return _bandwidth("read", run, bytes_moved, clock or clock_for(device), count, budget_s, source)
+
+
+def gemm(
+    device: str,
+    dtype: str | None = None,
+    *,
+    size: int | None = None,
+    clock: Clock | None = None,
+    count: int = 10,
+    budget_s: float = 2.0,
+) -> Probe:
+    """Rate of a square matrix product through torch, in TFLOP/s, counting 2 size^3 operations.
+
+    The values are random: constant ones draw less power and would show a clock that real work does not get.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtype: "fp32", "fp16" or "bf16"; None for fp32 on a CPU and fp16 on CUDA.
+        size: rows and columns; None for 2048 on a CPU and 8192 on CUDA.
+        clock, count, budget_s: as in `copy_bandwidth`.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    import torch
+
+    default_dtype, default_size = _GEMM["cuda" if device.startswith("cuda") else "cpu"]
+    dtype, size = dtype or default_dtype, size or default_size
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise ValueError(f"dtype {dtype} must be one of {', '.join(dtypes)}")
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (
+        torch.randn(size, size, device=device, dtype=torch.float32, generator=generator).to(dtypes[dtype])
+        for _ in range(2)
+    )
+    out = torch.empty(size, size, device=device, dtype=dtypes[dtype])
+    times = _sample(lambda: _matmul(a, b, out), clock or clock_for(device), count, budget_s)
+    return Probe(f"gemm {dtype}", 2 * size**3 / sustained(times) / 1e12, "TFLOP/s", tuple(times), "torch")
+
+
+def sustained(times_s: Sequence[float]) -> float:
+    """The median of the faster half, in seconds; of an odd number, the middle one is in that half.
+
+    Raises:
+        ValueError: no times.
+    """
+    if not times_s:
+        raise ValueError("a ceiling needs at least one sample")
+    return median(sorted(times_s)[: (len(times_s) + 1) // 2])
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    import torch
+
+    torch.matmul(a, b, out=out)
+
+
+def _source(run: Callable[[], None] | None, bytes_moved: int | None) -> str:
+    if (run is None) != (bytes_moved is None):
+        raise ValueError("run and bytes_moved go together: a bandwidth needs both or neither")
+    return "torch" if run is None else "native"
+
+
+def _bandwidth(
+    name: str,
+    run: Callable[[], None],
+    bytes_moved: int,
+    clock: Clock,
+    count: int,
+    budget_s: float,
+    source: str,
+) -> Probe:
+    times = _sample(run, clock, count, budget_s)
+    return Probe(name, bytes_moved / sustained(times) / 1e9, "GB/s", tuple(times), source)
+
+
+def _sample(run: Callable[[], None], clock: Clock, count: int, budget_s: float) -> list[float]:
+    take_sample(clock, run, name="warmup")
+    times: list[float] = []
+    begin = time.monotonic()
+    while len(times) < count and (len(times) < _FEWEST or time.monotonic() - begin < budget_s):
+        times.append(take_sample(clock, run, name="probe", payload=len(times)))
+    return times
+
+
+def _buffer(device: str) -> torch.Tensor:
+    """fp32 values, far larger than the caches, and at most an eighth of the memory that is free."""
+    import torch
+
+    if device.startswith("cuda"):
+        wanted, free = 1 << 30, int(torch.cuda.mem_get_info(device)[0])
+    else:
+        wanted, free = 1 << 28, cpu_facts().memory_available_bytes or 1 << 31
+    nbytes = min(max(wanted, COLD_FACTOR * last_level_cache_bytes(device)), free // 8)
+    return torch.ones(nbytes // 4, dtype=torch.float32, device=device)

@@ -1,0 +1,110 @@
+"""NVTX ranges in the domain "hsbench", for profilers that are started around the process.
+
+Without a profiler a range costs well under a microsecond, and without the nvtx package it does nothing. Names
+are fixed words, so that a filter such as ``ncu --nvtx-include "hsbench@sample/"`` finds them all; whatever
+varies (a round, a sample's number) is the payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+DOMAIN = "hsbench"
+
+Payload = int | float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing recorded; `path` holds the names of the ranges it lies in, outermost first, and its own."""
+
+    kind: Literal["open", "close", "mark"]
+    path: tuple[str, ...]
+    payload: Payload = None
+
+    @property
+    def name(self) -> str:
+        """The range's or mark's own name."""
+        return self.path[-1]
+
+
+@dataclass
+class Recorder:
+    """What was annotated while it was in place, in order; for tests."""
+
+    events: list[Event] = field(default_factory=list)
+    stack: list[str] = field(default_factory=list)
+
+    def opened(self) -> list[str]:
+        """The paths of the ranges opened, joined with "/", in order."""
+        return ["/".join(event.path) for event in self.events if event.kind == "open"]
+
+
+_recorder: Recorder | None = None
+
+
+@contextmanager
+def recorder() -> Iterator[Recorder]:
+    """Record every range and mark of the block, with or without nvtx."""
+    global _recorder
+    before, _recorder = _recorder, Recorder()
+    try:
+        yield _recorder
+    finally:
+        _recorder = before
+
+
+class annotate:  # noqa: N801 - a context manager named like nvtx's own
+    """Context manager: a range of that name, nested in the ranges that are open on this thread.
+
+    Args:
+        name: fixed words; no number that varies.
+        payload: the number that varies, if any.
+    """
+
+    __slots__ = ("_name", "_payload", "_range", "_recorder")
+
+    def __init__(self, name: str, payload: Payload = None) -> None:
+        self._name, self._payload = name, payload
+
+    def __enter__(self) -> annotate:
+        nvtx = _nvtx()
+        self._range: Any = None
+        if nvtx is not None:
+            self._range = nvtx.annotate(self._name, domain=DOMAIN, payload=self._payload)
+            self._range.__enter__()
+        self._recorder = _recorder  # the one that saw it open is told that it closed
+        if self._recorder is not None:
+            self._recorder.stack.append(self._name)
+            self._recorder.events.append(Event("open", tuple(self._recorder.stack), self._payload))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._recorder is not None:
+            self._recorder.events.append(Event("close", tuple(self._recorder.stack), self._payload))
+            self._recorder.stack.pop()
+        if self._range is not None:
+            self._range.__exit__(*exc)
+
+
+def mark(name: str, payload: Payload = None) -> None:
+    """A point in time, of that name."""
+    nvtx = _nvtx()
+    if nvtx is not None:
+        nvtx.mark(name, domain=DOMAIN, payload=payload)
+    if _recorder is not None:
+        _recorder.events.append(Event("mark", (*_recorder.stack, name), payload))
+
+
+@cache
+def _nvtx() -> ModuleType | None:
+    try:
+        import nvtx
+    except Exception:  # a broken install of an optional package must not stop a measurement
+        return None
+    return nvtx
