@@ -1,0 +1,106 @@
+"""What this machine can run, for people and for programs.
+
+Facts come from ``hsbench.experiment.diagnose``::
+
+    {"machine": {nested facts}, "methods": [{"method", "device", "status", "reason"}],
+     "probes": [{"name", "value", "unit"}], "missing": [{"what", "why", "remedy"}]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from hsbench.report.record import plain
+from hsbench.report.table import Page
+from hsbench.report.text import amount, byte_unit, digits, wrapped
+
+SCHEMA = "hsbench-doctor/1"
+_STYLES = {"ok": "green", "unsupported": "dim"}
+
+
+def document(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts as JSON can hold them, under a schema's name."""
+    return {"schema": SCHEMA, **plain(facts)}
+
+
+def render_doctor(facts: dict[str, Any], console: Console) -> None:
+    """Print what can run, with a reason where not; probes; what is missing and how to get it; the machine."""
+    page = Page(console)
+    _methods(page, facts.get("methods", []))
+    _probes(page, facts.get("probes", []))
+    _missing(page, facts.get("missing", []))
+    _machine(page, facts.get("machine", {}))
+
+
+def _methods(page: Page, methods: list[dict[str, Any]]) -> None:
+    page.line(("what can run here", "bold"))
+    wide = {
+        key: max([len(str(row.get(key, ""))) for row in methods] + [0])
+        for key in ("method", "device", "status")
+    }
+    indent = sum(wide.values()) + 2 * (len(wide) + 1)
+    above = ""
+    for row in methods:
+        style = _STYLES.get(row["status"], "yellow")
+        method, device, status = (str(row.get(key, "")).ljust(width) for key, width in wide.items())
+        reason = str(row.get("reason") or "")
+        first, *more = wrapped("as above" if reason and reason == above else reason, page.width - indent)
+        above = reason
+        page.line(f"  {method}  {device}  ", (status, style), f"  {first}")
+        for line in more:
+            page.line(" " * indent + line)
+    if not methods:
+        page.line("  nothing")
+
+
+def _probes(page: Page, probes: list[dict[str, Any]]) -> None:
+    if not probes:
+        return
+    page.line()
+    page.line(("measured here, now", "bold"))
+    wide = max(len(str(probe["name"])) for probe in probes)
+    for probe in probes:
+        value = plain(probe["value"])
+        shown = "failed" if value is None else f"{digits(value):>8} {probe['unit']}"
+        page.line(f"  {str(probe['name']).ljust(wide)}  {shown}")
+
+
+def _missing(page: Page, missing: list[dict[str, Any]]) -> None:
+    page.line()
+    page.line(("missing", "bold"))
+    if not missing:
+        page.line("  nothing")
+    for item in missing:
+        page.labelled("  -", f"{item['what']}: {item['why']}", style="yellow", indent=4)
+        if item.get("remedy"):
+            page.labelled("", f"to get it: {item['remedy']}", style="", indent=4)
+
+
+def _machine(page: Page, machine: dict[str, Any]) -> None:
+    rows = list(_flat(machine))
+    if not rows:
+        return
+    page.line()
+    page.line(("machine", "bold"))
+    indent = max(len(name) for name, _ in rows) + 4
+    for name, value in rows:
+        page.labelled(f"  {name}", value, style="", indent=indent)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested facts as (name, value) lines; what is unknown or empty is left out."""
+    for name, value in facts.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _flat(value, f"{label} ")
+        elif isinstance(value, list | tuple):
+            if value:
+                yield label, ", ".join(map(str, value))
+        elif name.endswith("bytes") and isinstance(value, int):
+            unit, length = byte_unit([value])
+            yield label.removesuffix(" bytes"), f"{amount(value, length)} {unit}"
+        elif value is not None and value != "":
+            yield label, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,170 @@
+"""What is reported: one `Record` per (phase, method, shape, sparsity), the same columns in every format.
+
+The field order of `Record` is the column order of the CSV and of the JSON rows; nothing else defines it.
+Units are in the names. A field that does not apply is None: an empty cell in CSV, null in JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hsbench.workload import Workload
+
+SCHEMA = "hsbench/1"
+
+#: ok: checked and timed. incorrect: the output failed its check. oom: did not fit, or was estimated not to.
+#: unsupported: the method cannot do this shape. unavailable: it could, with something this machine lacks.
+#: interrupted: the user stopped the run before the row was done.
+STATUSES = ("ok", "incorrect", "oom", "unsupported", "unavailable", "interrupted")
+
+
+@dataclass(kw_only=True)
+class Record:
+    """One row of results.
+
+    Raises:
+        ValueError: a status outside `STATUSES`, or a row that is not ok and does not say why (an interrupted
+            row needs no reason).
+    """
+
+    schema: str = SCHEMA
+    phase: str  # "decode" | "prefill"
+    method: str  # "family" or "family:variant"
+    device: str  # "cpu" | "cuda"
+    workload: str  # the profile's name
+    batch: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str  # "fp16" | "bf16"
+    q_len: int  # query tokens
+    seq: int  # KV tokens
+    key_sparsity: float  # requested, share of elements pruned among eligible blocks
+    value_sparsity: float
+    achieved_sparsity: float | None = None
+    status: str
+    reason: str | None = None  # one line; why the row is not ok
+    time_us: float | None = None  # median
+    time_us_p25: float | None = None
+    time_us_p75: float | None = None
+    samples: int | None = None
+    stop: str | None = None  # why sampling ended
+    speedup: float | None = None  # baseline time over this time
+    speedup_lo: float | None = None
+    speedup_hi: float | None = None
+    baseline: str | None = None  # the fastest dense method that ran
+    kv_bytes: int | None = None  # stored KV cache, everything a kernel reads of it
+    kv_ratio: float | None = None  # dense bytes over stored bytes
+    read_bytes: int | None = None  # bytes the method must read per call
+    gb_per_s: float | None = None
+    tflop_per_s: float | None = None  # dense-equivalent
+    percent_of_peak: float | None = None
+    peak: str | None = None  # the probe that percent_of_peak is against
+    rel_error: float | None = None  # against the fp32 reference on the method's own pruned K and V
+    cache: str | None = None
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    throttled: bool | None = None
+    seed: int | None = None
+    tensors: str | None = None  # "gaussian" | "outliers" | "FILE#layers.N"
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r}: must be one of {', '.join(STATUSES)}")
+        # One line, so that a CSV row is a line too: torch's messages span several.
+        self.reason = " ".join(self.reason.split()) or None if self.reason is not None else None
+        if self.reason is None and self.status not in ("ok", "interrupted"):
+            raise ValueError(f"status {self.status!r} of {self.method} needs a reason")
+
+    @classmethod
+    def of(cls, workload: Workload, *, method: str, device: str, status: str, **columns: Any) -> Record:
+        """A record with the workload's columns filled in; `columns` are any others by name."""
+        return cls(
+            phase=workload.phase, method=method, device=device, workload=workload.name, batch=workload.batch,
+            q_heads=workload.q_heads, kv_heads=workload.kv_heads, head_dim=workload.head_dim,
+            dtype=workload.dtype, q_len=workload.q_len, seq=workload.seq, key_sparsity=workload.key_sparsity,
+            value_sparsity=workload.value_sparsity, seed=workload.seed, tensors=workload.tensors,
+            status=status, **columns,
+        )  # fmt: skip
+
+    @property
+    def family(self) -> str:
+        """The method without its variant."""
+        return self.method.partition(":")[0]
+
+    def identity(self) -> tuple[Any, ...]:
+        """What makes this row this row: equal for two records of the same method and cell."""
+        return tuple(getattr(self, name) for name in _IDENTITY)
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns in order, as plain Python values.
+
+        NaN and infinities become None (JSON has neither). A row that is not ok never carries a speedup,
+        whoever filled it in: a result that failed its check must not be quoted.
+        """
+        row = {name: plain(getattr(self, name)) for name in COLUMNS}
+        if self.status != "ok":
+            row["speedup"] = row["speedup_lo"] = row["speedup_hi"] = None
+        return row
+
+
+COLUMNS = tuple(column.name for column in fields(Record))
+_IDENTITY = COLUMNS[: COLUMNS.index("achieved_sparsity")] + ("seed", "tensors")
+
+
+@dataclass
+class Result:
+    """A record with what does not fit a column.
+
+    Args:
+        memory: stored bytes of the KV cache by component, such as ``{"2:4 values": ..., "metadata": ...}``.
+        note: one line that a reader of the table should see.
+    """
+
+    record: Record
+    memory: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A ceiling measured by a probe on this machine in this run; `unit` is "GB/s" or "TFLOP/s"."""
+
+    name: str  # "read", "copy", "gemm fp32", ...
+    value: float
+    unit: str
+
+
+@dataclass
+class Report:
+    """Everything about one workload.
+
+    Args:
+        machine: facts, nested by string keys. The tables show `cpu` (model, cores, threads, isa, governor),
+            `gpu` (name, driver) or None, `versions` (name to version), `missing` (remedies) and `warnings`
+            (lists of lines), and plain values at the top. The JSON holds all of it.
+        peaks: by the name that `Record.peak` uses.
+        interrupted: the user stopped the run; rows not reached have status "interrupted".
+    """
+
+    workload: Workload
+    results: list[Result] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+    peaks: dict[str, Peak] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numpy and torch scalars unwrapped, non-finite floats None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,164 @@
+"""Tables for people: a group per workload, readable at 100 columns, whole at any width, in any encoding.
+
+Lines are laid out here rather than by rich's Table, because a row that could not run spans all number columns
+with its reason. Rich brings colour, the terminal's width, and NO_COLOR.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from hsbench.report import text
+from hsbench.report.markdown import markdown
+from hsbench.report.record import Report
+from hsbench.report.view import GROUPS, Row, View, machine_facts, view
+
+__all__ = ["VERDICT_STYLES", "Page", "console_for", "facts", "markdown", "render"]
+
+#: The width that the tables are designed for, and the one to wrap at where there is no terminal.
+PIPE_WIDTH = 100
+VERDICT_STYLES = {"faster": "green", "slower": "yellow", "inconclusive": "dim", "baseline": "bold"}
+
+_WARNINGS = ("warning", "missing", "throttled", "stopped")
+
+
+def console_for(stream: TextIO) -> Console:
+    """A console on `stream`: the terminal's width, or `PIPE_WIDTH` where there is none."""
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+class Page:
+    """Prints lines whole: what should wrap is wrapped before, and rich neither cuts nor folds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.width = console.width if console.is_terminal else max(console.width, PIPE_WIDTH)
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """One line of (text, style) parts."""
+        line = Text()
+        for part in parts:
+            words, style = part if isinstance(part, tuple) else (part, "")
+            line.append(text.encodable(words, self.console.encoding), style or None)
+        line.rstrip()
+        self.console.print(line, soft_wrap=True, highlight=False)
+
+    def labelled(self, label: str, words: str, *, style: str = "dim", indent: int = 11) -> None:
+        """A label, and words wrapped with a hanging indent."""
+        for at, piece in enumerate(text.wrapped(words, self.width - indent)):
+            self.line(
+                ((label if at == 0 else "").ljust(indent), "dim" if style == "dim" else style), (piece, style)
+            )
+
+
+def render(reports: list[Report], console: Console, *, machine: bool | dict[str, Any] = True) -> None:
+    """Print a table per report, then the machine.
+
+    Args:
+        machine: True prints the facts of the last report; a dict prints those; False none (for a caller that
+            prints reports one at a time, and the machine once, at the end).
+    """
+    page = Page(console)
+    for report in reports:
+        _group(page, view(report))
+        page.line()
+    if machine is True:
+        machine = reports[-1].machine if reports else {}
+    facts(page, machine_facts(machine or {}))
+
+
+def facts(page: Page, lines: list[tuple[str, str]]) -> None:
+    """Labelled lines, those that ask for something in colour."""
+    for label, words in lines:
+        page.labelled(label, words, style="yellow" if label in _WARNINGS else "dim")
+
+
+def _group(page: Page, shown: View) -> None:
+    for piece in text.joined(shown.heading, page.width):
+        page.line((piece, "bold"))
+    _rows(page, shown)
+    for alarm in shown.alarms:
+        for piece in text.wrapped(f"!! {alarm}", page.width):
+            page.line((piece, "bold red"))
+    if shown.memory:
+        page.line()
+        indent = max(len(name) for name, _ in shown.memory) + 2
+        page.line(("KV memory", "dim"))
+        for name, words in shown.memory:
+            page.labelled(name, words, style="", indent=indent)
+    if shown.facts:
+        page.line()
+        facts(page, shown.facts)
+
+
+def _widths(shown: View) -> dict[str, list[int]]:
+    """Of each column, the widths of its sub-columns; a header over the whole column is fitted in the last."""
+    widths = {"method": [max([len("method"), *(len(_name(row)) for row in shown.rows)])]}
+    for group, keys in GROUPS.items():
+        own = []
+        for key in keys:
+            # What starts in the speedup's place and may run over into the interval's does not widen it.
+            alone = "" if group == "speedup" else shown.headers[key]
+            cells = [
+                row.cells.get(key, "")
+                for row in shown.rows
+                if row.verdict != "baseline" or group != "speedup"
+            ]
+            own.append(max([len(alone), *map(len, cells)]))
+        if group == "speedup":
+            own[-1] += max(0, len("baseline") - sum(own) - 1)
+        widths[group] = own
+    return widths
+
+
+def _total(widths: dict[str, list[int]], gap: int) -> int:
+    return sum(sum(own) + len(own) - 1 for own in widths.values()) + gap * (len(widths) - 1)
+
+
+def _rows(page: Page, shown: View) -> None:
+    widths, wide = _widths(shown), 2
+    if _total(widths, wide) > page.width:
+        wide = 1
+    if _total(widths, wide) > page.width:
+        del widths["kv"]  # the KV lines below the table hold it too
+    gap, span = " " * wide, widths["method"][0]
+    groups = [group for group in widths if group != "method"]
+    page.line(
+        (gap.join(["method".ljust(span), *(_cell(shown.headers, group, widths) for group in groups)]), "dim")
+    )
+    page.line(("─" * _total(widths, wide), "dim"))
+    for row in shown.rows:
+        name = _name(row).ljust(span)
+        if row.instead:
+            style = "bold red" if row.status == "incorrect" else "dim"
+            for piece in text.wrapped(row.instead, page.width - span - wide):
+                page.line((name, style), gap, (piece, style))
+                name = " " * span
+            continue
+        parts: list[str | tuple[str, str]] = [(name, "bold" if row.verdict == "baseline" else "")]
+        for group in groups:
+            style = VERDICT_STYLES.get(row.verdict, "") if group == "speedup" else ""
+            parts += [gap, (_cell(row.cells, group, widths), style)]
+        page.line(*parts)
+
+
+def _cell(cells: dict[str, str], group: str, widths: dict[str, list[int]]) -> str:
+    """The sub-columns of one column: numbers on the right, what explains a number on the left beside it."""
+    own = widths[group]
+    words = [cells.get(key, "") for key in GROUPS[group]]
+    if group == "speedup" and not words[-1]:
+        return words[0].ljust(sum(own) + 1)
+    return " ".join(
+        word.ljust(width) if at and group in ("time", "speedup") else word.rjust(width)
+        for at, (word, width) in enumerate(zip(words, own, strict=True))
+    )
+
+
+def _name(row: Row) -> str:
+    return f"{row.method}*" if row.throttled else row.method
