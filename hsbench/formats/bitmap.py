@@ -7,7 +7,7 @@ elements).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class BitmapTensor:
         bitmap: int64 ``[batch, kv_heads, seq, head_dim / 64]``; bit i is element i.
         offset: int32, same shape: first kept value in units of 8 values (an unsigned 32-bit number).
         values: ``[total]`` in the tensor's dtype.
+        keep: elements kept per token.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BitmapTensor:
     bitmap: Tensor
     offset: Tensor
     values: Tensor
+    keep: int
 
     def params(self) -> Any:
         """The ``hsb_bitmaps`` struct that kernels take."""
@@ -45,6 +47,13 @@ class BitmapTensor:
     def memory(self) -> dict[str, int]:
         """Bytes by component; values include their padding."""
         return {"values": self.values.nbytes, "bitmap": self.bitmap.nbytes, "offset": self.offset.nbytes}
+
+    def head(self, batch: int, kv_head: int) -> BitmapTensor:
+        """One (batch, kv head) as a cache of its own; a view."""
+        one = (slice(batch, batch + 1), slice(kv_head, kv_head + 1))
+        return replace(
+            self, shape=(1, 1, *self.shape[2:]), bitmap=self.bitmap[one], offset=self.offset[one]
+        )
 
     def unpack(self) -> Tensor:
         """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
@@ -65,7 +74,13 @@ class BitmapKV:
 
     @property
     def nbytes(self) -> int:
+        """Everything that a kernel reads, in bytes."""
         return sum(self.memory().values())
+
+    @property
+    def achieved_sparsity(self) -> float:
+        """Share of elements pruned, K and V together."""
+        return 1 - (self.k.keep + self.v.keep) / (2 * self.k.shape[-1])
 
     def memory(self) -> dict[str, int]:
         """Bytes by component: values (with padding), bitmap, offset."""
@@ -116,7 +131,7 @@ def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
     params.values = values.data_ptr()
     if values.numel():
         library.call("hsb_cpu_compress_bitmap", params)
-    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values)
+    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values, params.keep)
 
 
 def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
@@ -130,7 +145,9 @@ def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor
     values = torch.zeros(int(ends.flatten()[-1]) * PAD, dtype=x.dtype, device=x.device)
     index = offset.unsqueeze(-1) * PAD + keep.cumsum(-1) - 1
     values[index[keep]] = x.unflatten(-1, (-1, CHUNK))[keep]
-    return BitmapTensor(name, tuple(x.shape), bitmap, offset.to(torch.int32), values)
+    return BitmapTensor(
+        name, tuple(x.shape), bitmap, offset.to(torch.int32), values, kept_per_token(sparsity, x.shape[-1])
+    )
 
 
 def compress_bitmap_kv(k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float) -> BitmapKV:

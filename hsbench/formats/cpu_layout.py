@@ -77,10 +77,18 @@ def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
     tiles = pages.reshape(pages.shape[0], -1, SPARSE_TILE_BYTES)
     codes = _pattern_codes(tiles[..., :PATTERN_BYTES].contiguous().view(torch.int32))
-    values = tiles[..., PATTERN_BYTES:].contiguous().view(dtype).unflatten(-1, (GROUPS, 2, LANES)).movedim(-1, 2)
-    groups = torch.zeros(*codes.shape, 4, dtype=dtype, device=pages.device)
-    groups.scatter_(-1, torch.tensor(PATTERNS, device=pages.device)[codes], values)
-    return _from_tiles(groups.flatten(-2), operand, head_dim)
+    values = tiles[..., PATTERN_BYTES:].contiguous().view(torch.int16).unflatten(-1, (GROUPS, 2, LANES))
+    slots = [values[..., slot, :].contiguous() for slot in range(2)]
+    # Bit masks by pattern code, all ones where a slot's value goes to a position: far faster here than a scatter.
+    masks = torch.tensor([[[-(at == i), -(at == j)] for i, j in PATTERNS] for at in range(4)], dtype=torch.int16)
+    masks, flat = masks.to(pages.device), codes.flatten()
+
+    def step(at: int) -> Tensor:
+        low, high = (masks[at, :, slot].index_select(0, flat).view(codes.shape) & slots[slot] for slot in range(2))
+        return low | high
+
+    groups = torch.stack([step(at) for at in range(4)], -2)  # [pages, tiles, groups, 4, lanes]
+    return _from_tiles(groups.view(dtype).flatten(2, 3).mT, operand, head_dim)
 
 
 def _to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
@@ -108,14 +116,10 @@ def _pattern_words(codes: Tensor) -> Tensor:
 
 
 def _pattern_codes(words: Tensor) -> Tensor:
-    wide = words.to(torch.int64) & 0xFFFFFFFF
-    low, high = wide[..., :LANES], wide[..., LANES:]
-    half = torch.cat([high & 0xFFFF, high >> 16], -1)
-    shifts = 3 * torch.arange(_WORD_GROUPS, device=words.device)
-    last = low >> 30 | (half >> 15) << 2
-    parts = (
-        low.unsqueeze(-1) >> shifts & 7,
-        half.unsqueeze(-1) >> shifts[: GROUPS - 1 - _WORD_GROUPS] & 7,
-        last.unsqueeze(-1),
-    )
-    return torch.cat(parts, -1)
+    """The inverse of :func:`_pattern_words`, with groups before lanes: ``[pages, tiles, 16 groups, 32 lanes]``."""
+    low, high = words[..., :LANES], words[..., LANES:]
+    half = torch.cat([high, high >> 16], -1)  # of the upper half word only its low 16 bits are looked at
+    codes = [low >> 3 * group & 7 for group in range(_WORD_GROUPS)]
+    codes += [half >> 3 * group & 7 for group in range(GROUPS - 1 - _WORD_GROUPS)]
+    codes += [low >> 30 & 3 | (half >> 15 & 1) << 2]
+    return torch.stack(codes, -2)

@@ -7,7 +7,7 @@ page are the device layout's (``cpu_layout``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,21 @@ class PagedTensor:
             "metadata": metadata,
             "map": self.map.nbytes,
         }
+
+    def head(self, batch: int, kv_head: int) -> PagedTensor:
+        """The pages of one (batch, kv head), as a cache of its own; only the map is copied."""
+        heads = self.shape[1]
+        index = batch * heads + kv_head
+        first = {0: index * self.plan.dense, 1: index * self.plan.sparse}
+        entries = self.map[batch, kv_head].clone()
+        entries -= torch.where(entries & 1 == 1, first[1], first[0]).to(torch.int32) * 2
+        return replace(
+            self,
+            shape=(1, 1, *self.shape[2:]),
+            map=entries.view(1, 1, -1),
+            dense=self.dense[first[0] : first[0] + self.plan.dense],
+            sparse=self.sparse[first[1] : first[1] + self.plan.sparse],
+        )
 
     def unpack(self) -> Tensor:
         """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""

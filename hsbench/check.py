@@ -1,0 +1,98 @@
+"""Correct first: an output against the fp32 reference, on the method's own pruned K and V."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hsbench.methods.reference import attend_head
+from hsbench.prune import BLOCK
+from hsbench.tensors import Inputs
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Largest relative error, ||out - reference|| / ||reference||, that passes."""
+
+LSE_TOLERANCE = 1e-3
+"""Largest difference of a log-sum-exp, absolute below 1 and relative above."""
+
+SAMPLED_ROWS = 64
+"""Query rows of each head that are checked where q_len is longer than that."""
+
+Pruned = Callable[[int, int], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an output must be on the checked query rows.
+
+    Attributes:
+        rows: int64 ``[n]``, ascending.
+        out: fp32 ``[batch, q_heads, n, head_dim]``.
+        lse: fp32 ``[batch, q_heads, n]``.
+    """
+
+    rows: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an output compares: ``reason`` is None if it passed."""
+
+    rel_error: float
+    reason: str | None
+
+
+def sample_rows(q_len: int, seed: int) -> Tensor:
+    """Query rows to check: all of them up to ``SAMPLED_ROWS``; else the first, the last, those on both sides of some
+    block edges, and random ones. Ascending."""
+    if q_len <= SAMPLED_ROWS:
+        return torch.arange(q_len)
+    generator = torch.Generator().manual_seed(seed)
+    edges = torch.randint(1, max(q_len // BLOCK, 2), (SAMPLED_ROWS // 4,), generator=generator) * BLOCK
+    spread = torch.randint(0, q_len, (SAMPLED_ROWS // 2 - 2,), generator=generator)
+    rows = torch.cat([torch.tensor([0, q_len - 1]), edges, edges - 1, spread])
+    return rows.clamp(max=q_len - 1).unique()
+
+
+def expect(inputs: Inputs, pruned: Pruned, seed: int) -> Expected:
+    """Computes what attention over ``pruned(batch, kv_head)`` must give (None: over the inputs), one head at a time,
+    so that no unpacked copy of a whole cache is ever alive."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    batch, q_heads, q_len, head_dim = q.shape
+    group = q_heads // k.shape[1]
+    rows = sample_rows(q_len, seed).to(q.device)
+    out = torch.empty(batch, q_heads, len(rows), head_dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(batch, q_heads, len(rows), dtype=torch.float32, device=q.device)
+    for b in range(batch):
+        for h in range(k.shape[1]):
+            heads = slice(h * group, (h + 1) * group)
+            keys, values = pruned(b, h) or (k[b, h], v[b, h])
+            out[b, heads], lse[b, heads] = attend_head(q[b, heads][:, rows], keys, values, rows, q_len)
+    return Expected(rows, out, lse)
+
+
+def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
+    """Holds an output ``[batch, q_heads, q_len, head_dim]`` and its log-sum-exp against what was expected.
+
+    Outside the checked rows the output must at least be finite: it was poisoned with NaN before the run.
+    """
+    tolerance = TOLERANCE[out.dtype]
+    got = out.index_select(2, expected.rows).float()
+    error = float((got - expected.out).norm() / expected.out.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    if not torch.isfinite(out).all():
+        return Verdict(error, "the output is not finite everywhere (or was not written)")
+    if not error <= tolerance:
+        return Verdict(error, f"relative error {error:.2g} against the fp32 reference, over {tolerance:g}")
+    if lse is not None:
+        if not torch.isfinite(lse).all():
+            return Verdict(error, "the log-sum-exp is not finite everywhere (or was not written)")
+        difference = (lse.index_select(2, expected.rows) - expected.lse).abs()
+        off = float((difference / expected.lse.abs().clamp(min=1.0)).max())
+        if not off <= LSE_TOLERANCE:
+            return Verdict(error, f"the log-sum-exp is off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
+    return Verdict(error, None)

@@ -1,0 +1,339 @@
+"""One workload from tensors to report: prepare, check, sample in turn, check again, account.
+
+    inputs -> each method: prepare (prune, compress) -> check -> [rounds: A B C A B C] -> check -> records
+
+A row that cannot run is a row with a status and a reason; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hsbench import check, machine, measure
+from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
+from hsbench.machine import diagnose, resolve_device
+from hsbench.methods import check_methods, find_methods
+from hsbench.methods.base import Method, Prepared
+from hsbench.report import Peak, Record, Report, Result
+from hsbench.tensors import Captured, Inputs, make_inputs
+from hsbench.workload import Workload
+
+__all__ = ["Observer", "Settings", "check_methods", "diagnose", "resolve_device", "run_workload"]
+
+_SHARED_MACHINE = 0.1  # share of the cores that others may take before a report says so
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        budget_s: sampling time per method, seconds.
+        min_samples: samples per method before its interval counts.
+        max_samples: samples per method at most.
+        target: half width of the median's interval, relative, that is narrow enough to stop.
+        cache: ``cold`` or ``warm``.
+    """
+
+    budget_s: float = 4.0
+    min_samples: int = 5
+    max_samples: int = 200
+    target: float = 0.01
+    cache: str = "cold"
+
+
+class Observer:
+    """Told what goes on, between samples only; does nothing."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins."""
+
+    def sampled(self, method: str, done: int, total_hint: int | None, elapsed_s: float) -> None:
+        """A sample of ``method`` was taken; ``elapsed_s`` is what its samples took so far."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know, with a remedy."""
+
+    def finished(self, result: Result) -> None:
+        """A row is done."""
+
+
+@dataclass
+class _Row:
+    """A method on its way through the stages; ``result`` is set when the row is done."""
+
+    method: Method
+    prepared: Prepared | None = None
+    expected: check.Expected | None = None
+    verdict: check.Verdict | None = None
+    samples: measure.Samples | None = None
+    result: Result | None = None
+
+
+def run_workload(
+    workload: Workload,
+    *,
+    methods: Sequence[str] | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    captured: Captured | None = None,
+    observer: Observer | None = None,
+) -> Report:
+    """Runs one workload and reports a row per method.
+
+    Args:
+        workload: what to run.
+        methods: ``family`` or ``family:variant`` names; None for all that suit the phase.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        settings: how to measure.
+        captured: tensors to use in place of synthetic ones; the workload has their geometry.
+        observer: told of progress, warnings and finished rows.
+
+    Returns:
+        The report. Ctrl-C ends the run: rows that are done stay, the others are ``interrupted``.
+
+    Raises:
+        UsageError: an unknown method.
+        UnavailableError: a device that is not there.
+        NonFiniteError: the tensors hold a NaN or an infinity.
+    """
+    device = resolve_device(device)
+    run = _Run(workload, device, settings or Settings(), captured, observer or Observer())
+    rows = [_Row(method) for method in find_methods(methods, workload.phase, device)]
+    with measure.annotate("workload"):
+        try:
+            interrupted = run.all(rows)
+        except KeyboardInterrupt:
+            interrupted = True
+    for row in rows:
+        if row.result is None:
+            run.finish(row, "interrupted")
+    return Report(workload, [row.result for row in rows], run.machine, run.peaks, interrupted)
+
+
+class _Run:
+    """The stages of one workload's run."""
+
+    def __init__(
+        self, workload: Workload, device: str, settings: Settings, captured: Captured | None, observer: Observer
+    ) -> None:
+        self.workload, self.device, self.settings = workload, device, settings
+        self.captured, self.observer = captured, observer
+        self.telemetry = measure.Telemetry(device)
+        self.machine = machine.facts(device, self.telemetry)
+        self.peaks: dict[str, Peak] = {}
+
+    def all(self, rows: list[_Row]) -> bool:
+        """Runs all stages; returns whether the user interrupted the sampling."""
+        for row in rows:
+            self._can_run(row)
+        if all(row.result for row in rows):
+            return False
+        inputs = self._inputs()
+        for row in rows:
+            if row.result is None:
+                self._prepare(row, inputs)
+        self._check_first([row for row in rows if row.result is None], inputs)
+        ready = [row for row in rows if row.result is None]
+        if not ready:
+            return False
+        peak = self._peak()
+        interrupted = self._sample(ready)
+        self._check_after(ready)
+        self._account(ready, peak)
+        return interrupted
+
+    def finish(self, row: _Row, status: str, reason: str | None = None, note: str = "", **columns: object) -> None:
+        """Closes a row and tells the observer."""
+        prepared = row.prepared
+        if prepared is not None:
+            columns |= {
+                "achieved_sparsity": prepared.achieved_sparsity,
+                "kv_bytes": prepared.kv_bytes,
+                "kv_ratio": self.workload.dense_kv_bytes / prepared.kv_bytes,
+                "read_bytes": prepared.kv_bytes,
+            }
+        record = Record.of(
+            self.workload, method=row.method.name, device=self.device, status=status, reason=reason, **columns
+        )
+        row.result = Result(record, dict(prepared.memory) if prepared else {}, note)
+        self.observer.finished(row.result)
+
+    def _can_run(self, row: _Row) -> None:
+        if reason := row.method.unsupported(self.workload, self.device):
+            self.finish(row, "unsupported", reason)
+        elif reason := row.method.unavailable(self.device):
+            self.finish(row, "unavailable", reason)
+        else:
+            queries = self.workload.batch * self.workload.q_heads * self.workload.q_len * self.workload.head_dim * 2
+            # Beside the method's own needs: the tensors, and the packed caches of the other methods.
+            shared = self.workload.dense_kv_bytes * 3 + 2 * queries
+            need, free = row.method.estimate_bytes(self.workload) + shared, machine.available_bytes(self.device)
+            if free is not None and need > free:
+                remedy = "give a smaller --seq or --batch, or fewer --methods"
+                self.finish(row, "oom", f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB is free: {remedy}")
+
+    def _inputs(self) -> Inputs:
+        self.observer.stage("generating q, k, v" if self.captured is None else "loading q, k, v")
+        with measure.annotate("generate"):
+            if self.captured is not None:
+                return self.captured.load(self.device)
+            return make_inputs(self.workload, self.device)
+
+    def _prepare(self, row: _Row, inputs: Inputs) -> None:
+        self.observer.stage(f"{row.method.name}: preparing")
+        with measure.annotate(row.method.name), measure.annotate("prepare"):
+            try:
+                row.prepared = row.method.prepare(self.workload, inputs)
+            except NonFiniteError:
+                raise
+            except Exception as error:
+                self._failed(row, error)
+
+    def _check_first(self, rows: list[_Row], inputs: Inputs) -> None:
+        # All methods that attend to the inputs themselves share one reference.
+        shared: check.Expected | None = None
+        for row in rows:
+            self.observer.stage(f"{row.method.name}: checking against fp32")
+            with measure.annotate(row.method.name), measure.annotate("check"):
+                try:
+                    pruned = row.prepared.pruned
+                    if pruned(0, 0) is None:
+                        shared = shared or check.expect(inputs, pruned, self.workload.seed)
+                        row.expected = shared
+                    else:
+                        row.expected = check.expect(inputs, pruned, self.workload.seed)
+                    row.prepared.poison()
+                    row.prepared.run()
+                    row.verdict = check.compare(row.expected, row.prepared.out, row.prepared.lse)
+                except Exception as error:
+                    self._failed(row, error)
+
+    def _peak(self) -> Peak:
+        self.observer.stage("probing the machine's ceiling")
+        kind = "gemm" if self.workload.phase == "prefill" else "copy" if self.device == "cuda" else "read"
+        peak = machine.peak(self.device, kind)
+        self.peaks[peak.name] = peak
+        return peak
+
+    def _sample(self, rows: list[_Row]) -> bool:
+        settings = self.settings
+        least = min(row.prepared.kv_bytes for row in rows)
+        cache = measure.policy(least, self.device, settings.cache)
+        self.cache = cache.label
+        spent: dict[str, float] = {}
+
+        def subject(row: _Row) -> measure.Subject:
+            order_caches = cache.before(row.prepared.run)
+
+            def before() -> None:
+                row.prepared.poison()
+                if order_caches is not None:
+                    order_caches()
+
+            return measure.Subject(row.method.name, row.prepared.run, before)
+
+        def on_sample(name: str, done: int, seconds: float) -> None:
+            self.telemetry.read(name)
+            spent[name] = spent.get(name, 0.0) + seconds
+            self.observer.sampled(name, done, settings.max_samples, spent[name])
+
+        self.observer.stage("sampling in turn")
+        load = measure.OtherLoad()
+        sampling = measure.sample_in_turn(
+            [subject(row) for row in rows],
+            measure.clock_for(self.device),
+            measure.StopRule(settings.min_samples, settings.max_samples, settings.target, settings.budget_s),
+            between=measure.settle,
+            on_sample=on_sample,
+        )
+        for row, samples in zip(rows, sampling, strict=True):
+            row.samples = samples
+        if self.device == "cpu" and (share := load.share() or 0.0) > _SHARED_MACHINE:
+            text = f"others used {share:.0%} of the cores meanwhile: stop them and run again for times to quote"
+            self.machine["warnings"].append(text)
+            self.observer.warning(text)
+        return sampling.interrupted
+
+    def _check_after(self, rows: list[_Row]) -> None:
+        for row in rows:
+            if row.samples.error is not None:
+                self._failed(row, row.samples.error)
+            elif row.verdict.reason is None and row.samples.times_s:
+                with measure.annotate(row.method.name), measure.annotate("check"):
+                    after = check.compare(row.expected, row.prepared.out, row.prepared.lse)
+                if after.reason is not None:
+                    row.verdict = check.Verdict(after.rel_error, f"after the timed runs: {after.reason}")
+
+    def _account(self, rows: list[_Row], peak: Peak) -> None:
+        done = [row for row in rows if row.result is None and row.samples.times_s]
+        good = [row for row in done if row.verdict.reason is None]
+        dense = [row for row in good if row.method.dense]
+        medians = {row.method.name: measure.summarize(row.samples.times_s).median for row in done}
+        baseline = min(dense, key=lambda row: medians[row.method.name], default=None)
+        for row in done:
+            columns = self._columns(row, peak)
+            if baseline is not None and row in good:
+                columns |= self._speedup(row, baseline)
+            compress_s = row.prepared.compress_s
+            note = "" if compress_s is None else f"K and V pruned and packed in {compress_s * 1e3:.0f} ms, once"
+            status = "ok" if row in good else "incorrect"
+            self.finish(row, status, row.verdict.reason, note, **columns)
+
+    def _columns(self, row: _Row, peak: Peak) -> dict[str, object]:
+        summary = measure.summarize(row.samples.times_s)
+        telemetry = self.telemetry.summary(row.method.name)
+        columns: dict[str, object] = {
+            "time_us": summary.median * 1e6,
+            "time_us_p25": summary.p25 * 1e6,
+            "time_us_p75": summary.p75 * 1e6,
+            "samples": summary.n,
+            "stop": row.samples.stop,
+            "rel_error": row.verdict.rel_error,
+            "cache": self.cache,
+            "sm_clock_mhz": telemetry.sm_clock_mhz,
+            "power_w": telemetry.power_w,
+            "throttled": telemetry.throttled,
+            "peak": peak.name,
+        }
+        if self.workload.phase == "decode":
+            rate = row.prepared.kv_bytes / summary.median / 1e9
+            columns["gb_per_s"] = rate
+        else:
+            rate = self.workload.flops / summary.median / 1e12
+            columns["tflop_per_s"] = rate
+        columns["percent_of_peak"] = 100 * rate / peak.value
+        return columns
+
+    def _speedup(self, row: _Row, baseline: _Row) -> dict[str, object]:
+        if row is baseline:
+            ratio = measure.Ratio(1.0, 1.0, 1.0, True)
+        else:
+            ratio = measure.ratio_interval(baseline.samples.times_s, row.samples.times_s)
+        return {
+            "speedup": ratio.ratio,
+            "speedup_lo": ratio.lo,
+            "speedup_hi": ratio.hi,
+            "baseline": baseline.method.name,
+        }
+
+    def _failed(self, row: _Row, error: Exception) -> None:
+        """Closes the row of a method that raised; what is not a known kind of failure is raised again."""
+        row.prepared = None
+        if isinstance(error, UnsupportedError):
+            self.finish(row, "unsupported", str(error))
+        elif isinstance(error, UnavailableError):
+            self.finish(row, "unavailable", str(error))
+        elif _out_of_memory(error):
+            self.finish(row, "oom", "ran out of memory: give a smaller --seq or --batch, or fewer --methods")
+        else:
+            raise error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator

@@ -1,0 +1,73 @@
+"""How to attend: one file per method, behind one small protocol (``base``), found through the registry below.
+
+Adding a method:
+
+1. Write ``hsbench/methods/<name>.py`` with a subclass of :class:`hsbench.methods.base.Method` (what it can do, how many
+   bytes it will need) and one of :class:`hsbench.methods.base.Prepared` (``run()``, and the pruned K and V that its
+   output is checked against).
+2. Give the module ``methods(phase, device) -> list[Method]``: one entry per row that it adds to the table.
+3. Name the family in ``FAMILIES``, in the order in which rows should stand.
+4. Run ``pytest tests/test_methods.py``: every registered method goes through the shared matrix there.
+
+Nothing else knows the methods by name: checks, timing, memory and the report come with the protocol.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hsbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from hsbench.methods.base import Method
+
+FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "unstructured")
+"""Families in row order; the module of each has its name. No torch is imported until :func:`find_methods`."""
+
+
+def check_methods(names: Iterable[str]) -> list[str]:
+    """``family`` or ``family:variant`` names as given, without repeats.
+
+    Raises:
+        UsageError: a family that does not exist; names the closest one.
+    """
+    checked: list[str] = []
+    for name in names:
+        family = name.split(":")[0]
+        if family not in FAMILIES:
+            close = difflib.get_close_matches(family, FAMILIES, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UsageError("--methods", name, f"{hint}known: {', '.join(FAMILIES)}, or family:variant")
+        if name not in checked:
+            checked.append(name)
+    return checked
+
+
+def default_families(phase: str) -> list[str]:
+    """What runs when nobody asks: all, but for the fp32 reference in prefill, where one run of it takes minutes and
+    the check runs it on sampled rows anyway."""
+    return [family for family in FAMILIES if not (phase == "prefill" and family == "reference")]
+
+
+def find_methods(names: Iterable[str] | None, phase: str, device: str) -> list[Method]:
+    """The methods (one per row) that ``names`` stand for, or the default ones.
+
+    Raises:
+        UsageError: an unknown family, or a variant that the family does not have on this device.
+    """
+    wanted = check_methods(names if names is not None else default_families(phase))
+    found: list[Method] = []
+    for name in wanted:
+        family, _, variant = name.partition(":")
+        rows = importlib.import_module(f"hsbench.methods.{family}").methods(phase, device)
+        if variant:
+            known = [row.name.partition(":")[2] for row in rows]
+            rows = [row for row in rows if row.name == name]
+            if not rows:
+                has = f"it has {', '.join(filter(None, known))}" if any(known) else "it has no variants"
+                raise UsageError("--methods", name, f"{family} has no such variant for {phase} on {device}: {has}")
+        found += [row for row in rows if row.name not in {other.name for other in found}]
+    return found

@@ -1,0 +1,83 @@
+"""The protocol of a method: what it can do, and a prepared run of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hsbench.tensors import Inputs
+from hsbench.workload import Workload
+
+
+@dataclass
+class Prepared(ABC):
+    """A method bound to its tensors, ready to be timed: ``run()`` does only what a serving engine would do per step.
+
+    Attributes:
+        out: ``[batch, q_heads, q_len, head_dim]``, what the last run wrote.
+        lse: fp32 ``[batch, q_heads, q_len]``, natural log; None where the method does not give it.
+        memory: stored bytes of the KV cache by component.
+        achieved_sparsity: share of elements pruned; None for dense methods.
+        compress_s: seconds that pruning and packing took, None where there is none.
+    """
+
+    out: Tensor
+    lse: Tensor | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+    achieved_sparsity: float | None = None
+    compress_s: float | None = None
+
+    @abstractmethod
+    def run(self) -> None:
+        """Computes ``out`` (and ``lse``) once. Allocates as little as the method allows, and nothing on CUDA."""
+
+    def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
+        """The K and V ``[seq, head_dim]`` of one head that ``out`` must agree with, unpacked from what is stored;
+        None where they are the inputs themselves."""
+        return None
+
+    def poison(self) -> None:
+        """Fills the outputs with NaN, so that what a run does not write fails its check."""
+        self.out.fill_(float("nan"))
+        if self.lse is not None:
+            self.lse.fill_(float("nan"))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Stored bytes, which is also what one decode step must read."""
+        return sum(self.memory.values())
+
+
+class Method(ABC):
+    """One row of the table.
+
+    Attributes:
+        name: ``family`` or ``family:variant``.
+        dense: whether it attends to all of K and V, and so may be the baseline of a speedup.
+    """
+
+    name: str
+    dense: bool = False
+
+    def unavailable(self, device: str) -> str | None:
+        """Why this machine lacks what the method needs, with the remedy; None if it has it."""
+        return None
+
+    def unsupported(self, workload: Workload, device: str) -> str | None:
+        """Why the method cannot do this workload on any such device; None if it can."""
+        return None
+
+    def estimate_bytes(self, workload: Workload) -> int:
+        """Memory that preparing and running it takes beyond q, k and v; known before anything is allocated."""
+        return 0
+
+    @abstractmethod
+    def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
+        """Prunes, packs and allocates.
+
+        Raises:
+            NonFiniteError: K or V holds a NaN or an infinity.
+            UnsupportedError: the method refuses these tensors.
+        """

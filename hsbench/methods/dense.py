@@ -1,0 +1,22 @@
+"""``dense``: our own dense kernel, the honest baseline beside torch's.
+
+It is the hierarchical kernel over pages that are all dense: the same layout work, the same skeleton, no pruning.
+"""
+
+from __future__ import annotations
+
+from hsbench.methods.base import Method
+from hsbench.methods.pages import PagesMethod
+from hsbench.workload import Workload
+
+
+class Dense(PagesMethod):
+    name = "dense"
+    dense = True
+
+    def sparsities(self, workload: Workload) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+def methods(phase: str, device: str) -> list[Method]:
+    return [Dense()]

@@ -1,0 +1,84 @@
+"""What ``dense`` and ``hierarchical`` share: attention over pages, by our own kernels."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hsbench import attend, native
+from hsbench.formats.hierarchical import HEAD_DIMS, HierarchicalKV, compress_kv
+from hsbench.measure import ranges
+from hsbench.methods.base import Method, Prepared
+from hsbench.tensors import Inputs
+from hsbench.workload import Workload
+
+
+@dataclass
+class PagesPrepared(Prepared):
+    call: attend.NativeCall | None = None
+    kv: HierarchicalKV | None = None
+
+    def run(self) -> None:
+        self.call.run()
+
+    def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
+        if self.achieved_sparsity is None:
+            return None
+        return tuple(tensor.head(batch, kv_head).unpack()[0, 0] for tensor in (self.kv.k, self.kv.v))
+
+
+class PagesMethod(Method):
+    """Attention over pages at the sparsity that ``sparsities`` gives."""
+
+    def sparsities(self, workload: Workload) -> tuple[float, float]:
+        """Key and value sparsity, 0 to 0.5."""
+        raise NotImplementedError
+
+    def unavailable(self, device: str) -> str | None:
+        if device != "cpu":
+            return f"hsbench's own kernels do not run on {device} yet: use --device cpu"
+        return native.why_missing("cpu")
+
+    def unsupported(self, workload: Workload, device: str) -> str | None:
+        return why_not_native(workload)
+
+    def estimate_bytes(self, workload: Workload) -> int:
+        # The pages, at most a dense cache and its last padding; outputs; split partials are small beside them.
+        outputs = 2 * workload.batch * workload.q_heads * workload.q_len * (workload.head_dim + 2)
+        padding = 2 * workload.batch * workload.kv_heads * 64 * workload.head_dim * 2
+        return workload.dense_kv_bytes + padding + outputs + (64 << 20)
+
+    def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
+        key, value = self.sparsities(workload)
+        with ranges.annotate("compress"):
+            start = time.perf_counter()
+            kv = compress_kv(
+                inputs.k,
+                inputs.v,
+                key_sparsity=key,
+                value_sparsity=value,
+                sink=workload.sink,
+                local=workload.local,
+            )
+            compress_s = time.perf_counter() - start
+        call = (attend.decode_call if workload.phase == "decode" else attend.prefill_call)(inputs.q, kv)
+        return PagesPrepared(
+            out=call.out,
+            lse=call.lse,
+            memory={component: size for component, size in kv.memory().items() if size},
+            achieved_sparsity=None if self.dense else kv.achieved_sparsity,
+            compress_s=None if self.dense else compress_s,
+            call=call,
+            kv=kv,
+        )
+
+
+def why_not_native(workload: Workload) -> str | None:
+    """Shapes that our kernels do not take, with what they do take."""
+    if workload.head_dim not in HEAD_DIMS:
+        return f"head_dim {workload.head_dim}: the kernels take 64 and 128"
+    if workload.group > attend.MAX_GROUP:
+        return f"{workload.group} query heads per kv head: the kernels take 1 to {attend.MAX_GROUP}"
+    return None

@@ -1,0 +1,93 @@
+"""``reference``: attention in fp32, the result that every other method is checked against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hsbench.methods.base import Method, Prepared
+from hsbench.tensors import Inputs
+from hsbench.workload import Workload
+
+_SCORES = 1 << 24  # fp32 scores alive at a time: 64 MiB
+
+
+def attend_head(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
+    """Attention of one kv head's group in fp32: ``softmax(q K^T / sqrt(head_dim)) V`` and its log-sum-exp.
+
+    Args:
+        q: ``[group, n, head_dim]``, the queries that ``rows`` names.
+        k, v: ``[seq, head_dim]``.
+        rows: int64 ``[n]``, ascending, out of ``q_len``: causal, and the last of q_len sees all of seq.
+
+    Returns:
+        fp32 ``out [group, n, head_dim]`` and ``lse [group, n]``, natural log.
+    """
+    seq, head_dim = k.shape
+    keys, values = k.float(), v.float()
+    out = torch.empty(*q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    step = max(1, _SCORES // (q.shape[0] * seq))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        seen = seq - q_len + int(rows[part][-1]) + 1  # later tokens are hidden from all of this part
+        scores = q[:, part].float() @ keys[:seen].T / math.sqrt(head_dim)
+        hidden = torch.arange(seen, device=q.device) > (seq - q_len + rows[part]).unsqueeze(-1)
+        scores.masked_fill_(hidden, float("-inf"))
+        lse[:, part] = scores.logsumexp(-1)
+        out[:, part] = scores.softmax(-1) @ values[:seen]
+    return out, lse
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`attend_head` over all heads and queries.
+
+    Args:
+        q: ``[batch, q_heads, q_len, head_dim]``.
+        k, v: ``[batch, kv_heads, seq, head_dim]``.
+
+    Returns:
+        fp32 ``out`` of q's shape and ``lse [batch, q_heads, q_len]``.
+    """
+    group, q_len = q.shape[1] // k.shape[1], q.shape[2]
+    rows = torch.arange(q_len, device=q.device)
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    for b in range(k.shape[0]):
+        for h in range(k.shape[1]):
+            heads = slice(h * group, (h + 1) * group)
+            out[b, heads], lse[b, heads] = attend_head(q[b, heads], k[b, h], v[b, h], rows, q_len)
+    return out, lse
+
+
+@dataclass
+class _Prepared(Prepared):
+    inputs: Inputs | None = None
+
+    def run(self) -> None:
+        out, lse = attention(self.inputs.q, self.inputs.k, self.inputs.v)
+        self.out.copy_(out)
+        self.lse.copy_(lse)
+
+
+class Reference(Method):
+    name = "reference"
+    dense = True
+
+    def estimate_bytes(self, workload: Workload) -> int:
+        queries = workload.batch * workload.q_heads * workload.q_len * workload.head_dim
+        head = workload.seq * workload.head_dim * 4 * 2
+        return 4 * 4 * max(_SCORES, workload.group * workload.seq) + head + 6 * queries
+
+    def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
+        q = inputs.q
+        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+        stored = {"dense": inputs.k.nbytes + inputs.v.nbytes}
+        return _Prepared(out=torch.empty_like(q), lse=lse, memory=stored, inputs=inputs)
+
+
+def methods(phase: str, device: str) -> list[Method]:
+    return [Reference()]
