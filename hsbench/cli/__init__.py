@@ -1,0 +1,7 @@
+"""The commands: one file each, thin, over a few shared parts.
+
+``options.py`` declares every option once; ``usage.py`` turns a bad command line into one line of text;
+``request.py`` checks everything before any work and makes a plan; ``run.py`` carries it out through
+``output.py`` (where results go) and ``progress.py`` (what is shown meanwhile). Nothing here measures, and
+torch is imported only once a plan is whole.
+"""

@@ -1,0 +1,42 @@
+"""``hsbench decode``."""
+
+from __future__ import annotations
+
+from hsbench.cli import options as o
+from hsbench.cli.request import Request, plan_one
+from hsbench.cli.run import run
+
+
+def decode(
+    workload: o.Workload = None,
+    seq: o.Seq = None,
+    batch: o.Batch = None,
+    q_heads: o.QHeads = None,
+    kv_heads: o.KvHeads = None,
+    head_dim: o.HeadDim = None,
+    dtype: o.Dtype = None,
+    sparsity: o.Sparsity = None,
+    key_sparsity: o.KeySparsity = None,
+    value_sparsity: o.ValueSparsity = None,
+    sink: o.Sink = None,
+    local: o.Local = None,
+    methods: o.Methods = None,
+    device: o.Device = None,
+    kv: o.Kv = None,
+    layer: o.Layer = None,
+    tensors: o.Tensors = None,
+    seed: o.Seed = None,
+    cache: o.Cache = None,
+    time: o.Time = None,
+    format: o.Format = None,
+    output: o.Output = None,
+) -> int:
+    """Measure decode attention: one new token against the whole KV cache.
+
+    Example: hsbench decode --seq 128k --sparsity 0.5
+    """
+    request = Request(**locals())  # the parameters are its fields
+
+    from hsbench.report import render
+
+    return run(plan_one("decode", request), render)

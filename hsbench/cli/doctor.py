@@ -1,0 +1,30 @@
+"""``hsbench doctor``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from hsbench.cli import options as o
+from hsbench.cli.output import writing
+from hsbench.workload import parse_choice
+
+
+def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
+    """Say what this machine can run, what is missing and how to get it, and how fast its memory is.
+
+    Example: hsbench doctor
+    """
+    chosen = parse_choice(format or "table", "--format", ("table", "json"))
+
+    from hsbench import experiment
+    from hsbench.report import console_for
+    from hsbench.report.doctor import document, render_doctor
+
+    facts = experiment.diagnose(probe)
+    with writing():
+        if chosen == "json":
+            print(json.dumps(document(facts), indent=2))
+        else:
+            render_doctor(facts, console_for(sys.stdout))
+    return 0

@@ -1,0 +1,104 @@
+"""Entry point: dispatch a command, and turn whatever it ends in into one line and an exit code.
+
+Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check, 4 what was asked for cannot run
+here, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from hsbench import __version__
+from hsbench.cli.compare import compare
+from hsbench.cli.decode import decode
+from hsbench.cli.doctor import doctor
+from hsbench.cli.output import discard_stdout, writing
+from hsbench.cli.prefill import prefill
+from hsbench.cli.run import INTERRUPTED
+from hsbench.cli.usage import ClickException, Command, Group, translated
+from hsbench.errors import HsbenchError
+
+INTERNAL = 1
+
+app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
+for _command in (decode, prefill, compare, doctor):
+    app.command(cls=Command)(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hsbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def hsbench(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What hierarchical 2:4 sparsity in the KV cache buys on this machine, for your model's shape.
+
+    Results go to stdout; progress, warnings and summaries to stderr.
+
+    Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check,
+    4 what was asked for cannot run here, 130 interrupted (rows that were done are kept).
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, ``sys.argv`` by default, and return the exit code. Raises nothing."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            with writing():
+                sys.stdout.flush()
+        return code
+    except HsbenchError as error:
+        return _fail("error", error, error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("hsbench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read stdout has seen enough: no error, and nothing to say.
+        discard_stdout()
+        return 0
+    except SystemExit as left:
+        # Rich leaves so, with 1, when it meets a broken pipe itself.
+        return 0 if isinstance(left.__context__, BrokenPipeError) else INTERNAL
+    except Exception as error:
+        code = _fail("internal error", f"{type(error).__name__}: {error}", INTERNAL)
+        if os.environ.get("HSBENCH_TRACEBACK", "0") in ("", "0"):
+            print("hsbench: set HSBENCH_TRACEBACK=1 to see the traceback", file=sys.stderr)
+        return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    # Not app(...): in every mode, its main turns a broken pipe into exit code 1.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("hsbench", argv) as context:
+            code = command.invoke(context)
+    except typer.Exit as done:
+        code = done.exit_code
+    except ClickException as error:
+        raise translated(error) from error
+    return code if isinstance(code, int) else 0
+
+
+def _fail(kind: str, message: object, code: int) -> int:
+    if os.environ.get("HSBENCH_TRACEBACK", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exc()
+    # One line whatever was typed: a value may hold a newline, and a library's message usually does.
+    print(f"hsbench: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    return code

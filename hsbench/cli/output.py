@@ -1,0 +1,128 @@
+"""Where results go: stdout, or a file that is touched only once there is a result to write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from hsbench.errors import HsbenchError, UsageError
+
+if TYPE_CHECKING:
+    from hsbench.report import Report, Result, Writer
+
+FORMATS = ("table", "csv", "json", "markdown")
+_SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "table"}
+
+
+def format_of(path: Path | None, default: str) -> str:
+    """The format where none was asked for: what the file's name ends in, else the command's own."""
+    return default if path is None else _SUFFIXES.get(path.suffix.lower(), default)
+
+
+def check_writable(path: Path, option: str = "--output") -> None:
+    """Make sure that a file can be written, without changing it or leaving one behind.
+
+    Raises:
+        UsageError: a directory, in no directory, or not writable.
+    """
+    if path.is_dir():
+        raise UsageError(option, path, f"is a directory; name a file in it, such as {path / 'results.csv'}")
+    if not path.parent.is_dir():
+        raise UsageError(option, path, f"there is no directory {path.parent}; create it first")
+    try:
+        if path.is_file():
+            with path.open("r+b"):
+                pass
+        elif not path.exists():
+            path.open("xb").close()
+            path.unlink()
+        elif not os.access(path, os.W_OK):  # a pipe or a device: opening it might block
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        remedy = f"cannot be written ({error.strerror or error}); give a path that can"
+        raise UsageError(option, path, remedy) from error
+
+
+class Sink:
+    """Writes results in a format, each as it comes, to a file or to stdout; a context manager.
+
+    A file is opened, and what it held is dropped, when the first result arrives: a run that fails before that
+    leaves it as it was.
+
+    Raises:
+        HsbenchError: the disk is full, or such.
+        BrokenPipeError: the reader of stdout is gone.
+    """
+
+    def __init__(self, format: str, path: Path | None) -> None:
+        self.format, self.path = format, path
+        self._stream: TextIO | None = None
+        self._writer: Writer | None = None
+
+    def row(self, result: Result) -> None:
+        """Write one result, if its format shows single rows."""
+        with writing(self.path):
+            self._open().row(result)
+
+    def report(self, report: Report) -> None:
+        """Write what of a report is not written yet."""
+        with writing(self.path):
+            self._open().report(report)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, BrokenPipeError):
+            return  # the ending of the document has no reader either
+        with writing(self.path):
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                if self._stream is not None and self.path is not None:
+                    self._stream.close()
+
+    def _open(self) -> Writer:
+        from hsbench.report import writer_for
+
+        if self._writer is None:
+            if self.path is None and sys.stdout is None:
+                raise HsbenchError("stdout is closed: give --output FILE")
+            # newline="": lines end as the writer ends them, on every system.
+            stream = sys.stdout if self.path is None else self.path.open("w", encoding="utf-8", newline="")
+            self._stream, self._writer = stream, writer_for(self.format, stream)
+        return self._writer
+
+
+@contextlib.contextmanager
+def writing(path: Path | None = None) -> Iterator[None]:
+    """Explain a failure to write to a file, or to stdout where there is none.
+
+    Raises:
+        HsbenchError: the disk is full, or such.
+        BrokenPipeError: as it came; to a reader who is gone, nothing needs explaining.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if path is None:
+            discard_stdout()
+        where = "stdout" if path is None else f"--output {path}"
+        remedy = f"cannot be written ({error.strerror or error}); results from there on are lost"
+        raise HsbenchError(f"{where}: {remedy}") from error
+
+
+def discard_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not complain about a broken pipe."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

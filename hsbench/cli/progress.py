@@ -1,0 +1,115 @@
+"""What is shown on stderr while a plan runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hsbench.experiment import Observer
+
+if TYPE_CHECKING:
+    from hsbench.report import Result
+
+#: Seconds between two redraws.
+_REDRAW_S = 0.2
+
+
+def warn(text: str) -> None:
+    """One warning line on stderr."""
+    print(f"hsbench: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+class Progress(Observer):
+    """A bar on stderr where that is a terminal; only warnings where not. A context manager.
+
+    It is drawn when the experiment reports something, which it does between samples, and never by a thread of
+    its own: a thread that redraws ten times a second would run into the samples.
+
+    Args:
+        cells: how many there are; the bar counts them where there is more than one.
+        finished: called with each result as it is done.
+    """
+
+    def __init__(self, cells: int, finished: Callable[[Result], None]) -> None:
+        self._cells, self._finished = cells, finished
+        self._warned: set[str] = set()
+        self._label = ""
+        self._drawn = 0.0
+        self._bar: Any = _bar(cells) if sys.stderr.isatty() else None
+        self._task = self._bar.add_task("", total=cells) if self._bar else None
+
+    def cell(self, done: int, label: str) -> None:
+        """The next cell begins."""
+        self._label = label
+        self._draw("", completed=done, now=True)
+
+    def stage(self, text: str) -> None:
+        self._draw(text, now=True)
+
+    def sampled(self, method: str, done: int, total_hint: int | None, elapsed_s: float) -> None:
+        self._draw(f"{method}: {done} samples, {elapsed_s:.1f} s")
+
+    def warning(self, text: str) -> None:
+        # A sweep meets the same trouble in every cell; once is enough.
+        if text not in self._warned:
+            self._warned.add(text)
+            with self.aside():
+                warn(text)
+
+    def finished(self, result: Result) -> None:
+        with self.aside() if sys.stdout is not None and sys.stdout.isatty() else contextlib.nullcontext():
+            self._finished(result)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something else is written to the terminal."""
+        if self._bar is None or not self._bar.live.is_started:
+            yield
+            return
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _draw(self, text: str, *, completed: int | None = None, now: bool = False) -> None:
+        if self._bar is None:
+            return
+        shown = " · ".join(part for part in (self._label, text) if part)
+        self._bar.update(self._task, description=shown, completed=completed)
+        if now or time.monotonic() - self._drawn > _REDRAW_S:
+            self._drawn = time.monotonic()
+            self._bar.refresh()
+
+
+def _bar(cells: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    counter = (BarColumn(bar_width=24), MofNCompleteColumn()) if cells > 1 else ()
+    # Rich would otherwise send what is printed to stdout to this console, which is stderr.
+    return Bar(
+        *counter,
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -1,0 +1,103 @@
+"""Carry out a plan: run its cells, send each row on its way, show the summary, choose the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from hsbench.cli.request import Cell, Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hsbench.report import Record, Report
+
+OK, INCORRECT, CANNOT_RUN, INTERRUPTED = 0, 3, 4, 130
+
+Summary = Callable[[list["Report"], "Console"], None]
+
+
+def run(plan: Plan, summary: Summary) -> int:
+    """Run every cell of a plan.
+
+    Ctrl-C ends the run: rows that are done stay, the others are written as interrupted.
+
+    Args:
+        plan: from ``request.py``.
+        summary: prints all reports for people; used where stdout does not hold tables already.
+
+    Returns:
+        The exit code, see :func:`exit_code`.
+    """
+    from hsbench import experiment
+    from hsbench.cli.progress import Progress, warn
+    from hsbench.report import console_for
+
+    for warning in plan.warnings:
+        warn(warning)
+    reports: list[Report] = []
+    with plan.sink as sink:
+        try:
+            with Progress(len(plan.cells), sink.row) as progress:
+                for cell in plan.cells:
+                    progress.cell(len(reports), cell.label)
+                    report = experiment.run_workload(
+                        cell.workload,
+                        methods=plan.methods,
+                        device=plan.device,
+                        settings=plan.settings,
+                        captured=cell.captured,
+                        observer=progress,
+                    )
+                    reports.append(report)
+                    with progress.aside():
+                        sink.report(report)
+                    if report.interrupted:
+                        break
+        except KeyboardInterrupt:  # between cells, where no experiment turns it into rows
+            pass
+        for cell in plan.cells[len(reports) :]:
+            reports.append(_not_reached(cell, plan, reports))
+            sink.report(reports[-1])
+    # One table on stdout says it all; anything else gets its summary.
+    if sink.format != "table" or sink.path is not None or len(plan.cells) > 1:
+        summary(reports, console_for(sys.stderr))
+    return exit_code(reports, plan.methods)
+
+
+def exit_code(reports: Sequence[Report], asked: Sequence[str] | None) -> int:
+    """The exit code of a run.
+
+    130 if it was interrupted; else 3 if a result failed its check; else 4 if nothing could run, or if a
+    method asked for by name was unavailable in every cell; else 0.
+    """
+    records = [result.record for report in reports for result in report.results]
+    statuses = {record.status for record in records}
+    if any(report.interrupted for report in reports):
+        return INTERRUPTED
+    if "incorrect" in statuses:
+        return INCORRECT
+    if "ok" not in statuses or any(_unavailable(name, records) for name in asked or ()):
+        return CANNOT_RUN
+    return OK
+
+
+def _unavailable(name: str, records: Iterable[Record]) -> bool:
+    """Whether a family or family:variant could run nowhere, and in some cell for lack of something."""
+    statuses = {record.status for record in records if name in (record.method, record.family)}
+    return "unavailable" in statuses and not statuses & {"ok", "oom"}
+
+
+def _not_reached(cell: Cell, plan: Plan, reports: Sequence[Report]) -> Report:
+    """A report that has every row of a cell as interrupted, so that a sweep's output holds all its cells."""
+    from hsbench.methods import default_families
+    from hsbench.report import Record, Report, Result
+
+    # Which rows a cell has is known only once it runs; a cell of the same phase that did is the best guess.
+    alike = [report for report in reports if report.workload.phase == cell.workload.phase and report.results]
+    seen = [result.record.method for report in alike[:1] for result in report.results]
+    names = seen or plan.methods or default_families(cell.workload.phase)
+    rows = [Record.of(cell.workload, method=name, device=plan.device, status="interrupted") for name in names]
+    machine, peaks = (reports[0].machine, reports[0].peaks) if reports else ({}, {})
+    return Report(cell.workload, [Result(row) for row in rows], machine, peaks, interrupted=True)
