@@ -25,18 +25,22 @@ class BuildNative(Command):
     """Builds csrc/ with CMake into hsbench/lib (setuptools' SubCommand protocol)."""
 
     description = "build the compiled libraries"
-    user_options = [("build-lib=", "b", "directory to build into")]
+    user_options = [
+        ("build-lib=", "b", "directory to build into"),
+        ("build-temp=", "t", "directory for CMake's build tree"),
+    ]
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
+        self.build_temp: str | None = None
         self.editable_mode = False
 
     def finalize_options(self) -> None:
-        self.set_undefined_options("build", ("build_lib", "build_lib"))
+        self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
 
     @property
     def _destination(self) -> Path:
-        package = ROOT / "hsbench" if self.editable_mode else Path(self.build_lib or "build/lib") / "hsbench"
+        package = ROOT / "hsbench" if self.editable_mode else Path(self.build_lib, "hsbench").resolve()
         return package / "lib"
 
     def run(self) -> None:
@@ -53,7 +57,7 @@ class BuildNative(Command):
 
     def _build(self, destination: Path) -> dict[str, str]:
         """Configures and builds; returns, for each library that is not there, why."""
-        tree = ROOT / "build" / "native"
+        tree = Path(self.build_temp, "native").resolve()
         cmake = shutil.which("cmake") or "cmake"
         # A cache from another checkout or another (temporary) build environment would name tools that are gone.
         (tree / "CMakeCache.txt").unlink(missing_ok=True)
