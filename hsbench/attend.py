@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench import memory, native
-from hsbench.errors import UnavailableError, UnsupportedError
+from hsbench import native
+from hsbench.errors import UnsupportedError
 from hsbench.formats.bitmap import BitmapKV
 from hsbench.formats.hierarchical import DTYPES, HierarchicalKV
 
@@ -39,36 +39,33 @@ class NativeCall:
         lse: fp32 ``[batch, q_heads, q_len]``, natural log.
     """
 
-    def __init__(self, function: str, workspace: str, struct: str, q: Tensor, kv_shape: Any, **operands: Any) -> None:
-        if q.device.type != "cpu":
-            raise UnavailableError(f"hsbench has no attention kernels for {q.device.type} tensors yet")
-        self._library = native.library("cpu")
+    def __init__(
+        self, operation: str, struct: str, q: Tensor, kv_shape: tuple[int, int, int, int], **operands: Any
+    ) -> None:
         self._q = q.contiguous()
         self._operands = operands  # keeps the pools alive
         batch, q_heads, q_len, head_dim = q.shape
         self.out = torch.empty_like(self._q)
         self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
-        shape = dict(batch=batch, q_heads=q_heads, kv_heads=kv_shape[1], head_dim=head_dim, seq=kv_shape[2])
+        shape = {"batch": batch, "q_heads": q_heads, "kv_heads": kv_shape[1], "head_dim": head_dim, "seq": kv_shape[2]}
         if struct == "hsb_prefill_params":
             shape["q_len"] = q_len
-        self._params = native.make(
+        params = native.make(
             struct,
             **shape,
             dtype=DTYPES[q.dtype],
-            threads=native.threads(),
-            isa=native.requested_isa(),
             scale=1.0 / math.sqrt(head_dim),
             q=self._q,
             out=self.out,
             lse=self.lse,
+            **native.on_device(q.device),
             **{name: operand.params() for name, operand in operands.items()},
         )
-        self._workspace = memory.empty((self._library.number(workspace, self._params),), torch.uint8, q.device)
-        self._params.workspace = self._workspace.data_ptr()
-        self._function = function
+        self._native = native.Operation(operation, q.device, params)
 
     def run(self) -> None:
-        self._library.call(self._function, self._params)
+        """Computes ``out`` and ``lse``."""
+        self._native.run()
 
 
 def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
@@ -76,29 +73,15 @@ def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
     check_query(q, kv.shape, kv.dtype, kv.device)
     if q.shape[2] != 1:
         raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-    return NativeCall(
-        "hsb_cpu_decode", "hsb_cpu_decode_workspace", "hsb_decode_params", q, kv.shape, k=kv.k, v=kv.v
-    )
+    return NativeCall("decode", "hsb_decode_params", q, kv.shape, k=kv.k, v=kv.v)
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     """Decode over bitmaps; ``q [batch, q_heads, 1, head_dim]``."""
-    return NativeCall(
-        "hsb_cpu_decode_bitmap",
-        "hsb_cpu_decode_workspace",
-        "hsb_decode_params",
-        q,
-        kv.k.shape,
-        k_bitmap=kv.k,
-        v_bitmap=kv.v,
-    )
+    return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, k_bitmap=kv.k, v_bitmap=kv.v)
 
 
 def prefill_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq."""
     check_query(q, kv.shape, kv.dtype, kv.device)
-    return NativeCall(
-        "hsb_cpu_prefill", "hsb_cpu_prefill_workspace", "hsb_prefill_params", q, kv.shape, k=kv.k, v=kv.v
-    )
-
-
+    return NativeCall("prefill", "hsb_prefill_params", q, kv.shape, k=kv.k, v=kv.v)

@@ -31,6 +31,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) 
     return tensor
 
 
+def scratch(size: int, device: torch.device | str) -> Tensor:
+    """``size`` bytes of workspace, uint8, zeroed: kernels may keep counters there that they reset themselves."""
+    return empty((size,), torch.uint8, device).zero_()
+
+
 @functools.cache
 def _madvise() -> Any | None:
     if not hasattr(mmap, "MADV_HUGEPAGE"):

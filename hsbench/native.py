@@ -90,13 +90,17 @@ class Library:
         if stale:
             raise UnavailableError(f"the {kind.upper()} library is from another version of hsbench: {remedy}")
 
-    def call(self, function: str, params: ctypes.Structure | None = None) -> None:
+    def has(self, function: str) -> bool:
+        """Whether the library exports a function."""
+        return hasattr(self._library, function)
+
+    def call(self, function: str, params: ctypes.Structure) -> None:
         """Runs an operation (the GIL is released meanwhile); raises :class:`NativeError` if it fails."""
         if getattr(self._library, function)(ctypes.byref(params)):
             raise NativeError(f"{function}: {self._library.hsb_last_error().decode()}")
 
     def number(self, function: str, params: ctypes.Structure | None = None) -> int:
-        """Asks for a number, such as a workspace's bytes."""
+        """Asks for a number, such as a workspace's bytes; raises :class:`NativeError` if it is negative."""
         ask = getattr(self._library, function)
         ask.restype = ctypes.c_int64
         value = int(ask(ctypes.byref(params)) if params is not None else ask())
@@ -105,10 +109,41 @@ class Library:
         return value
 
 
+class Operation:
+    """An operation of the library for a device, such as ``decode``, and its scratch memory.
+
+    Raises:
+        UnavailableError: there is no library for the device, or it has no such operation.
+    """
+
+    def __init__(self, name: str, device: Any, params: ctypes.Structure) -> None:
+        from hsbench import memory
+
+        self._library, self._function = library(device.type), f"hsb_{device.type}_{name}"
+        if not self._library.has(self._function):
+            raise UnavailableError(f"hsbench has no {name} kernel for {device.type} tensors yet")
+        self._device, self.params = device, params
+        self._workspace = memory.scratch(self._library.number(f"{self._function}_workspace", params), device)
+        params.workspace = self._workspace.data_ptr()
+
+    def run(self) -> None:
+        """Runs it; on CUDA, on the stream that is current now."""
+        if self._device.type == "cuda":
+            import torch
+
+            self.params.stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._library.call(self._function, self.params)
+
+
 @functools.cache
 def library(kind: str) -> Library:
     """``library("cpu")`` or ``library("cuda")``, loaded once. Raises :class:`UnavailableError`."""
     return Library(kind)
+
+
+def on_device(device: Any) -> dict[str, int]:
+    """The struct fields that say how an operation runs on a torch.device: threads and instruction set on the CPU."""
+    return {"threads": threads(), "isa": requested_isa()} if device.type == "cpu" else {}
 
 
 def why_missing(kind: str) -> str | None:
@@ -141,6 +176,14 @@ def threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def why_cannot(operation: str, device: str) -> str | None:
+    """Why an operation, such as ``decode``, cannot run on ``cpu`` or ``cuda`` here; None if it can."""
+    reason = why_missing(device)
+    if reason is None and not library(device).has(f"hsb_{device}_{operation}"):
+        return f"hsbench has no {operation} kernel for {device} yet: use another --device"
+    return reason
 
 
 @functools.cache

@@ -67,9 +67,13 @@ def plan_blocks(seq: int, sparsity: float, *, sink: int = 0, local: int = 0) -> 
 def check_finite(name: str, x: Tensor) -> None:
     """Raises :class:`NonFiniteError` with the first index (row-major) at which ``x`` is NaN or infinite."""
     bad = ~torch.isfinite(x)
-    if bad.any():
-        flat = int(torch.argmax(bad.flatten().to(torch.uint8)))
-        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+    raise_if_non_finite(name, int(torch.argmax(bad.flatten().to(torch.uint8))) if bad.any() else -1, x.shape)
+
+
+def raise_if_non_finite(name: str, flat: int, shape: torch.Size) -> None:
+    """Raises :class:`NonFiniteError` for the flat index ``flat`` of a tensor of ``shape``; -1 means that all is well."""
+    if flat >= 0:
+        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape)))
 
 
 def keep_2_of_4(x: Tensor, dim: int) -> Tensor:

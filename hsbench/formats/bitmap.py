@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from hsbench import memory, native
-from hsbench.errors import NonFiniteError, UnavailableError
 from hsbench.formats.hierarchical import DTYPES
-from hsbench.prune import check_finite, keep_unstructured, kept_per_token
+from hsbench.prune import check_finite, keep_unstructured, kept_per_token, raise_if_non_finite
 
 CHUNK = 64
 PAD = 8
@@ -98,40 +97,37 @@ def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
         NonFiniteError: ``x`` holds a NaN or an infinity.
         UnavailableError: there is no native library for the device.
     """
-    if x.device.type != "cpu":
-        raise UnavailableError(f"hsbench has no bitmap compress kernel for {x.device.type} tensors yet")
-    library = native.library("cpu")
     x = x.contiguous()
     batch, kv_heads, seq, head_dim = x.shape
     chunks = (batch, kv_heads, seq, head_dim // CHUNK)
+    keep = kept_per_token(sparsity, head_dim)
     bitmap = memory.empty(chunks, torch.int64, x.device)
     offset = memory.empty(chunks, torch.int32, x.device)
-    total = torch.zeros(1, dtype=torch.int64)
-    non_finite = torch.full((1,), -1, dtype=torch.int64)
+    total = torch.zeros(1, dtype=torch.int64, device=x.device)
+    non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
     params = native.make(
         "hsb_compress_bitmap_params",
         batch=batch,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        keep=kept_per_token(sparsity, head_dim),
+        keep=keep,
         seq=seq,
         dtype=DTYPES[x.dtype],
-        threads=native.threads(),
-        isa=native.requested_isa(),
         x=x,
         bitmap=bitmap,
         offset=offset,
         total=total,
         non_finite=non_finite,
+        **native.on_device(x.device),
     )
-    library.call("hsb_cpu_compress_bitmap", params)
-    if (flat := int(non_finite)) >= 0:
-        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+    operation = native.Operation("compress_bitmap", x.device, params)
+    operation.run()
+    raise_if_non_finite(name, int(non_finite), x.shape)
     values = memory.empty((int(total),), x.dtype, x.device)
     params.values = values.data_ptr()
     if values.numel():
-        library.call("hsb_cpu_compress_bitmap", params)
-    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values, params.keep)
+        operation.run()
+    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values, keep)
 
 
 def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor:

@@ -2,24 +2,36 @@
 
 A map entry is ``slot * 2 + kind`` (kind 1 is 2:4), slots counting within the pool of that kind. Pages of one
 (batch, kv head) are contiguous in each pool and ascend with the block, so that a kernel streams them. The bytes of a
-page are the device layout's (``cpu_layout``).
+page are the device layout's (``cpu_layout``, ``cuda_layout``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hsbench import memory, native
-from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
-from hsbench.formats import cpu_layout
-from hsbench.prune import BLOCK, BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, split_blocks
+from hsbench.errors import UnsupportedError
+from hsbench.formats import cpu_layout, cuda_layout
+from hsbench.prune import (
+    BLOCK,
+    BlockPlan,
+    Operand,
+    check_finite,
+    choose_blocks,
+    plan_blocks,
+    raise_if_non_finite,
+    split_blocks,
+)
 
 DTYPES = {torch.float16: native.FP16, torch.bfloat16: native.BF16}
 HEAD_DIMS = (64, 128)
+LAYOUTS = {"cpu": cpu_layout, "cuda": cuda_layout}
+"""What the bytes of a page are, by device type."""
 
 
 @dataclass
@@ -44,7 +56,7 @@ class PagedTensor:
     def empty(cls, x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
         """Uninitialised pages for a tensor like ``x``."""
         batch, kv_heads, _, head_dim = x.shape
-        heads = batch * kv_heads
+        heads, layout = batch * kv_heads, LAYOUTS[x.device.type]
 
         def pool(pages: int, page_bytes: int) -> Tensor:
             return memory.empty((heads * pages, page_bytes), torch.uint8, x.device)
@@ -55,9 +67,13 @@ class PagedTensor:
             x.dtype,
             plan,
             map=torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device),
-            dense=pool(plan.dense, cpu_layout.dense_page_bytes(head_dim)),
-            sparse=pool(plan.sparse, cpu_layout.sparse_page_bytes(head_dim)),
+            dense=pool(plan.dense, layout.dense_page_bytes(head_dim)),
+            sparse=pool(plan.sparse, layout.sparse_page_bytes(head_dim)),
         )
+
+    @property
+    def layout(self) -> ModuleType:
+        return LAYOUTS[self.map.device.type]
 
     def params(self) -> Any:
         """The ``hsb_pages`` struct that kernels take."""
@@ -72,7 +88,7 @@ class PagedTensor:
 
     def memory(self) -> dict[str, int]:
         """Bytes by component; they add up to the buffers' real sizes."""
-        metadata = self.sparse.shape[0] * cpu_layout.metadata_bytes(self.shape[-1])
+        metadata = self.sparse.shape[0] * self.layout.metadata_bytes(self.shape[-1])
         return {
             "dense": self.dense.nbytes,
             "2:4 values": self.sparse.nbytes - metadata,
@@ -102,10 +118,10 @@ class PagedTensor:
         entries = self.map.flatten()
         slots, is_sparse = (entries >> 1).to(torch.int64), (entries & 1).bool()
         if self.plan.dense:
-            dense = cpu_layout.unpack_dense(self.dense, self.operand, self.dtype, head_dim)
+            dense = self.layout.unpack_dense(self.dense, self.operand, self.dtype, head_dim)
             blocks[~is_sparse] = dense[slots[~is_sparse]]
         if self.plan.sparse:
-            sparse = cpu_layout.unpack_sparse(self.sparse, self.operand, self.dtype, head_dim)
+            sparse = self.layout.unpack_sparse(self.sparse, self.operand, self.dtype, head_dim)
             blocks[is_sparse] = sparse[slots[is_sparse]]
         return blocks.view(batch, kv_heads, -1, head_dim)[:, :, :seq].contiguous()
 
@@ -172,13 +188,10 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
         NonFiniteError: ``x`` holds a NaN or an infinity.
         UnavailableError: there is no native library for the device.
     """
-    if x.device.type != "cpu":
-        raise UnavailableError(f"hsbench has no compress kernel for {x.device.type} tensors yet: move K and V to the CPU")
-    library = native.library("cpu")
     x = x.contiguous()
     pages = PagedTensor.empty(x, operand, plan)
     batch, kv_heads, seq, head_dim = x.shape
-    non_finite = torch.full((1,), -1, dtype=torch.int64)
+    non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
     params = native.make(
         "hsb_compress_params",
         batch=batch,
@@ -190,19 +203,15 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
         last_eligible=plan.last,
         sparse_per_head=plan.sparse,
         dtype=DTYPES[x.dtype],
-        threads=native.threads(),
-        isa=native.requested_isa(),
         x=x,
         dense=pages.dense,
         sparse=pages.sparse,
         map=pages.map,
         non_finite=non_finite,
+        **native.on_device(x.device),
     )
-    workspace = memory.empty((library.number("hsb_cpu_compress_workspace", params),), torch.uint8, x.device)
-    params.workspace = workspace.data_ptr()
-    library.call("hsb_cpu_compress", params)
-    if (flat := int(non_finite)) >= 0:
-        raise NonFiniteError(operand, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), x.shape)))
+    native.Operation("compress", x.device, params).run()
+    raise_if_non_finite(operand, int(non_finite), x.shape)
     return pages
 
 
@@ -217,9 +226,9 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     blocks = split_blocks(padded).flatten(0, 2)
     flat = chosen.flatten()
     if plan.dense:
-        pages.dense.copy_(cpu_layout.pack_dense(blocks[~flat], operand))
+        pages.dense.copy_(pages.layout.pack_dense(blocks[~flat], operand))
     if plan.sparse:
-        pages.sparse.copy_(cpu_layout.pack_sparse(blocks[flat], operand))
+        pages.sparse.copy_(pages.layout.pack_sparse(blocks[flat], operand))
     slots = torch.where(flat, flat.cumsum(0), (~flat).cumsum(0)) - 1
     pages.map.copy_((slots * 2 + flat).view_as(pages.map))
     return pages

@@ -19,4 +19,4 @@ class Dense(PagesMethod):
 
 
 def methods(phase: str, device: str) -> list[Method]:
-    return [Dense()]
+    return [Dense(phase)]

@@ -15,4 +15,4 @@ class Hierarchical(PagesMethod):
 
 
 def methods(phase: str, device: str) -> list[Method]:
-    return [Hierarchical()]
+    return [Hierarchical(phase)]

@@ -32,14 +32,15 @@ class PagesPrepared(Prepared):
 class PagesMethod(Method):
     """Attention over pages at the sparsity that ``sparsities`` gives."""
 
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         """Key and value sparsity, 0 to 0.5."""
         raise NotImplementedError
 
     def unavailable(self, device: str) -> str | None:
-        if device != "cpu":
-            return f"hsbench's own kernels do not run on {device} yet: use --device cpu"
-        return native.why_missing("cpu")
+        return native.why_cannot(self.phase, device)
 
     def unsupported(self, workload: Workload, device: str) -> str | None:
         return why_not_native(workload)
@@ -63,7 +64,7 @@ class PagesMethod(Method):
                 local=workload.local,
             )
             compress_s = time.perf_counter() - start
-        call = (attend.decode_call if workload.phase == "decode" else attend.prefill_call)(inputs.q, kv)
+        call = (attend.decode_call if self.phase == "decode" else attend.prefill_call)(inputs.q, kv)
         return PagesPrepared(
             out=call.out,
             lse=call.lse,

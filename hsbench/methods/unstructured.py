@@ -35,9 +35,7 @@ class Unstructured(Method):
     name = "unstructured"
 
     def unavailable(self, device: str) -> str | None:
-        if device != "cpu":
-            return f"hsbench's own kernels do not run on {device} yet: use --device cpu"
-        return native.why_missing("cpu")
+        return native.why_cannot("decode_bitmap", device)
 
     def unsupported(self, workload: Workload, device: str) -> str | None:
         if workload.phase == "prefill":

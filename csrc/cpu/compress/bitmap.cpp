@@ -86,6 +86,8 @@ void fill_values(const hsb_compress_bitmap_params &p, const Runs &runs, FirstNon
 }  // namespace
 }  // namespace hsb::cpu
 
+extern "C" int64_t hsb_cpu_compress_bitmap_workspace(const hsb_compress_bitmap_params *) { return 0; }
+
 extern "C" int hsb_cpu_compress_bitmap(const hsb_compress_bitmap_params *p) {
     using namespace hsb::cpu;
     return hsb::guarded([&] {
