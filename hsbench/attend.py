@@ -26,7 +26,7 @@ def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dty
             f"[{batch}, q_heads, q_len, {head_dim}] {dtype} on {device}"
         )
     if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= MAX_GROUP:
-        raise UnsupportedError(f"q has {q.shape[1]} heads: give a multiple (1 to {MAX_GROUP}) of the {kv_heads} kv heads")
+        raise UnsupportedError(f"q has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
     if not 1 <= q.shape[2] <= seq:
         raise UnsupportedError(f"q has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
 

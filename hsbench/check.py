@@ -94,5 +94,5 @@ def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
         difference = (lse.index_select(2, expected.rows) - expected.lse).abs()
         off = float((difference / expected.lse.abs().clamp(min=1.0)).max())
         if not off <= LSE_TOLERANCE:
-            return Verdict(error, f"the log-sum-exp is off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
+            return Verdict(error, f"log-sum-exp off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
     return Verdict(error, None)

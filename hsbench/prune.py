@@ -71,7 +71,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 
 def raise_if_non_finite(name: str, flat: int, shape: torch.Size) -> None:
-    """Raises :class:`NonFiniteError` for the flat index ``flat`` of a tensor of ``shape``; -1 means that all is well."""
+    """Raises :class:`NonFiniteError` for element ``flat`` of a tensor of ``shape``; -1 means that all is well."""
     if flat >= 0:
         raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape)))
 

@@ -169,7 +169,7 @@ class HierarchicalKV:
 
 
 def check_kv(k: Tensor, v: Tensor) -> None:
-    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair of ``[batch, kv_heads, seq, 64|128]``."""
+    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair, ``[batch, kv_heads, seq, 64|128]``."""
     if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype or k.device != v.device:
         raise UnsupportedError(
             f"k {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype} must be alike: "
