@@ -7,6 +7,23 @@
 
 namespace hsb::cpu {
 
+// Byte shuffles that spread packed 16-bit values over 8 lanes, by the 8 bits of the lanes that get one.
+struct ExpandTable {
+    alignas(16) std::uint8_t order[256][16];
+};
+constexpr ExpandTable make_expand_table() {
+    ExpandTable table{};
+    for (int mask = 0; mask < 256; ++mask)
+        for (int lane = 0, next = 0; lane < 8; ++lane) {
+            const bool kept = mask >> lane & 1;
+            table.order[mask][2 * lane] = static_cast<std::uint8_t>(kept ? 2 * next : 0x80);
+            table.order[mask][2 * lane + 1] = static_cast<std::uint8_t>(kept ? 2 * next + 1 : 0x80);
+            next += kept;
+        }
+    return table;
+}
+constexpr ExpandTable kExpand = make_expand_table();
+
 struct Avx2 {
     static constexpr int isa = HSB_ISA_AVX2;
     static constexpr int width = 8;
@@ -42,6 +59,30 @@ struct Avx2 {
         return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
     }
 
+    // Rounded to nearest even, as from_float does.
+    static void store(std::uint16_t *p, Float x, Fp16) {
+        const __m128i half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), half);
+    }
+    static void store(std::uint16_t *p, Float x, Bf16) {
+        const __m256i bits = _mm256_castps_si256(x);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+        const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        const __m256i y = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+        const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), half);
+    }
+
+    // p[0..3] in every group of four lanes; splat<i> of that is p[i] in every lane. One load, then shuffles, which
+    // use neither a load port nor (mostly) an FMA port.
+    static Float load_quad(const float *p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(p)); }
+    template <int i>
+    static Float splat(Float quad) {
+        return _mm256_permute_ps(quad, i * 0x55);
+    }
+
     static Word load(const std::uint32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
     static Word set(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
     static Word bit_and(Word a, Word b) { return _mm256_and_si256(a, b); }
@@ -58,6 +99,30 @@ struct Avx2 {
     template <int slot>
     static Float lookup(const float *table, Index index) {
         return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * slot), index);
+    }
+
+    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
+    static void pattern_table(const float *x, float *table) {
+        const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(x));
+        _mm256_storeu_ps(table, _mm256_permutevar_ps(four, _mm256_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0)));
+        _mm256_storeu_ps(table + 8, _mm256_permutevar_ps(four, _mm256_setr_epi32(1, 2, 3, 2, 3, 3, 0, 0)));
+    }
+
+    // Lane i is the sum of x[i]'s lanes, for 8 vectors.
+    static Float sums(const Float *x) {
+        const Float a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+        const Float b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+        return add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+
+    // 8 lanes of which mask's are the next values in turn and the others 0. Reads 8 values whatever the mask.
+    template <class Type>
+    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type) {
+        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(values));
+        const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i *>(kExpand.order[mask]));
+        const __m128i spread = _mm_shuffle_epi8(packed, order);
+        if (Type::dtype == HSB_FP16) return _mm256_cvtph_ps(spread);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(spread), 16));
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

@@ -34,6 +34,28 @@ struct Avx512 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
     }
 
+    // Rounded to nearest even, as from_float does.
+    static void store(std::uint16_t *p, Float x, Fp16) {
+        const __m256i half = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), half);
+    }
+    static void store(std::uint16_t *p, Float x, Bf16) {
+        const __m512i bits = _mm512_castps_si512(x);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+        const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+        const __m512i y = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(y, 16)));
+    }
+
+    // p[0..3] in every group of four lanes; splat<i> of that is p[i] in every lane. One load, then shuffles, which
+    // use neither a load port nor (mostly) an FMA port.
+    static Float load_quad(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+    template <int i>
+    static Float splat(Float quad) {
+        return _mm512_permute_ps(quad, i * 0x55);
+    }
+
     static Word load(const std::uint32_t *p) { return _mm512_loadu_si512(p); }
     static Word set(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
     static Word bit_and(Word a, Word b) { return _mm512_and_si512(a, b); }
@@ -51,6 +73,35 @@ struct Avx512 {
     template <int slot>
     static Float lookup(const float *table, Index index) {
         return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+    }
+
+    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
+    static void pattern_table(const float *x, float *table) {
+        const __m512i positions = _mm512_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0, 1, 2, 3, 2, 3, 3, 0, 0);
+        _mm512_storeu_ps(table, _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(x)), positions));
+    }
+
+    // Lane i is the sum of x[i]'s lanes, for 16 vectors: half the vectors and half the distance at each level.
+    static Float sums(const Float *x) {
+        Float four[4];
+        for (int i = 0; i < 4; ++i) {
+            const Float *y = x + 4 * i;
+            const Float a = add(_mm512_unpacklo_ps(y[0], y[1]), _mm512_unpackhi_ps(y[0], y[1]));
+            const Float b = add(_mm512_unpacklo_ps(y[2], y[3]), _mm512_unpackhi_ps(y[2], y[3]));
+            four[i] = add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+        }
+        const Float a = add(_mm512_shuffle_f32x4(four[0], four[1], 0x88), _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+        const Float b = add(_mm512_shuffle_f32x4(four[2], four[3], 0x88), _mm512_shuffle_f32x4(four[2], four[3], 0xdd));
+        return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+
+    // 16 lanes of which mask's are the next values in turn and the others 0. Reads 16 values whatever the mask.
+    template <class Type>
+    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type) {
+        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(values));
+        const __m256i spread = _mm256_maskz_expand_epi16(static_cast<__mmask16>(mask), packed);
+        if (Type::dtype == HSB_FP16) return _mm512_cvtph_ps(spread);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(spread), 16));
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

@@ -49,6 +49,19 @@ struct Portable {
         return each<Float>([&](int i) { return to_float(p[i], type); });
     }
 
+    // Rounded to nearest even.
+    template <class Type>
+    static void store(std::uint16_t *p, Float x, Type type) {
+        for (int i = 0; i < width; ++i) p[i] = from_float(x.lane[i], type);
+    }
+
+    // p[0..3] in every group of four lanes; splat<i> of that is p[i] in every lane.
+    static Float load_quad(const float *p) { return load(p); }
+    template <int i>
+    static Float splat(Float quad) {
+        return set(quad.lane[i]);
+    }
+
     static Word load(const std::uint32_t *p) { return each<Word>([&](int i) { return p[i]; }); }
     static Word set(std::uint32_t x) { return each<Word>([&](int) { return x; }); }
     static Word bit_and(Word a, Word b) { return each<Word>([&](int i) { return a.lane[i] & b.lane[i]; }); }
@@ -65,6 +78,23 @@ struct Portable {
     template <int slot>
     static Float lookup(const float *table, Index index) {
         return each<Float>([&](int i) { return table[8 * slot + index.lane[i]]; });
+    }
+
+    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
+    static void pattern_table(const float *x, float *table) {
+        constexpr int positions[16] = {0, 0, 0, 1, 1, 2, 0, 0, 1, 2, 3, 2, 3, 3, 0, 0};
+        for (int i = 0; i < 16; ++i) table[i] = x[positions[i]];
+    }
+
+    // Lane i is the sum of x[i]'s lanes, for 4 vectors.
+    static Float sums(const Float *x) {
+        return each<Float>([&](int i) { return sum(x[i]); });
+    }
+
+    // 4 lanes of which mask's are the next values in turn and the others 0.
+    template <class Type>
+    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type type) {
+        return each<Float>([&](int i) { return mask >> i & 1 ? to_float(*values++, type) : 0.0f; });
     }
 
     // 2^x for x <= 0; results below 2^-126 become 0.

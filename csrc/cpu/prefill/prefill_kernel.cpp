@@ -1,0 +1,177 @@
+#include "prefill.h"
+
+#include <math.h>
+
+#include "cpu/simd/isa.h"
+#include "products.h"
+#include "softmax.h"
+#include "unpack.h"
+
+namespace hsb::cpu::prefill {
+namespace {
+
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f;
+
+constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Where things lie in a thread's scratch: what all tiles share, then the tiles.
+template <class Isa>
+struct Scratch {
+    static constexpr std::size_t row = Tile<Isa>::row_bytes;
+
+    explicit Scratch(int head_dim, std::byte *base = nullptr)
+        : base(base),
+          k(0),
+          v(k + unpacked_bytes(head_dim)),
+          scores(v + unpacked_bytes(head_dim)),
+          line(scores + aligned(kBlock * row)),
+          shared(line + aligned(head_dim * sizeof(float))),
+          matrix(aligned(head_dim * row)),
+          tile(2 * matrix + 3 * aligned(row)) {}
+
+    float *at(std::size_t offset) const { return reinterpret_cast<float *>(base + offset); }
+    float *queries(int t) const { return at(shared + t * tile); }             // [head_dim][lanes], scaled
+    float *output(int t) const { return at(shared + t * tile + matrix); }     // [head_dim][lanes], not yet divided
+    float *reference(int t) const { return at(shared + t * tile + 2 * matrix); }                // [lanes]
+    float *sum(int t) const { return at(shared + t * tile + 2 * matrix + aligned(row)); }       // [lanes]
+    // [lanes]: the last token that a lane's query sees, counted from the last token of the tile's first query.
+    float *last(int t) const { return at(shared + t * tile + 2 * matrix + 2 * aligned(row)); }
+
+    std::byte *base;
+    std::size_t k, v;     // unpacked pages
+    std::size_t scores;   // [64][lanes]
+    std::size_t line;     // [head_dim]
+    std::size_t shared;
+    std::size_t matrix;
+    std::size_t tile;     // bytes of one
+};
+
+// Rows of one (batch, kv head), where they lie in q, out and lse, and what they see.
+struct Rows {
+    Rows(const hsb_prefill_params &p, std::int64_t head)
+        : p(p),
+          group(p.q_heads / p.kv_heads),
+          first_head(head * group),
+          rows(p.q_len * group) {}
+
+    std::int64_t query(std::int64_t row) const { return row / group; }
+    // [batch, q_heads, q_len] flat
+    std::int64_t index(std::int64_t row) const { return (first_head + row % group) * p.q_len + row / group; }
+    std::int64_t last_token(std::int64_t row) const { return p.seq - p.q_len + row / group; }
+
+    const hsb_prefill_params &p;
+    std::int64_t group, first_head, rows;
+};
+
+// Q rows to a tile's Q^T, with scale and log2(e); padding lanes are zero.
+template <class Isa, class Type>
+void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
+    constexpr int kLanes = Tile<Isa>::lanes;
+    const int head_dim = rows.p.head_dim;
+    const auto factor = Isa::set(rows.p.scale * kLog2e);
+    float *queries = s.queries(t), *line = s.at(s.line);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const std::int64_t row = first + (lane < used ? lane : used - 1);
+        const auto *q = static_cast<const std::uint16_t *>(rows.p.q) + rows.index(row) * head_dim;
+        for (int d = 0; d < head_dim; d += Isa::width)
+            Isa::store(line + d, Isa::mul(factor, Isa::load(q + d, Type{})));
+        for (int d = 0; d < head_dim; ++d) queries[d * kLanes + lane] = lane < used ? line[d] : 0.0f;
+        s.last(t)[lane] = static_cast<float>(rows.query(row) - rows.query(first));
+        s.reference(t)[lane] = -INFINITY;
+        s.sum(t)[lane] = 0.0f;
+    }
+    float *output = s.output(t);
+    for (int i = 0; i < head_dim * kLanes; ++i) output[i] = 0.0f;
+}
+
+// O^T over the sums to out, and the log-sum-exp.
+template <class Isa, class Type>
+void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
+    constexpr int kLanes = Tile<Isa>::lanes;
+    const int head_dim = rows.p.head_dim;
+    const float *output = s.output(t);
+    float *line = s.at(s.line);
+    for (int lane = 0; lane < used; ++lane) {
+        const std::int64_t index = rows.index(first + lane);
+        const float sum = s.sum(t)[lane];
+        for (int d = 0; d < head_dim; ++d) line[d] = output[d * kLanes + lane];
+        auto *out = static_cast<std::uint16_t *>(rows.p.out) + index * head_dim;
+        const auto factor = Isa::set(1.0f / sum);
+        for (int d = 0; d < head_dim; d += Isa::width)
+            Isa::store(out + d, Isa::mul(factor, Isa::load(line + d)), Type{});
+        rows.p.lse[index] = s.reference(t)[lane] * kLn2 + logf(sum);
+    }
+}
+
+// One block of K and V for one tile. `start`: the block's first token; `token`: the last that the tile's first query
+// sees.
+template <class Isa>
+void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std::int64_t start, std::int64_t token) {
+    constexpr int kLanes = Tile<Isa>::lanes;
+    float *scores = s.at(s.scores);
+    float rescale[kLanes];
+    multiply<Isa>(k, s.queries(t), scores);
+    if (start + kBlock - 1 > token) {
+        float last[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) last[lane] = s.last(t)[lane] + static_cast<float>(token - start);
+        mask_future<Isa>(scores, last);
+    }
+    const bool raised = raise_reference<Isa>(scores, s.reference(t), s.sum(t), rescale);
+    exponentiate<Isa>(scores, s.reference(t), s.sum(t));
+    multiply_add<Isa>(v, scores, s.output(t), raised ? rescale : nullptr);
+}
+
+}  // namespace
+
+template <class Isa>
+int prefill_tile_lanes() {
+    return Tile<Isa>::lanes;
+}
+
+template <class Isa>
+std::size_t prefill_scratch_bytes(int head_dim, int tiles) {
+    const Scratch<Isa> s(head_dim);
+    return s.shared + tiles * s.tile;
+}
+
+template <class Isa, class Type>
+void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
+    constexpr int kLanes = Tile<Isa>::lanes;
+    const Scratch<Isa> s(p.head_dim, scratch);
+    const Rows rows(p, unit.head);
+    const auto tiles = static_cast<int>((unit.last_row - unit.first_row + kLanes - 1) / kLanes);
+    const auto first_row = [&](int t) { return unit.first_row + t * kLanes; };
+    const auto used = [&](int t) {
+        const std::int64_t left = unit.last_row - first_row(t);
+        return static_cast<int>(left < kLanes ? left : kLanes);
+    };
+    for (int t = 0; t < tiles; ++t) load_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
+
+    const std::int64_t blocks = (p.seq + kBlock - 1) / kBlock;
+    const std::int32_t *k_map = p.k.map + unit.head * blocks;
+    const std::int32_t *v_map = p.v.map + unit.head * blocks;
+    const std::int64_t seen = rows.last_token(unit.last_row - 1) / kBlock + 1;
+    int from = 0;  // tiles before it have seen all they see
+    for (std::int64_t block = 0; block < seen; ++block) {
+        const std::int64_t start = block * kBlock;
+        while (rows.last_token(first_row(from) + used(from) - 1) < start) ++from;
+        const Matrix k = unpack<Isa, Type>({p.k, k_map[block]}, kBlock, p.head_dim, scratch + s.k);
+        const Matrix v = unpack<Isa, Type>({p.v, v_map[block]}, p.head_dim, kBlock, scratch + s.v);
+        const std::int64_t next = block + 1 < seen ? block + 1 : block;
+        for (int t = from; t < tiles; ++t) {
+            // Between tiles, so that memory has all of this block's time to bring the next one.
+            StoredPage(p.k, k_map[next]).prefetch(t - from, tiles - from);
+            StoredPage(p.v, v_map[next]).prefetch(t - from, tiles - from);
+            attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)));
+        }
+    }
+    for (int t = 0; t < tiles; ++t) store_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
+}
+
+template int prefill_tile_lanes<Isa>();
+template std::size_t prefill_scratch_bytes<Isa>(int, int);
+template void prefill_unit<Isa, Fp16>(const hsb_prefill_params &, const PrefillUnit &, std::byte *);
+template void prefill_unit<Isa, Bf16>(const hsb_prefill_params &, const PrefillUnit &, std::byte *);
+
+}  // namespace hsb::cpu::prefill
