@@ -1,0 +1,109 @@
+#include "decode.h"
+
+#include <atomic>
+#include <new>
+
+#include "api.h"
+#include "cpu/pool.h"
+#include "cpu/simd/isa.h"
+
+namespace hsb::cpu {
+namespace {
+
+constexpr std::int64_t kAlign = 64;
+using Counter = std::atomic<std::uint32_t>;
+
+std::int64_t counter_bytes(const hsb_decode_params &p) {
+    return ceil_div(static_cast<std::int64_t>(p.batch) * p.kv_heads * sizeof(Counter), kAlign) * kAlign;
+}
+
+void check_shape(const hsb_decode_params &p) {
+    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0 && p.seq > 0, "sizes must be positive");
+    HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
+              "q_heads must be 1 to 16 times kv_heads, and a multiple");
+    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+    HSB_CHECK(p.threads > 0, "threads must be positive");
+}
+
+std::int64_t workspace_bytes(const hsb_decode_params &p) {
+    check_shape(p);
+    const DecodeSplits s = decode_splits(p);
+    const std::int64_t floats = p.batch * p.q_heads * s.splits * partial_floats(p.head_dim) +
+                                p.threads * DecodeScratch::floats(p.q_heads / p.kv_heads, p.head_dim);
+    return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
+}
+
+// Runs attend(tag, unit) for every unit (split.h), and combines each kv head's splits once its last one is done.
+template <class Attend>
+void decode(const hsb_decode_params &p, Attend &&attend) {
+    check_shape(p);
+    HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
+    HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
+    const DecodeSplits s = decode_splits(p);
+    const int group = p.q_heads / p.kv_heads;
+    const std::int64_t stride = s.splits * partial_floats(p.head_dim);  // partial results of one query head
+
+    auto *counters = static_cast<Counter *>(p.workspace);
+    for (std::int64_t head = 0; head < p.batch * p.kv_heads; ++head) new (counters + head) Counter(0);
+    auto *partials = reinterpret_cast<float *>(static_cast<std::byte *>(p.workspace) + counter_bytes(p));
+    float *scratch = partials + p.batch * p.q_heads * stride;
+
+    dispatch_isa(p.isa, [&](auto tag) {
+        using Isa = typename decltype(tag)::type;
+        parallel_for(p.threads, s.units, [&](std::int64_t item, int thread) {
+            const std::int64_t head = item / s.splits;
+            const std::int64_t split = item % s.splits;
+            const std::int64_t first = split * s.split_blocks;
+            float *of_head = partials + head * group * stride;
+            attend(tag, DecodeUnit{head, first, first + s.split_blocks < s.blocks ? first + s.split_blocks : s.blocks,
+                                   of_head + split * partial_floats(p.head_dim), stride,
+                                   scratch + thread * DecodeScratch::floats(group, p.head_dim)});
+            if (counters[head].fetch_add(1, std::memory_order_acq_rel) + 1 != s.splits) return;
+            for (int h = 0; h < group; ++h)
+                combine_splits<Isa>(p, head * group + h, of_head + h * stride, s.splits);
+        });
+    });
+}
+
+void check_pages(const hsb_pages &pages, int head_dim) {
+    HSB_CHECK(pages.map, "the block map is required");
+    HSB_CHECK(!pages.dense || pages.dense_page_bytes == static_cast<std::int64_t>(dense_page_bytes(head_dim)),
+              "dense_page_bytes is not this layout's");
+    HSB_CHECK(!pages.sparse || pages.sparse_page_bytes == static_cast<std::int64_t>(sparse_page_bytes(head_dim)),
+              "sparse_page_bytes is not this layout's");
+    HSB_CHECK(pages.dense || pages.sparse, "no pages");
+}
+
+}  // namespace
+}  // namespace hsb::cpu
+
+extern "C" int64_t hsb_cpu_decode_workspace(const hsb_decode_params *p) {
+    std::int64_t bytes = -1;
+    hsb::guarded([&] { bytes = hsb::cpu::workspace_bytes(*p); });
+    return bytes;
+}
+
+extern "C" int hsb_cpu_decode(const hsb_decode_params *p) {
+    using namespace hsb::cpu;
+    return hsb::guarded([&] {
+        check_pages(p->k, p->head_dim);
+        check_pages(p->v, p->head_dim);
+        decode(*p, [&](auto tag, const DecodeUnit &unit) {
+            attend_pages<typename decltype(tag)::type>(*p, unit);
+        });
+    });
+}
+
+extern "C" int64_t hsb_cpu_decode_bitmap_workspace(const hsb_decode_params *p) { return hsb_cpu_decode_workspace(p); }
+
+extern "C" int hsb_cpu_decode_bitmap(const hsb_decode_params *p) {
+    using namespace hsb::cpu;
+    return hsb::guarded([&] {
+        for (const hsb_bitmaps *bitmaps : {&p->k_bitmap, &p->v_bitmap})
+            HSB_CHECK(bitmaps->bitmap && bitmaps->offset && bitmaps->values, "bitmap, offset and values are required");
+        decode(*p, [&](auto tag, const DecodeUnit &unit) {
+            attend_bitmaps<typename decltype(tag)::type>(*p, unit);
+        });
+    });
+}

@@ -1,0 +1,179 @@
+#include "decode.h"
+
+#include "cpu/simd/isa.h"
+#include "softmax.h"
+#include "tile.h"
+
+namespace hsb::cpu {
+namespace {
+
+struct Page {
+    const std::byte *bytes;
+    bool sparse;
+};
+
+// The pages of one kv head.
+struct Pages {
+    const std::byte *dense, *sparse;
+    std::int64_t dense_bytes, sparse_bytes;
+    const std::int32_t *map;
+
+    Pages(const hsb_pages &pages, std::int64_t head, std::int64_t blocks)
+        : dense(static_cast<const std::byte *>(pages.dense)),
+          sparse(static_cast<const std::byte *>(pages.sparse)),
+          dense_bytes(pages.dense_page_bytes),
+          sparse_bytes(pages.sparse_page_bytes),
+          map(pages.map + head * blocks) {}
+
+    Page operator[](std::int64_t block) const {
+        const std::int32_t entry = map[block];
+        return is_sparse(entry) ? Page{sparse + slot_of(entry) * sparse_bytes, true}
+                                : Page{dense + slot_of(entry) * dense_bytes, false};
+    }
+};
+
+// One unit. Pages are read in runs, K of a run and then V of it:
+//
+//   K0 K1 ... K7 | softmax | V0 V1 ... V7 | K8 K9 ... K15 | softmax | V8 V9 ... V15 | ...
+template <class Isa, class Type>
+class Decode {
+public:
+    Decode(const hsb_decode_params &p, const DecodeUnit &unit)
+        : p_(p),
+          unit_(unit),
+          group_(p.q_heads / p.kv_heads),
+          head_dim_(p.head_dim),
+          s_(unit.scratch, group_, p.head_dim),
+          k_(p.k, unit.head, ceil_div(p.seq, kBlock)),
+          v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
+
+    void run() {
+        start_unit<Isa, Type>(p_, unit_, s_);
+        make_query_tables();
+        for (std::int64_t first = unit_.first_block; first < unit_.last_block; first += kRun) {
+            const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
+            for (std::int64_t block = first; block < last; ++block) score_block(block, first);
+            const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
+            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock));
+            for (std::int64_t block = first; block < last; ++block) weigh_block(block, first);
+        }
+        finish_unit<Isa>(p_, unit_, s_);
+    }
+
+private:
+    void make_query_tables() {
+        bool any_sparse = false;
+        for (std::int64_t block = unit_.first_block; block < unit_.last_block; ++block)
+            any_sparse |= is_sparse(k_.map[block]);
+        if (!any_sparse) return;
+        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
+            constexpr int heads = decltype(chunk)::value;
+            float *tables = tables_of(head, heads, 0);
+            for (int g = 0; g < head_dim_ / 4; ++g)
+                for (int h = 0; h < heads; ++h)
+                    Isa::pattern_table(s_.q + (head + h) * head_dim_ + 4 * g, tables + (g * heads + h) * kTable);
+        });
+    }
+
+    // Query tables of a chunk of heads, from the groups of one tile along head_dim on.
+    float *tables_of(int head, int heads, int part) const {
+        return s_.q_tables + (head * (head_dim_ / 4) + part * kTileGroups * heads) * kTable;
+    }
+
+    // scores[head][block's tokens] = q . k
+    void score_block(std::int64_t block, std::int64_t first) {
+        const Page page = k_[block];
+        float *scores = s_.scores + (block - first) * kBlock;
+        for (int h = 0; h < group_; ++h)
+            for (int t = 0; t < kBlock; t += Isa::width) Isa::store(scores + h * kStride + t, Isa::zero());
+        const int parts = head_dim_ / kTileSteps;  // tiles side by side along head_dim
+        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
+            constexpr int heads = decltype(chunk)::value;
+            float *y = scores + head * kStride;
+            if (page.sparse)
+                for (int tile = 0; tile < 2 * parts; ++tile)
+                    multiply_sparse_tile<Isa, Type, heads>(page.bytes + tile * kSparseTileBytes,
+                                                           tables_of(head, heads, tile % parts),
+                                                           y + tile / parts * kTileLanes, kStride);
+            else
+                for (int part = 0; part < parts; ++part)
+                    multiply_dense_tiles<Isa, Type, heads>(page.bytes + part * kDenseTileBytes, parts * kDenseTileBytes,
+                                                           s_.q + head * head_dim_ + part * kTileSteps, head_dim_, y,
+                                                           kStride);
+        });
+    }
+
+    // out[head][...] += p . v
+    void weigh_block(std::int64_t block, std::int64_t first) {
+        const Page page = v_[block];
+        const float *probabilities = s_.scores + (block - first) * kBlock;
+        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
+            constexpr int heads = decltype(chunk)::value;
+            const float *x = probabilities + head * kStride;
+            float *out = s_.out + head * head_dim_;
+            if (page.sparse) {
+                for (int g = 0; g < kTileGroups; ++g)
+                    for (int h = 0; h < heads; ++h)
+                        Isa::pattern_table(x + h * kStride + 4 * g, s_.p_tables + (g * heads + h) * kTable);
+                for (int tile = 0; tile < head_dim_ / kTileLanes; ++tile)
+                    multiply_sparse_tile<Isa, Type, heads>(page.bytes + tile * kSparseTileBytes, s_.p_tables,
+                                                           out + tile * kTileLanes, head_dim_);
+            } else {
+                for (int tile = 0; tile < head_dim_ / kTileLanes; tile += 2)
+                    multiply_dense_tiles<Isa, Type, heads>(page.bytes + tile * kDenseTileBytes, kDenseTileBytes, x,
+                                                           kStride, out + tile * kTileLanes, head_dim_);
+            }
+        });
+    }
+
+    static constexpr int kStride = kRun * kBlock;  // of scores, from one query head to the next
+
+    const hsb_decode_params &p_;
+    const DecodeUnit &unit_;
+    const int group_;
+    const int head_dim_;
+    const DecodeScratch s_;
+    const Pages k_, v_;
+};
+
+}  // namespace
+
+template <class Isa>
+void attend_pages(const hsb_decode_params &p, const DecodeUnit &unit) {
+    if (p.dtype == HSB_FP16)
+        Decode<Isa, Fp16>(p, unit).run();
+    else
+        Decode<Isa, Bf16>(p, unit).run();
+}
+
+template <class Isa>
+void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partials, std::int64_t splits) {
+    const std::int64_t stride = partial_floats(p.head_dim);
+    float max = kNoMax;
+    for (std::int64_t s = 0; s < splits; ++s) {
+        const float m = partials[s * stride + p.head_dim];
+        max = m > max ? m : max;
+    }
+    float sum = 0.0f;
+    for (std::int64_t s = 0; s < splits; ++s) {
+        float *partial = partials + s * stride;
+        const float weight = exp2_scalar<Isa>(partial[p.head_dim] - max);
+        const typename Isa::Float factor = Isa::set(weight);
+        sum += weight * partial[p.head_dim + 1];
+        for (int d = 0; d < p.head_dim; d += Isa::width) {
+            const typename Isa::Float before = s ? Isa::load(partials + d) : Isa::zero();
+            Isa::store(partials + d, Isa::fma(Isa::load(partial + d), factor, before));
+        }
+    }
+    auto *out = static_cast<std::uint16_t *>(p.out) + head * p.head_dim;
+    for (int d = 0; d < p.head_dim; ++d) {
+        const float y = partials[d] / sum;
+        out[d] = p.dtype == HSB_FP16 ? from_float(y, Fp16{}) : from_float(y, Bf16{});
+    }
+    p.lse[head] = (max + __builtin_log2f(sum)) * kLn2;
+}
+
+template void attend_pages<Isa>(const hsb_decode_params &, const DecodeUnit &);
+template void combine_splits<Isa>(const hsb_decode_params &, std::int64_t, float *, std::int64_t);
+
+}  // namespace hsb::cpu

@@ -1,0 +1,79 @@
+// Online softmax over the runs of a unit, in the log2 domain: queries are scaled by scale * log2(e) beforehand.
+#pragma once
+
+#include "cpu/simd/isa.h"
+#include "decode.h"
+
+namespace hsb::cpu {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kNoMax = -__builtin_inff();
+
+template <class Isa>
+float exp2_scalar(float x) {
+    alignas(64) float lanes[Isa::width];
+    Isa::store(lanes, Isa::exp2(Isa::set(x)));
+    return lanes[0];
+}
+
+// Scaled queries, and nothing seen yet.
+template <class Isa, class Type>
+void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
+    const int group = p.q_heads / p.kv_heads;
+    const auto *q = static_cast<const std::uint16_t *>(p.q) + unit.head * group * p.head_dim;
+    const typename Isa::Float scale = Isa::set(p.scale * kLog2E);
+    for (int i = 0; i < group * p.head_dim; i += Isa::width) {
+        Isa::store(s.q + i, Isa::mul(Isa::load(q + i, Type{}), scale));
+        Isa::store(s.out + i, Isa::zero());
+    }
+    for (int h = 0; h < group; ++h) {
+        s.max[h] = kNoMax;
+        s.sum[h] = 0.0f;
+    }
+}
+
+// Turns a run's scores into probabilities relative to the maximum so far, and brings max, sum and out up to it. Of
+// the scores only the first `valid` are read; the rest of the last block gets probability 0.
+template <class Isa>
+void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid) {
+    using Float = typename Isa::Float;
+    constexpr int width = Isa::width;
+    const int tokens = static_cast<int>(ceil_div(valid, kBlock)) * kBlock;
+    for (int h = 0; h < group; ++h) {
+        float *scores = s.scores + h * kRun * kBlock;
+        float *out = s.out + h * head_dim;
+        for (int t = valid; t < tokens; ++t) scores[t] = kNoMax;
+        Float most = Isa::load(scores);
+        for (int t = width; t < tokens; t += width) most = Isa::max(most, Isa::load(scores + t));
+        const float largest = Isa::largest(most);
+        if (largest > s.max[h]) {
+            const float shrink = exp2_scalar<Isa>(s.max[h] - largest);
+            const Float factor = Isa::set(shrink);
+            for (int d = 0; d < head_dim; d += width) Isa::store(out + d, Isa::mul(Isa::load(out + d), factor));
+            s.sum[h] *= shrink;
+            s.max[h] = largest;
+        }
+        const Float reference = Isa::set(s.max[h]);
+        Float total = Isa::zero();
+        for (int t = 0; t < tokens; t += width) {
+            const Float p = Isa::exp2(Isa::sub(Isa::load(scores + t), reference));
+            Isa::store(scores + t, p);
+            total = Isa::add(total, p);
+        }
+        s.sum[h] += Isa::sum(total);
+    }
+}
+
+template <class Isa>
+void finish_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
+    for (int h = 0; h < p.q_heads / p.kv_heads; ++h) {
+        float *partial = unit.partial + h * unit.partial_stride;
+        for (int d = 0; d < p.head_dim; d += Isa::width)
+            Isa::store(partial + d, Isa::load(s.out + h * p.head_dim + d));
+        partial[p.head_dim] = s.max[h];
+        partial[p.head_dim + 1] = s.sum[h];
+    }
+}
+
+}  // namespace hsb::cpu
