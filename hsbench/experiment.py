@@ -140,10 +140,10 @@ class _Run:
         ready = [row for row in rows if row.result is None]
         if not ready:
             return False
-        peak = self._peak()
         interrupted = self._sample(ready)
-        self._check_after(ready)
-        self._account(ready, peak)
+        # A turn that Ctrl-C cut short may leave an output poisoned: then the first check has to do.
+        self._check_after(ready, outputs=not interrupted)
+        self._account(ready)
         return interrupted
 
     def finish(self, row: _Row, status: str, reason: str | None = None, note: str = "", **columns: object) -> None:
@@ -212,13 +212,6 @@ class _Run:
                 except Exception as error:
                     self._failed(row, error)
 
-    def _peak(self) -> Peak:
-        self.observer.stage("probing the machine's ceiling")
-        kind = "gemm" if self.workload.phase == "prefill" else "copy" if self.device == "cuda" else "read"
-        peak = machine.peak(self.device, kind)
-        self.peaks[peak.name] = peak
-        return peak
-
     def _sample(self, rows: list[_Row]) -> bool:
         settings = self.settings
         least = min(row.prepared.kv_bytes for row in rows)
@@ -233,8 +226,13 @@ class _Run:
                 row.prepared.poison()
                 if order_caches is not None:
                     order_caches()
+                measure.settle()  # last: torch poisons a large output with all its threads, which spin afterwards
 
             return measure.Subject(row.method.name, row.prepared.run, before)
+
+        # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to minute.
+        ceiling = machine.ceiling_of(self.workload.phase, self.device)
+        probe = measure.Subject(f"{ceiling.name} probe", ceiling.run, measure.settle)
 
         def on_sample(name: str, done: int, seconds: float) -> None:
             self.telemetry.read(name)
@@ -244,38 +242,39 @@ class _Run:
         self.observer.stage("sampling in turn")
         load = measure.OtherLoad()
         sampling = measure.sample_in_turn(
-            [subject(row) for row in rows],
+            [*map(subject, rows), probe],
             measure.clock_for(self.device),
             measure.StopRule(settings.min_samples, settings.max_samples, settings.target, settings.budget_s),
-            between=measure.settle,
             on_sample=on_sample,
         )
-        for row, samples in zip(rows, sampling, strict=True):
-            row.samples = samples
+        for row in rows:
+            row.samples = sampling[row.method.name]
+        if times := sampling[probe.name].times_s:
+            self.peaks[ceiling.name] = Peak(ceiling.name, ceiling.rate(times), ceiling.unit)
         if self.device == "cpu" and (share := load.share() or 0.0) > _SHARED_MACHINE:
             text = f"others used {share:.0%} of the cores meanwhile: stop them and run again for times to quote"
             self.machine["warnings"].append(text)
             self.observer.warning(text)
         return sampling.interrupted
 
-    def _check_after(self, rows: list[_Row]) -> None:
+    def _check_after(self, rows: list[_Row], *, outputs: bool) -> None:
         for row in rows:
             if row.samples.error is not None:
                 self._failed(row, row.samples.error)
-            elif row.verdict.reason is None and row.samples.times_s:
+            elif outputs and row.verdict.reason is None and row.samples.times_s:
                 with measure.annotate(row.method.name), measure.annotate("check"):
                     after = check.compare(row.expected, row.prepared.out, row.prepared.lse)
                 if after.reason is not None:
                     row.verdict = check.Verdict(after.rel_error, f"after the timed runs: {after.reason}")
 
-    def _account(self, rows: list[_Row], peak: Peak) -> None:
+    def _account(self, rows: list[_Row]) -> None:
         done = [row for row in rows if row.result is None and row.samples.times_s]
         good = [row for row in done if row.verdict.reason is None]
         dense = [row for row in good if row.method.dense]
         medians = {row.method.name: measure.summarize(row.samples.times_s).median for row in done}
         baseline = min(dense, key=lambda row: medians[row.method.name], default=None)
         for row in done:
-            columns = self._columns(row, peak)
+            columns = self._columns(row)
             if baseline is not None and row in good:
                 columns |= self._speedup(row, baseline)
             compress_s = row.prepared.compress_s
@@ -283,7 +282,7 @@ class _Run:
             status = "ok" if row in good else "incorrect"
             self.finish(row, status, row.verdict.reason, note, **columns)
 
-    def _columns(self, row: _Row, peak: Peak) -> dict[str, object]:
+    def _columns(self, row: _Row) -> dict[str, object]:
         summary = measure.summarize(row.samples.times_s)
         telemetry = self.telemetry.summary(row.method.name)
         columns: dict[str, object] = {
@@ -297,7 +296,6 @@ class _Run:
             "sm_clock_mhz": telemetry.sm_clock_mhz,
             "power_w": telemetry.power_w,
             "throttled": telemetry.throttled,
-            "peak": peak.name,
         }
         if self.workload.phase == "decode":
             rate = row.prepared.kv_bytes / summary.median / 1e9
@@ -305,7 +303,8 @@ class _Run:
         else:
             rate = self.workload.flops / summary.median / 1e12
             columns["tflop_per_s"] = rate
-        columns["percent_of_peak"] = 100 * rate / peak.value
+        for peak in self.peaks.values():
+            columns |= {"peak": peak.name, "percent_of_peak": 100 * rate / peak.value}
         return columns
 
     def _speedup(self, row: _Row, baseline: _Row) -> dict[str, object]:

@@ -12,7 +12,6 @@ import torch
 import hsbench
 from hsbench import measure, memory, native
 from hsbench.errors import UnavailableError
-from hsbench.report import Peak
 
 _PROBE_BYTES = 512 << 20
 
@@ -94,18 +93,18 @@ def missing() -> list[dict[str, str]]:
 
 
 @functools.cache
-def peak(device: str, kind: str) -> Peak:
-    """A ceiling of this machine, measured once per process: ``read`` or ``copy`` (GB/s), ``gemm`` (TFLOP/s).
+def ceiling(device: str, kind: str) -> measure.Ceiling:
+    """A ceiling of this machine, made once per process: ``read`` or ``copy`` (GB/s), ``gemm`` (TFLOP/s)."""
+    if kind == "gemm":
+        return measure.gemm_ceiling(device)
+    make = {"read": measure.read_ceiling, "copy": measure.copy_ceiling}[kind]
+    return make(device, **_native_probe(device, copy=kind == "copy"))
 
-    On a CPU, decode only reads, and a copy's stores first read the lines that they write: reads are the ceiling there.
-    """
-    with measure.annotate("probe"):
-        if kind == "gemm":
-            probe = measure.gemm(device)
-        else:
-            ask = {"read": measure.read_bandwidth, "copy": measure.copy_bandwidth}[kind]
-            probe = ask(device, **_native_probe(device, copy=kind == "copy"))
-    return Peak(probe.name, probe.value, probe.unit)
+
+def ceiling_of(phase: str, device: str) -> measure.Ceiling:
+    """What bounds a phase: a matrix product for prefill, memory for decode. On a CPU, decode only reads, and a copy's
+    stores first read the lines that they write, so that reads are the ceiling there."""
+    return ceiling(device, "gemm" if phase == "prefill" else "copy" if device == "cuda" else "read")
 
 
 def _native_probe(device: str, *, copy: bool) -> dict[str, Any]:
@@ -163,8 +162,8 @@ def diagnose(probe: bool) -> dict[str, Any]:
     if probe:
         wanted = [("cpu", "read"), ("cpu", "copy"), ("cpu", "gemm")] + [("cuda", "copy"), ("cuda", "gemm")] * has_gpu
         for where, kind in wanted:
-            ceiling = peak(where, kind)
-            probes.append({"name": f"{where} {ceiling.name}", "value": ceiling.value, "unit": ceiling.unit})
+            measured = measure.probe(ceiling(where, kind), measure.clock_for(where))
+            probes.append({"name": f"{where} {measured.name}", "value": measured.value, "unit": measured.unit})
     machine = facts(device, measure.Telemetry(device))
     for derived in ("missing", "warnings"):
         del machine[derived]

@@ -2,15 +2,15 @@
 
 It knows nothing of attention. A subject is a callable; one turn of it is
 
-    between   wait until our own threads have stopped spinning (`settle`)
-    before    put the caches in order (`policy`), poison an output
+    before    poison an output, put the caches in order (`policy`), then wait until our own threads have stopped
+              spinning (`settle`)
     [clock starts] run [clock stops]
     on_sample read the GPU's clocks and power while they are still those of the run (`Telemetry`)
 
 and `sample_in_turn` takes turns, A B C A B C, until the medians are known well enough or the time is up. Only
-the run is inside the timed window. `ratio_interval` compares two subjects, round by round; `copy_bandwidth`,
-`read_bandwidth` and `gemm` give the machine's ceilings. NVTX ranges (domain "hsbench") nest as round /
-subject / prepare and sample.
+the run is inside the timed window. `ratio_interval` compares two subjects, round by round. `copy_ceiling`,
+`read_ceiling` and `gemm_ceiling` are the machine's ceilings, to be measured alone (`probe`) or in turn with the
+rest. NVTX ranges (domain "hsbench") nest as round / subject / prepare and sample.
 
 Importing the room touches no device and does not import torch.
 """
@@ -18,7 +18,7 @@ Importing the room touches no device and does not import torch.
 from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
 from .clock import Clock, ClockError, CudaClock, HostClock, Retake, clock_for, take_sample
 from .cpu import CpuFacts, cpu_facts
-from .probes import Probe, copy_bandwidth, gemm, read_bandwidth, sustained
+from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .ranges import annotate, mark, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
@@ -27,6 +27,7 @@ from .telemetry import GpuFacts, Reading, Telemetry, TelemetrySummary
 
 __all__ = [
     "CachePolicy",
+    "Ceiling",
     "Clock",
     "ClockError",
     "CpuFacts",
@@ -50,15 +51,16 @@ __all__ = [
     "annotate",
     "background_cpu_s",
     "clock_for",
-    "copy_bandwidth",
+    "copy_ceiling",
     "cpu_facts",
-    "gemm",
+    "gemm_ceiling",
     "last_level_cache_bytes",
     "mark",
     "policy",
+    "probe",
     "process_cpu_s",
     "ratio_interval",
-    "read_bandwidth",
+    "read_ceiling",
     "recorder",
     "relative_half_width",
     "sample_in_turn",

@@ -6,6 +6,7 @@ and a single lucky one must not raise it: it is the median of the faster half of
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from .cache import COLD_FACTOR, last_level_cache_bytes
-from .clock import Clock, clock_for, take_sample
+from .clock import Clock, take_sample
 from .cpu import cpu_facts
 
 if TYPE_CHECKING:
@@ -24,16 +25,31 @@ _FEWEST = 4  # samples, whatever they cost: a half of them still has a median
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A ceiling.
+class Ceiling:
+    """Work whose rate is a ceiling: to be run by itself (:func:`probe`), or in turn with what it is compared to.
 
     Attributes:
         name: "copy", "read" or "gemm" and the dtype.
-        value: in `unit`.
         unit: "GB/s" (10^9 bytes) or "TFLOP/s" (10^12).
-        samples: seconds of all samples, in order.
+        amount: GB or TFLOP that one run moves or computes.
+        run: the work, once.
         source: "native" when the caller gave the run, "torch" for the fallback.
     """
+
+    name: str
+    unit: str
+    amount: float
+    run: Callable[[], None]
+    source: str
+
+    def rate(self, times_s: Sequence[float]) -> float:
+        """The ceiling that these samples show, in `unit`."""
+        return self.amount / sustained(times_s)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A ceiling that was measured by itself: `value` in `unit`, from `samples` (seconds, in order)."""
 
     name: str
     value: float
@@ -42,27 +58,18 @@ class Probe:
     source: str
 
 
-def copy_bandwidth(
-    device: str,
-    *,
-    run: Callable[[], None] | None = None,
-    bytes_moved: int | None = None,
-    clock: Clock | None = None,
-    count: int = 20,
-    budget_s: float = 1.0,
-) -> Probe:
-    """Bandwidth of copying memory to memory, in GB/s of bytes read plus bytes written.
+def copy_ceiling(
+    device: str, run: Callable[[], None] | None = None, bytes_moved: int | None = None
+) -> Ceiling:
+    """Copying memory to memory, in GB/s of bytes read plus bytes written.
 
     On a CPU, stores that are not streaming read each line before writing it; that traffic is not counted (as
-    in STREAM), so a fallback's figure can stay a third below what a native run reaches.
+    in STREAM), so the figure can stay a third below what streaming stores reach.
 
     Args:
         device: "cpu" or "cuda".
         run: one copy, much larger than the caches; torch's `copy_` when None.
         bytes_moved: bytes that `run` reads and writes; needed with `run`.
-        clock: the device's own when None.
-        count: samples.
-        budget_s: stop early after this many seconds, but not below 4 samples.
 
     Raises:
         ValueError: `run` without `bytes_moved` or the reverse.
@@ -75,19 +82,13 @@ def copy_bandwidth(
         def run() -> None:
             dst.copy_(src)
 
-    return _bandwidth("copy", run, bytes_moved, clock or clock_for(device), count, budget_s, source)
+    return Ceiling("copy", "GB/s", bytes_moved / 1e9, run, source)
 
 
-def read_bandwidth(
-    device: str,
-    *,
-    run: Callable[[], None] | None = None,
-    bytes_moved: int | None = None,
-    clock: Clock | None = None,
-    count: int = 20,
-    budget_s: float = 1.0,
-) -> Probe:
-    """Bandwidth of reading memory, in GB/s. As `copy_bandwidth`; the fallback is torch's sum of fp32.
+def read_ceiling(
+    device: str, run: Callable[[], None] | None = None, bytes_moved: int | None = None
+) -> Ceiling:
+    """Reading memory, in GB/s. As `copy_ceiling`; the fallback is torch's sum of fp32.
 
     Raises:
         ValueError: `run` without `bytes_moved` or the reverse.
@@ -100,19 +101,11 @@ def read_bandwidth(
         def run() -> None:
             src.sum()
 
-    return _bandwidth("read", run, bytes_moved, clock or clock_for(device), count, budget_s, source)
+    return Ceiling("read", "GB/s", bytes_moved / 1e9, run, source)
 
 
-def gemm(
-    device: str,
-    dtype: str | None = None,
-    *,
-    size: int | None = None,
-    clock: Clock | None = None,
-    count: int = 10,
-    budget_s: float = 2.0,
-) -> Probe:
-    """Rate of a square matrix product through torch, in TFLOP/s, counting 2 size^3 operations.
+def gemm_ceiling(device: str, dtype: str | None = None, size: int | None = None) -> Ceiling:
+    """A square matrix product through torch, in TFLOP/s, counting 2 size^3 operations.
 
     The values are random: constant ones draw less power and would show a clock that real work does not get.
 
@@ -120,7 +113,6 @@ def gemm(
         device: "cpu" or "cuda".
         dtype: "fp32", "fp16" or "bf16"; None for fp32 on a CPU and fp16 on CUDA.
         size: rows and columns; None for 2048 on a CPU and 8192 on CUDA.
-        clock, count, budget_s: as in `copy_bandwidth`.
 
     Raises:
         ValueError: another dtype.
@@ -138,8 +130,25 @@ def gemm(
         for _ in range(2)
     )
     out = torch.empty(size, size, device=device, dtype=dtypes[dtype])
-    times = _sample(lambda: _matmul(a, b, out), clock or clock_for(device), count, budget_s)
-    return Probe(f"gemm {dtype}", 2 * size**3 / sustained(times) / 1e12, "TFLOP/s", tuple(times), "torch")
+    run = functools.partial(torch.matmul, a, b, out=out)
+    return Ceiling(f"gemm {dtype}", "TFLOP/s", 2 * size**3 / 1e12, run, "torch")
+
+
+def probe(ceiling: Ceiling, clock: Clock, *, count: int = 20, budget_s: float = 1.0) -> Probe:
+    """Measures a ceiling by itself.
+
+    Args:
+        ceiling: what to run.
+        clock: the device's, see `clock_for`.
+        count: samples.
+        budget_s: stop early after this many seconds, but not below 4 samples.
+    """
+    take_sample(clock, ceiling.run, name="warmup")
+    times: list[float] = []
+    begin = time.monotonic()
+    while len(times) < count and (len(times) < _FEWEST or time.monotonic() - begin < budget_s):
+        times.append(take_sample(clock, ceiling.run, name="probe", payload=len(times)))
+    return Probe(ceiling.name, ceiling.rate(times), ceiling.unit, tuple(times), ceiling.source)
 
 
 def sustained(times_s: Sequence[float]) -> float:
@@ -153,38 +162,10 @@ def sustained(times_s: Sequence[float]) -> float:
     return median(sorted(times_s)[: (len(times_s) + 1) // 2])
 
 
-def _matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
-    import torch
-
-    torch.matmul(a, b, out=out)
-
-
 def _source(run: Callable[[], None] | None, bytes_moved: int | None) -> str:
     if (run is None) != (bytes_moved is None):
         raise ValueError("run and bytes_moved go together: a bandwidth needs both or neither")
     return "torch" if run is None else "native"
-
-
-def _bandwidth(
-    name: str,
-    run: Callable[[], None],
-    bytes_moved: int,
-    clock: Clock,
-    count: int,
-    budget_s: float,
-    source: str,
-) -> Probe:
-    times = _sample(run, clock, count, budget_s)
-    return Probe(name, bytes_moved / sustained(times) / 1e9, "GB/s", tuple(times), source)
-
-
-def _sample(run: Callable[[], None], clock: Clock, count: int, budget_s: float) -> list[float]:
-    take_sample(clock, run, name="warmup")
-    times: list[float] = []
-    begin = time.monotonic()
-    while len(times) < count and (len(times) < _FEWEST or time.monotonic() - begin < budget_s):
-        times.append(take_sample(clock, run, name="probe", payload=len(times)))
-    return times
 
 
 def _buffer(device: str) -> torch.Tensor:

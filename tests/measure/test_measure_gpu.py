@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from hsbench.measure import CudaClock, Flusher, Telemetry, gemm, last_level_cache_bytes, take_sample
+from hsbench.measure import CudaClock, Flusher, Telemetry, last_level_cache_bytes, take_sample
 from hsbench.measure.clock import ClockError
-from hsbench.measure.probes import copy_bandwidth, read_bandwidth
+from hsbench.measure.probes import copy_ceiling, gemm_ceiling, probe, read_ceiling
 
 pytestmark = pytest.mark.gpu
 
@@ -80,6 +80,6 @@ def test_telemetry_reads_the_device(torch):
 
 
 def test_ceilings_are_those_of_a_gpu(torch):
-    assert copy_bandwidth("cuda").value > 100
-    assert read_bandwidth("cuda").value > 100
-    assert gemm("cuda").value > 5
+    assert probe(copy_ceiling("cuda"), CudaClock()).value > 100
+    assert probe(read_ceiling("cuda"), CudaClock()).value > 100
+    assert probe(gemm_ceiling("cuda"), CudaClock()).value > 5

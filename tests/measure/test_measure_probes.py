@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from hsbench.measure import probes
-from hsbench.measure.probes import copy_bandwidth, gemm, read_bandwidth, sustained
+from hsbench.measure.clock import HostClock
+from hsbench.measure.probes import copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
 
 
 class Scripted:
@@ -34,30 +35,25 @@ def test_a_ceiling_needs_samples():
         sustained([])
 
 
-@pytest.mark.parametrize(("probe", "name"), [(copy_bandwidth, "copy"), (read_bandwidth, "read")])
-def test_a_native_run_is_used_and_its_bytes_are_counted(probe, name):
+@pytest.mark.parametrize(("make", "name"), [(copy_ceiling, "copy"), (read_ceiling, "read")])
+def test_a_native_run_is_used_and_its_bytes_are_counted(make, name):
     calls: list[int] = []
-    result = probe(
-        "cpu",
-        run=lambda: calls.append(1),
-        bytes_moved=10**9,
-        clock=Scripted(99.0, 0.5, 0.1, 0.2, 0.4),
-        count=4,
-    )
+    ceiling = make("cpu", run=lambda: calls.append(1), bytes_moved=10**9)
+    result = probe(ceiling, Scripted(99.0, 0.5, 0.1, 0.2, 0.4), count=4)
     assert (result.name, result.unit, result.source) == (name, "GB/s", "native")
     assert result.value == pytest.approx(1 / 0.15)
     assert result.samples == (0.5, 0.1, 0.2, 0.4) and len(calls) == 5
 
 
-@pytest.mark.parametrize("probe", [copy_bandwidth, read_bandwidth])
+@pytest.mark.parametrize("make", [copy_ceiling, read_ceiling])
 @pytest.mark.parametrize("half", [{"run": print}, {"bytes_moved": 1}])
-def test_run_and_bytes_go_together(probe, half):
+def test_run_and_bytes_go_together(make, half):
     with pytest.raises(ValueError, match="both or neither"):
-        probe("cpu", **half)
+        make("cpu", **half)
 
 
 def test_the_budget_ends_it_but_not_below_four_samples():
-    result = copy_bandwidth("cpu", run=lambda: None, bytes_moved=1, clock=Scripted(*[1.0] * 9), budget_s=0)
+    result = probe(copy_ceiling("cpu", lambda: None, 1), Scripted(*[1.0] * 9), budget_s=0)
     assert len(result.samples) == 4
 
 
@@ -69,18 +65,18 @@ def small_buffers(monkeypatch):
 
 
 def test_the_fallback_copy_counts_both_ways(small_buffers):
-    result = copy_bandwidth("cpu", clock=Scripted(*[0.001] * 5), count=4)
+    result = probe(copy_ceiling("cpu"), Scripted(*[0.001] * 5), count=4)
     assert result.value == pytest.approx(2 * small_buffers / 0.001 / 1e9) and result.source == "torch"
 
 
 def test_the_fallback_read_counts_one(small_buffers):
-    result = read_bandwidth("cpu", clock=Scripted(*[0.001] * 5), count=4)
+    result = probe(read_ceiling("cpu"), Scripted(*[0.001] * 5), count=4)
     assert result.value == pytest.approx(small_buffers / 0.001 / 1e9)
 
 
 def test_the_fallback_runs_on_the_real_clock(small_buffers):
-    assert copy_bandwidth("cpu", count=4).value > 0.01
-    assert read_bandwidth("cpu", count=4).value > 0.01
+    assert probe(copy_ceiling("cpu"), HostClock(), count=4).value > 0.01
+    assert probe(read_ceiling("cpu"), HostClock(), count=4).value > 0.01
 
 
 def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
@@ -96,18 +92,18 @@ def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
 
 def test_gemm_counts_two_operations_per_product():
     pytest.importorskip("torch")
-    result = gemm("cpu", size=64, clock=Scripted(9.0, *[0.5] * 4), count=4)
+    result = probe(gemm_ceiling("cpu", size=64), Scripted(9.0, *[0.5] * 4), count=4)
     assert result.name == "gemm fp32" and result.unit == "TFLOP/s"
     assert result.value == pytest.approx(2 * 64**3 / 0.5 / 1e12)
 
 
 def test_gemm_in_other_dtypes_on_the_real_clock():
     pytest.importorskip("torch")
-    result = gemm("cpu", "bf16", size=64, count=4)
+    result = probe(gemm_ceiling("cpu", "bf16", size=64), HostClock(), count=4)
     assert result.name == "gemm bf16" and result.value > 0
 
 
 def test_gemm_refuses_other_dtypes():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match="fp8"):
-        gemm("cpu", "fp8")
+        gemm_ceiling("cpu", "fp8")

@@ -1,0 +1,328 @@
+"""The public API against attention written out in fp64 over the tensors that the definition of pruning gives."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import hsbench
+from hsbench import native
+from hsbench.errors import HsbenchError, NonFiniteError, UnavailableError, UnsupportedError, UsageError
+from hsbench.prune import choose_blocks, plan_blocks, prune_hierarchical
+
+MISSING = native.why_missing("cpu")
+needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+EVERY_DTYPE = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in TOLERANCE]
+
+
+def tensors(
+    dtype: torch.dtype = torch.float16,
+    *,
+    batch: int = 1,
+    q_heads: int = 4,
+    kv_heads: int = 2,
+    q_len: int = 1,
+    seq: int = 200,
+    head_dim: int = 64,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(dtype)
+
+    kv = (batch, kv_heads, seq, head_dim)
+    return normal(batch, q_heads, q_len, head_dim), normal(*kv), normal(*kv)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Query head by query head, in fp64; query i of q_len sees seq - q_len + i + 1 tokens."""
+    batch, q_heads, q_len, head_dim = q.shape
+    group, seq = q_heads // k.shape[1], k.shape[2]
+    seen = torch.tensor([[t <= seq - q_len + i for t in range(seq)] for i in range(q_len)])
+    out = torch.empty(q.shape, dtype=torch.float64)
+    lse = torch.empty(q.shape[:3], dtype=torch.float64)
+    for b, h in itertools.product(range(batch), range(q_heads)):
+        keys, values = k[b, h // group].double(), v[b, h // group].double()
+        scores = q[b, h].double() @ keys.T / math.sqrt(head_dim)
+        weights = (scores - scores.max()).exp() * seen
+        out[b, h] = weights @ values / weights.sum(-1, keepdim=True)
+        lse[b, h] = scores.max() + weights.sum(-1).log()
+    return out, lse
+
+
+def prune(x: Tensor, operand: str, sparsity: float, sink: int = 0, local: int = 0) -> Tensor:
+    plan = plan_blocks(x.shape[2], sparsity, sink=sink, local=local)
+    return prune_hierarchical(x, operand, choose_blocks(x, operand, plan))
+
+
+def assert_close(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], q: Tensor) -> None:
+    (out, lse), (want, want_lse) = got, expected
+    assert out.shape == q.shape and out.dtype == q.dtype and out.device == q.device
+    assert lse.shape == q.shape[:3] and lse.dtype == torch.float32
+    assert float((out.double() - want).norm() / want.norm()) < TOLERANCE[q.dtype]
+    assert float((lse.double() - want_lse).abs().max()) < 1e-3
+
+
+# ---- Results -----------------------------------------------------------------------------------------------
+@needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize(
+    ("batch", "q_heads", "kv_heads", "seq", "head_dim"),
+    [(1, 4, 1, 1, 64), (2, 2, 2, 63, 64), (1, 8, 2, 64, 128), (2, 6, 2, 65, 128), (1, 16, 1, 333, 64)],
+)
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5])
+def test_decode(
+    dtype: torch.dtype, batch: int, q_heads: int, kv_heads: int, seq: int, head_dim: int, sparsity: float
+) -> None:
+    q, k, v = tensors(dtype, batch=batch, q_heads=q_heads, kv_heads=kv_heads, seq=seq, head_dim=head_dim)
+    kv = hsbench.compress(k, v, sparsity)
+    expected = attention(q, prune(k, "k", sparsity), prune(v, "v", sparsity))
+    assert_close(hsbench.decode(q, kv), expected, q)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize(("q_len", "seq", "head_dim"), [(1, 1, 64), (65, 65, 128), (130, 130, 64), (33, 200, 128)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_prefill(dtype: torch.dtype, q_len: int, seq: int, head_dim: int, sparsity: float) -> None:
+    q, k, v = tensors(dtype, batch=2, q_len=q_len, seq=seq, head_dim=head_dim)
+    kv = hsbench.compress(k, v, sparsity)
+    expected = attention(q, prune(k, "k", sparsity), prune(v, "v", sparsity))
+    assert_close(hsbench.prefill(q, kv), expected, q)
+
+
+@needs_native
+def test_prefill_of_one_query_is_decode() -> None:
+    q, k, v = tensors(seq=150)
+    kv = hsbench.compress(k, v)
+    assert_close(hsbench.prefill(q, kv), attention(q, *kv.unpack()), q)
+    assert_close(hsbench.decode(q, kv), attention(q, *kv.unpack()), q)
+
+
+@needs_native
+def test_inputs_may_be_strided_and_stay_as_they_are() -> None:
+    q, k, v = tensors(q_len=70, seq=70)
+    before = [x.clone() for x in (q, k, v)]
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    assert not any(x.is_contiguous() for x in strided)
+    kv = hsbench.compress(*strided[1:])
+    assert_close(hsbench.prefill(strided[0], kv), attention(q, prune(k, "k", 0.5), prune(v, "v", 0.5)), q)
+    assert all(torch.equal(x, old) for x, old in zip(strided, before, strict=True))
+
+
+@needs_native
+def test_outputs_are_the_callers_own() -> None:
+    q, k, v = tensors()
+    kv = hsbench.compress(k, v)
+    out, lse = hsbench.decode(q, kv)
+    first = out.clone(), lse.clone()
+    hsbench.decode(-q, kv)
+    assert torch.equal(out, first[0]) and torch.equal(lse, first[1])
+
+
+# ---- Sparsity ----------------------------------------------------------------------------------------------
+@needs_native
+def test_half_is_the_default() -> None:
+    _, k, v = tensors(seq=256)
+    kv = hsbench.compress(k, v)
+    assert kv.achieved_sparsity == 0.5
+    assert all(int((x == 0).sum()) == x.numel() // 2 for x in kv.unpack())
+
+
+@needs_native
+def test_key_and_value_sparsity_override() -> None:
+    _, k, v = tensors(seq=640)
+
+    def pruned(**options: float) -> tuple[float, float]:
+        unpacked = hsbench.compress(k, v, **options).unpack()
+        return tuple(float((x == 0).float().mean()) for x in unpacked)
+
+    assert pruned(sparsity=0.2) == pytest.approx((0.2, 0.2))
+    assert pruned(sparsity=0.2, key_sparsity=0.4) == pytest.approx((0.4, 0.2))
+    assert pruned(sparsity=0.2, value_sparsity=0.0) == pytest.approx((0.2, 0.0))
+    assert pruned(key_sparsity=0.1, value_sparsity=0.3) == pytest.approx((0.1, 0.3))
+    # 0 overrides too, though it is false; and an overridden sparsity is not looked at.
+    assert pruned(sparsity=0.7, key_sparsity=0.0, value_sparsity=0.5) == pytest.approx((0.0, 0.5))
+
+
+@needs_native
+@pytest.mark.parametrize(("sink", "local"), [(0, 0), (1, 0), (64, 0), (65, 0), (0, 1), (0, 41), (70, 70), (999, 0)])
+def test_sink_and_local_stay_dense(sink: int, local: int) -> None:
+    q, k, v = tensors(seq=400)  # 6 blocks and a tail of 16
+    kv = hsbench.compress(k, v, 0.5, sink=sink, local=local)
+    for x, got, operand in zip((k, v), kv.unpack(), "kv", strict=True):
+        assert torch.equal(got, prune(x, operand, 0.5, sink, local))
+        assert torch.equal(got[:, :, :sink], x[:, :, :sink])
+        if local:
+            assert torch.equal(got[:, :, -local:], x[:, :, -local:])
+        assert torch.equal(got[:, :, 384:], x[:, :, 384:])  # the tail
+    assert_close(hsbench.decode(q, kv), attention(q, *kv.unpack()), q)
+
+
+@needs_native
+def test_achieved_sparsity_counts_eligible_blocks() -> None:
+    _, k, v = tensors(seq=400)
+    assert hsbench.compress(k, v, 0.25, sink=64, local=17).achieved_sparsity == pytest.approx(0.25)  # 2 of 4 blocks
+    assert hsbench.compress(k, v, 0.3).achieved_sparsity == pytest.approx(0.5 * 4 / 6)
+    assert hsbench.compress(k[:, :, :63], v[:, :, :63]).achieved_sparsity == 0
+
+
+# ---- The cache ---------------------------------------------------------------------------------------------
+@needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize("seq", [1, 63, 64, 65, 200])
+def test_unpack(dtype: torch.dtype, seq: int) -> None:
+    _, k, v = tensors(dtype, batch=2, seq=seq, head_dim=128)
+    kv = hsbench.compress(k, v)
+    assert isinstance(kv, hsbench.HierarchicalKV)
+    assert kv.shape == tuple(k.shape) and kv.dtype == dtype and kv.device == k.device
+    for x, got, operand in zip((k, v), kv.unpack(), "kv", strict=True):
+        assert got.dtype == dtype and torch.equal(got, prune(x, operand, 0.5))
+
+
+@needs_native
+def test_nbytes() -> None:
+    _, k, v = tensors(batch=2, kv_heads=2, seq=65, head_dim=128)
+    kv = hsbench.compress(k, v)
+    heads = 2 * 2 * 2  # of K and of V
+    # Each head has one 2:4 block, and a tail block that takes a whole dense page.
+    assert kv.memory() == {
+        "dense": heads * 16_384,
+        "2:4 values": heads * 8_192,
+        "metadata": heads * 768,
+        "map": heads * 2 * 4,
+    }
+    assert kv.nbytes == sum(kv.memory().values())
+    dense = hsbench.compress(k, v, 0.0)
+    assert dense.nbytes == heads * (2 * 16_384 + 2 * 4)
+
+
+# ---- Errors ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda k, v: (k, v[:, :, :-1]), r"must be alike", id="seq"),
+        pytest.param(lambda k, v: (k, v[:, :1]), r"must be alike", id="heads"),
+        pytest.param(lambda k, v: (k, v.bfloat16()), r"float16 and v .*bfloat16 must be alike", id="dtypes"),
+        pytest.param(lambda k, v: (k[0], v[0]), r"\[batch, kv_heads, seq, head_dim\]", id="three dimensions"),
+        pytest.param(lambda k, v: (k.float(), v.float()), r"torch\.float32: convert .* torch\.float16", id="float32"),
+        pytest.param(lambda k, v: (k.repeat(1, 1, 1, 2)[..., :96],) * 2, r"head_dim must be 64 or 128", id="96"),
+        pytest.param(lambda k, v: (k[:, :, :0], v[:, :, :0]), r"no size may be 0", id="empty"),
+    ],
+)
+def test_tensors_that_do_not_fit(change, message: str) -> None:
+    _, k, v = tensors()
+    with pytest.raises(UnsupportedError, match=message):
+        hsbench.compress(*change(k, v))
+
+
+@pytest.mark.parametrize("name", ["sparsity", "key_sparsity", "value_sparsity"])
+@pytest.mark.parametrize("value", [0.6, -0.1, 0.5000001, math.nan, math.inf])
+def test_sparsity_outside_0_to_a_half(name: str, value: float) -> None:
+    _, k, v = tensors()
+    with pytest.raises(UsageError, match=rf"sparsity {value}: .*0 to 0\.5"):
+        hsbench.compress(k, v, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["sink", "local"])
+def test_negative_sink_and_local(name: str) -> None:
+    _, k, v = tensors()
+    with pytest.raises(UsageError, match=rf"{name} -1: .*0 or more"):
+        hsbench.compress(k, v, **{name: -1})
+
+
+@needs_native
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_non_finite_tensors_are_named(dtype: torch.dtype, bad: float) -> None:
+    _, k, v = tensors(dtype)
+    k[0, 1, 199, 63] = bad
+    with pytest.raises(NonFiniteError, match=r"k is not finite at index \[0, 1, 199, 63\]") as caught:
+        hsbench.compress(k, v)
+    assert caught.value.tensor == "k" and caught.value.index == (0, 1, 199, 63)
+    assert isinstance(caught.value, HsbenchError) and isinstance(caught.value, ValueError)
+    with pytest.raises(NonFiniteError, match=r"v is not finite at index \[0, 1, 199, 63\]"):
+        hsbench.compress(v, k, 0.0)  # an all-dense cache is checked too
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda q: q[0], r"needs \[1, q_heads, q_len, 64\]", id="three dimensions"),
+        pytest.param(lambda q: q.repeat(2, 1, 1, 1), r"needs \[1, q_heads", id="batch"),
+        pytest.param(lambda q: q.repeat(1, 1, 1, 2), r"64\] torch\.float16", id="head_dim"),
+        pytest.param(lambda q: q.bfloat16(), r"torch\.bfloat16 .*torch\.float16", id="dtype"),
+        pytest.param(lambda q: q[:, :3], r"3 heads: give 1 to 16 times the 2 kv heads", id="3 heads"),
+        pytest.param(lambda q: q[:, :1], r"1 heads", id="fewer heads"),
+        pytest.param(lambda q: q.repeat(1, 9, 1, 1), r"36 heads", id="a group of 18"),
+        pytest.param(lambda q: q[:, :, :0], r"0 queries", id="no query"),
+        pytest.param(lambda q: q.repeat(1, 1, 201, 1), r"201 queries", id="more queries than tokens"),
+        pytest.param(lambda q: q.to("meta"), r"on meta", id="device"),
+    ],
+)
+def test_queries_that_do_not_fit(change, message: str) -> None:
+    q, k, v = tensors()
+    kv = hsbench.compress(k, v)
+    for attend in (hsbench.decode, hsbench.prefill):
+        with pytest.raises(UnsupportedError, match=message):
+            attend(change(q), kv)
+
+
+@needs_native
+def test_decode_takes_one_query() -> None:
+    q, k, v = tensors(q_len=2)
+    with pytest.raises(UnsupportedError, match="2 queries: decode takes one; use prefill"):
+        hsbench.decode(q, hsbench.compress(k, v))
+
+
+def test_a_device_without_kernels() -> None:
+    _, k, v = tensors()
+    with pytest.raises(UnavailableError, match="meta"):
+        hsbench.compress(k.to("meta"), v.to("meta"))
+
+
+# ---- Import ------------------------------------------------------------------------------------------------
+def python(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_importing_hsbench_imports_no_torch_and_loads_no_library() -> None:
+    code = """
+import sys, hsbench
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "ctypes", "pynvml", "nvtx"}))
+try:
+    loaded = [line.split()[-1] for line in open("/proc/self/maps") if "libhsbench" in line or "libcuda" in line]
+except OSError:
+    loaded = []
+print(loaded)
+"""
+    assert python(code).splitlines() == ["[]", "[]"]
+
+
+def test_names_come_on_first_use() -> None:
+    code = """
+import sys, hsbench
+assert "torch" not in sys.modules
+print(sorted(set(dir(hsbench)) & {"compress"}), hsbench.__version__)
+from hsbench import HierarchicalKV, compress, decode, prefill
+assert "torch" in sys.modules
+try:
+    hsbench.no_such_name
+except AttributeError as error:
+    print(error)
+"""
+    lines = python(code).splitlines()
+    assert lines[-1] == "module 'hsbench' has no attribute 'no_such_name'"
+    assert lines[0].endswith(hsbench.__version__)

@@ -1,0 +1,334 @@
+"""The matrix that every registered method goes through: small workloads of each kind, checked against fp32.
+
+A method added to the registry is tested here without a line about it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from hsbench import check
+from hsbench.errors import UnsupportedError, UsageError
+from hsbench.methods import FAMILIES, check_methods, default_families, find_methods
+from hsbench.methods.base import Method, Prepared
+from hsbench.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
+from hsbench.tensors import Inputs, make_inputs
+from hsbench.workload import DTYPES, PHASES, Workload, make_workload
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload of the matrix, apart from phase and dtype."""
+
+    heads: tuple[int, int]
+    head_dim: int
+    seq: int
+    q_len: int | None = None
+    batch: int = 1
+    sparsity: float = 0.5
+    sink: int = 0
+    local: int = 0
+    tensors: str = "gaussian"
+
+
+CASES = {
+    "decode": [
+        Case((4, 4), 64, seq=1, batch=2),
+        Case((8, 2), 128, seq=256),
+        Case((6, 2), 64, seq=65, batch=2),
+        Case((16, 1), 128, seq=400, sparsity=0.3, sink=70, local=10, tensors="outliers"),
+        Case((4, 2), 64, seq=640, sparsity=0.0),
+    ],
+    "prefill": [
+        Case((4, 2), 64, seq=65, batch=2),
+        Case((8, 2), 128, seq=200, sparsity=0.3, sink=1, local=1),
+        Case((2, 2), 64, seq=300, q_len=37),
+        Case((4, 1), 128, seq=130, q_len=1),
+        Case((4, 2), 64, seq=257, q_len=256, sparsity=0.25, tensors="outliers"),
+    ],
+}
+
+
+def make(phase: str, case: Case, dtype: str) -> Workload:
+    return make_workload(
+        phase,
+        batch=case.batch,
+        q_heads=case.heads[0],
+        kv_heads=case.heads[1],
+        head_dim=case.head_dim,
+        dtype=dtype,
+        seq=case.seq,
+        q_len=case.q_len,
+        sparsity=case.sparsity,
+        sink=case.sink,
+        local=case.local,
+        tensors=case.tensors,
+    )
+
+
+EVERY_METHOD = [
+    pytest.param(phase, device, method, id=f"{phase}-{device}-{method.name}")
+    for phase, device in itertools.product(PHASES, DEVICES)
+    for method in find_methods(FAMILIES, phase, device)
+]
+EVERY_RUN = [
+    pytest.param(*each.values, case, dtype, id=f"{each.id}-{case.seq}x{case.q_len or ''}x{case.head_dim}-{dtype}")
+    for each in EVERY_METHOD
+    for case in CASES[each.values[0]]
+    for dtype in DTYPES
+]
+
+
+def can_run(method: Method, workload: Workload, device: str) -> None:
+    """Skips, with the reason, what the method says that it cannot do."""
+    if reason := method.unsupported(workload, device) or method.unavailable(device):
+        pytest.skip(reason)
+
+
+def prepare(method: Method, workload: Workload, inputs: Inputs) -> Prepared:
+    try:
+        return method.prepare(workload, inputs)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+
+# ---- The matrix --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("phase", "device", "method", "case", "dtype"), EVERY_RUN)
+def test_matrix(phase: str, device: str, method: Method, case: Case, dtype: str) -> None:
+    workload = make(phase, case, dtype)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, device)
+    before = [x.clone() for x in (inputs.q, inputs.k, inputs.v)]
+    prepared = prepare(method, workload, inputs)
+
+    # The output: right after the first run, and again, as a sample is.
+    expected = check.expect(inputs, prepared.pruned, workload.seed)
+    for _ in range(2):
+        prepared.poison()
+        assert torch.isnan(prepared.out).all() and (prepared.lse is None or torch.isnan(prepared.lse).all())
+        prepared.run()
+        assert prepared.out.shape == inputs.q.shape and prepared.out.dtype == inputs.q.dtype
+        verdict = check.compare(expected, prepared.out, prepared.lse)
+        assert verdict.reason is None, verdict.reason
+    if prepared.lse is not None:
+        assert prepared.lse.shape == inputs.q.shape[:3] and prepared.lse.dtype == torch.float32
+    assert all(torch.equal(x, old) for x, old in zip((inputs.q, inputs.k, inputs.v), before, strict=True))
+
+    # What is stored: all of it counted, nothing empty, and the pruned tensors are what it holds.
+    assert prepared.kv_bytes == sum(prepared.memory.values()) > 0
+    assert all(isinstance(size, int) and size > 0 for size in prepared.memory.values())
+    pruned = [
+        [prepared.pruned(b, h) for h in range(workload.kv_heads)] for b in range(workload.batch)
+    ]
+    if method.dense:
+        assert prepared.achieved_sparsity is None and prepared.compress_s is None
+        assert all(head is None for heads in pruned for head in heads), "dense methods attend to the inputs"
+    else:
+        assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress_s > 0
+        for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
+            got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
+            assert got.shape == full.shape and got.dtype == full.dtype
+            assert torch.equal(got, torch.where(got != 0, full, 0)), "pruning only zeroes"
+
+
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_a_wrong_input_would_fail_the_matrix(phase: str, device: str, method: Method) -> None:
+    """The check has teeth for every method: the reference of other tensors is refused."""
+    workload = make(phase, CASES[phase][1], "fp16")
+    can_run(method, workload, device)
+    prepared = prepare(method, workload, make_inputs(workload, device))
+    prepared.poison()
+    prepared.run()
+    other = make_inputs(replace(workload, seed=1), device)
+    expected = check.expect(other, lambda batch, head: None, 0)
+    assert check.compare(expected, prepared.out, prepared.lse).reason is not None
+
+
+def known_bytes(value: Any, seen: dict[int, int]) -> int:
+    """Bytes of all tensors that an object reaches, each storage once."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            known_bytes(item, seen)
+    elif isinstance(value, dict):
+        for item in value.values():
+            known_bytes(item, seen)
+    elif type(value).__module__.startswith("hsbench."):
+        known_bytes(getattr(value, "__dict__", {}), seen)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_the_estimate_covers_what_is_held(phase: str, device: str, method: Method, dtype: str) -> None:
+    for case in (CASES[phase][1], Case((4, 2), 128, seq=4096, q_len=1), Case((16, 16), 64, seq=1000, q_len=1)):
+        workload = make(phase, case, dtype)
+        can_run(method, workload, device)
+        inputs = make_inputs(workload, device)
+        prepared = prepare(method, workload, inputs)
+        prepared.run()
+        seen: dict[int, int] = {}
+        held = known_bytes(prepared, seen)
+        given = sum(seen.pop(x.untyped_storage().data_ptr(), 0) for x in (inputs.q, inputs.k, inputs.v))
+        assert 0 < held - given <= method.estimate_bytes(workload)
+        if given == 0:  # it attends to what it has stored itself
+            assert held >= prepared.kv_bytes
+
+
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_estimates_grow_with_the_workload(phase: str, device: str, method: Method) -> None:
+    """An estimate that forgot a term would let a run at full length die of it."""
+    small = make_workload(phase, seq=32768, q_len=1)
+    large = make_workload(phase, seq=131072, q_len=1, batch=2)
+    if method.unsupported(large, device) is None and not (method.dense and method.name.startswith("sdpa:flash")):
+        assert method.estimate_bytes(large) > method.estimate_bytes(small)
+    own = not method.name.startswith(("sdpa", "reference"))
+    if own and method.unsupported(large, device) is None:
+        kept = 1 if method.dense else 9 / 16 * 0.9
+        assert method.estimate_bytes(large) >= kept * large.dense_kv_bytes
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_hierarchical_prunes_what_was_asked_for(phase: str, device: str) -> None:
+    workload = make_workload(
+        phase, q_heads=2, kv_heads=2, head_dim=64, seq=600, key_sparsity=0.5, value_sparsity=0.25, sink=65, local=30
+    )
+    (method,) = find_methods(["hierarchical"], phase, device)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, device)
+    prepared = method.prepare(workload, inputs)
+    for which, (operand, sparsity) in enumerate((("k", 0.5), ("v", 0.25))):
+        x = (inputs.k, inputs.v)[which]
+        chosen = choose_blocks(x, operand, plan_blocks(600, sparsity, sink=65, local=30))
+        expected = prune_hierarchical(x, operand, chosen)
+        assert all(torch.equal(prepared.pruned(0, head)[which], expected[0, head]) for head in range(2))
+    # Blocks 2 .. 7 of K, and 3 of those 6 of V.
+    assert prepared.achieved_sparsity == pytest.approx((0.5 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_unstructured_prunes_each_token_of_its_own_tensor(device: str) -> None:
+    """At the workload's sparsities; sink and local tokens too, as the published method does."""
+    workload = make_workload(
+        "decode", q_heads=2, kv_heads=2, head_dim=64, seq=200, key_sparsity=0.5, value_sparsity=0.25, sink=65, local=30
+    )
+    (method,) = find_methods(["unstructured"], "decode", device)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, device)
+    prepared = method.prepare(workload, inputs)
+    for head, (which, sparsity) in itertools.product(range(2), enumerate((0.5, 0.25))):
+        x = (inputs.k, inputs.v)[which][0, head]
+        assert torch.equal(prepared.pruned(0, head)[which], torch.where(keep_unstructured(x, sparsity), x, 0))
+    assert prepared.achieved_sparsity == pytest.approx(0.375)
+
+
+def test_unstructured_prefill_says_why_not() -> None:
+    for device in DEVICES:
+        (method,) = find_methods(["unstructured"], "prefill", device)
+        reason = method.unsupported(make("prefill", CASES["prefill"][0], "fp16"), device)
+        assert reason is not None and "decode only" in reason and "\n" not in reason
+        (method,) = find_methods(["unstructured"], "decode", device)
+        assert method.unsupported(make("decode", CASES["decode"][0], "fp16"), device) is None
+
+
+@pytest.mark.parametrize("change", [{"head_dim": 96}, {"q_heads": 34, "kv_heads": 2}])
+@pytest.mark.parametrize("family", ["dense", "hierarchical", "unstructured"])
+def test_shapes_that_our_kernels_do_not_take(family: str, change: dict[str, int]) -> None:
+    workload = replace(make("decode", CASES["decode"][1], "fp16"), **change)
+    (method,) = find_methods([family], "decode", "cpu")
+    reason = method.unsupported(workload, "cpu")
+    named = "head_dim 96" if "head_dim" in change else "17 query heads per kv head"
+    assert reason is not None and reason.startswith(named) and "kernels take" in reason
+
+
+def test_torchs_own_words_come_with_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hsbench.methods.sdpa as sdpa
+
+    def refuse(*_: Any, **__: Any) -> None:
+        warnings.warn("Flash wants another shape. (Triggered internally at x.cpp:1.)", UserWarning, stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+
+    workload = make("decode", CASES["decode"][1], "fp16")
+    (method,) = find_methods(["sdpa:flash"], "decode", "cpu")
+    inputs = make_inputs(workload, "cpu")
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", refuse)
+    with pytest.raises(UnsupportedError, match=r"torch's flash backend refuses this: Flash wants another shape\.$"):
+        method.prepare(workload, inputs)
+
+
+# ---- The registry ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_names_are_unique_and_of_their_family(phase: str, device: str) -> None:
+    found = find_methods(FAMILIES, phase, device)
+    names = [method.name for method in found]
+    assert len(set(names)) == len(names)
+    families = [name.partition(":")[0] for name in names]
+    assert list(dict.fromkeys(families)) == list(FAMILIES)
+    assert families == sorted(families, key=FAMILIES.index), "rows stand in the families' order"
+    for name in names:
+        (again,) = find_methods([name], phase, device)
+        assert again.name == name
+
+
+def test_some_dense_method_of_ours_and_of_torchs_can_be_the_baseline() -> None:
+    for phase in PHASES:
+        dense = {method.name.partition(":")[0] for method in find_methods(None, phase, "cpu") if method.dense}
+        assert {"sdpa", "dense"} <= dense and not dense & {"hierarchical", "unstructured"}
+
+
+def test_default_families() -> None:
+    assert default_families("decode") == list(FAMILIES)
+    assert default_families("prefill") == [family for family in FAMILIES if family != "reference"]
+    names = [method.name for method in find_methods(None, "prefill", "cpu")]
+    assert "reference" not in names and "hierarchical" in names
+    assert [method.name for method in find_methods(["reference"], "prefill", "cpu")] == ["reference"]
+
+
+def test_variants() -> None:
+    sdpa = [method.name for method in find_methods(["sdpa"], "decode", "cpu")]
+    assert sdpa == ["sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows"]
+    assert [method.name for method in find_methods(["sdpa"], "prefill", "cpu")] == ["sdpa:flash", "sdpa:math"]
+    both = find_methods(["sdpa:math", "dense", "sdpa"], "decode", "cpu")
+    assert [method.name for method in both] == ["sdpa:math", "dense", "sdpa:flash", "sdpa:flash-rows", "sdpa:math-rows"]
+    assert find_methods([], "decode", "cpu") == []
+
+
+def test_a_variant_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"--methods sdpa:flash-rows: .*prefill on cpu: it has flash, math$"):
+        find_methods(["sdpa:flash-rows"], "prefill", "cpu")
+    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has no variants$"):
+        find_methods(["dense:fast"], "decode", "cpu")
+
+
+def test_check_methods() -> None:
+    assert check_methods(["dense", "sdpa:flash", "dense", "sdpa"]) == ["dense", "sdpa:flash", "sdpa"]
+    with pytest.raises(UsageError, match=r"--methods hierarchicl: did you mean hierarchical\?.*known: reference, sdpa"):
+        check_methods(["dense", "hierarchicl"])
+    with pytest.raises(UsageError, match=r"--methods xyz:flash: known:") as caught:
+        check_methods(["xyz:flash"])
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError):
+        check_methods([""])
+
+
+def test_listing_the_families_imports_no_torch() -> None:
+    code = (
+        "import sys, hsbench.methods as m; m.check_methods(['dense', 'sdpa:flash']); m.default_families('decode'); "
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "False", run.stderr
