@@ -74,7 +74,10 @@ class BuildNative(Command):
                     [cmake, "--install", str(tree), "--component", name, "--prefix", str(destination)], check=True
                 )
             except subprocess.CalledProcessError as error:
-                has_nvcc = "CMAKE_CUDA_COMPILER:FILEPATH" in (tree / "CMakeCache.txt").read_text()
+                # CMake writes the variable in any case, with NOTFOUND for a value where no nvcc works.
+                cache = (tree / "CMakeCache.txt").read_text().splitlines()
+                compilers = [line for line in cache if line.startswith("CMAKE_CUDA_COMPILER:")]
+                has_nvcc = any(not line.endswith("NOTFOUND") for line in compilers)
                 missing_nvcc = name == "cuda" and not has_nvcc
                 reasons[name] = "nvcc not found" if missing_nvcc else f"the compilation failed ({error})"
         return reasons

@@ -141,8 +141,7 @@ class _Run:
         if not ready:
             return False
         interrupted = self._sample(ready)
-        # A turn that Ctrl-C cut short may leave an output poisoned: then the first check has to do.
-        self._check_after(ready, outputs=not interrupted)
+        self._check_after(ready, again=interrupted)
         self._account(ready)
         return interrupted
 
@@ -169,8 +168,9 @@ class _Run:
             self.finish(row, "unavailable", reason)
         else:
             queries = self.workload.batch * self.workload.q_heads * self.workload.q_len * self.workload.head_dim * 2
-            # Beside the method's own needs: the tensors, and the packed caches of the other methods.
-            shared = self.workload.dense_kv_bytes * 3 + 2 * queries
+            # Beside the method's own needs: the tensors, the packed caches of the other methods, and what measuring
+            # takes (a probe's buffer, a flush).
+            shared = self.workload.dense_kv_bytes * 3 + 2 * queries + (1 << 30)
             need, free = row.method.estimate_bytes(self.workload) + shared, machine.available_bytes(self.device)
             if free is not None and need > free:
                 remedy = "give a smaller --seq or --batch, or fewer --methods"
@@ -232,9 +232,11 @@ class _Run:
 
         # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to minute.
         ceiling = machine.ceiling_of(self.workload.phase, self.device)
-        probe = measure.Subject(f"{ceiling.name} probe", ceiling.run, measure.settle)
+        probe = measure.Subject("probe", ceiling.run, measure.settle)
 
         def on_sample(name: str, done: int, seconds: float) -> None:
+            if name == probe.name:
+                return
             self.telemetry.read(name)
             spent[name] = spent.get(name, 0.0) + seconds
             self.observer.sampled(name, done, settings.max_samples, spent[name])
@@ -257,12 +259,17 @@ class _Run:
             self.observer.warning(text)
         return sampling.interrupted
 
-    def _check_after(self, rows: list[_Row], *, outputs: bool) -> None:
+    def _check_after(self, rows: list[_Row], *, again: bool) -> None:
+        """Holds the last outputs against the reference; ``again``: of one more run, for Ctrl-C may have cut a turn
+        short and left an output poisoned."""
         for row in rows:
             if row.samples.error is not None:
                 self._failed(row, row.samples.error)
-            elif outputs and row.verdict.reason is None and row.samples.times_s:
+            elif row.verdict.reason is None and row.samples.times_s:
                 with measure.annotate(row.method.name), measure.annotate("check"):
+                    if again:
+                        row.prepared.poison()
+                        row.prepared.run()
                     after = check.compare(row.expected, row.prepared.out, row.prepared.lse)
                 if after.reason is not None:
                     row.verdict = check.Verdict(after.rel_error, f"after the timed runs: {after.reason}")

@@ -78,10 +78,10 @@ def missing() -> list[dict[str, str]]:
     """What is not here, why it matters, and how to get it."""
     items = []
     if reason := native.why_missing("cpu"):
-        why, _, remedy = reason.partition(": ")
+        why, _, remedy = reason.rpartition(": ")
         items.append({"what": "CPU kernels", "why": f"{why}; only torch's methods run", "remedy": remedy})
     if reason := native.why_missing("cuda"):
-        why, _, remedy = reason.partition(": ")
+        why, _, remedy = reason.rpartition(": ")
         items.append({"what": "CUDA kernels", "why": f"{why}; needed only for an NVIDIA GPU", "remedy": remedy})
     if not torch.cuda.is_available():
         remedy = "run on a machine with an NVIDIA GPU, its driver, and a CUDA build of torch"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hsbench import memory, native
-from hsbench.errors import UnsupportedError
+from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.formats import cpu_layout, cuda_layout
 from hsbench.prune import (
     BLOCK,
@@ -169,12 +169,15 @@ class HierarchicalKV:
 
 
 def check_kv(k: Tensor, v: Tensor) -> None:
-    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair, ``[batch, kv_heads, seq, 64|128]``."""
+    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair, ``[batch, kv_heads, seq, 64|128]``,
+    and :class:`UnavailableError` on a device that no library is for."""
     if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype or k.device != v.device:
         raise UnsupportedError(
             f"k {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype} must be alike: "
             "[batch, kv_heads, seq, head_dim], one dtype, one device"
         )
+    if k.device.type not in LAYOUTS:
+        raise UnavailableError(f"hsbench has no kernels for {k.device.type} tensors: move k and v to cpu or cuda")
     if k.dtype not in DTYPES:
         raise UnsupportedError(f"k and v are {k.dtype}: convert them to torch.float16 or torch.bfloat16")
     if k.shape[-1] not in HEAD_DIMS or 0 in k.shape:
