@@ -336,17 +336,17 @@ def test_without_a_right_dense_method_there_is_no_speedup(register: Any) -> None
 def test_what_does_not_fit_by_estimate_is_a_row(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(FakeMethod):
         def estimate_bytes(self, workload: Workload) -> int:
-            return 3 << 30
+            return 30 << 30
 
         def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
             raise AssertionError("must not be prepared")
 
     register(Large("fake:large"), FakeMethod("fake:small", dense=True))
-    monkeypatch.setattr(machine, "available_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 8 << 30)
     report = run(decode(), "fake", "sdpa:flash")
     assert statuses(report) == {"fake:large": "oom", "fake:small": "ok", "sdpa:flash": "ok"}
     reason = by_method(report)["fake:large"].record.reason
-    assert reason.startswith("needs about 3.0 GiB, 1.0 GiB is free: ") and "--seq" in reason
+    assert reason.startswith("needs about 31.0 GiB, 8.0 GiB is free: ") and "--seq" in reason
     monkeypatch.setattr(machine, "available_bytes", lambda device: None)  # a system that does not tell
     register(FakeMethod("fake:small", dense=True))
     assert statuses(run(decode(), "fake")) == {"fake:small": "ok"}
