@@ -29,7 +29,16 @@ HSB_EXPORT int hsb_cpu_compress_bitmap(const hsb_compress_bitmap_params *p);
 HSB_EXPORT int64_t hsb_cpu_compress_bitmap_workspace(const hsb_compress_bitmap_params *p);
 HSB_EXPORT int hsb_cpu_probe(const hsb_probe_params *p);
 
-/* libhsbench_cuda */
+/* libhsbench_cuda. Pointers are device pointers of the current device; a workspace is zeroed by the caller once, before
+ * its first call, and then belongs to one shape; calls return once their work is on p->stream. */
+HSB_EXPORT int hsb_cuda_decode(const hsb_decode_params *p);
+HSB_EXPORT int64_t hsb_cuda_decode_workspace(const hsb_decode_params *p);
+HSB_EXPORT int hsb_cuda_decode_bitmap(const hsb_decode_params *p);
+HSB_EXPORT int64_t hsb_cuda_decode_bitmap_workspace(const hsb_decode_params *p);
+HSB_EXPORT int hsb_cuda_compress(const hsb_compress_params *p);
+HSB_EXPORT int64_t hsb_cuda_compress_workspace(const hsb_compress_params *p);
+HSB_EXPORT int hsb_cuda_compress_bitmap(const hsb_compress_bitmap_params *p);
+HSB_EXPORT int64_t hsb_cuda_compress_bitmap_workspace(const hsb_compress_bitmap_params *p);
 HSB_EXPORT int hsb_cuda_probe(const hsb_probe_params *p);
 
 #ifdef __cplusplus

@@ -109,25 +109,25 @@ def ceiling_of(phase: str, device: str) -> measure.Ceiling:
 
 def _native_probe(device: str, *, copy: bool) -> dict[str, Any]:
     """The compiled probe's run and its bytes; empty (torch's fallback) where there is no library for the device."""
-    if device != "cpu" or native.why_missing("cpu") is not None:
+    if native.why_cannot("probe", device) is not None:
         return {}
-    size = max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes("cpu")) // 4096 * 4096
-    source = memory.empty((size,), torch.uint8, "cpu").fill_(1)
-    target = memory.empty((size if copy else 0,), torch.uint8, "cpu").fill_(0)
-    sink = torch.zeros(1, dtype=torch.int64)
+    size = max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes(device)) // 4096 * 4096
+    source = memory.empty((size,), torch.uint8, device).fill_(1)
+    target = memory.empty((size if copy else 0,), torch.uint8, device).fill_(0)
+    sink = torch.zeros(1, dtype=torch.int64, device=device)
     params = native.make(
         "hsb_probe_params",
         bytes=size,
-        threads=native.threads(),
-        isa=native.requested_isa(),
         src=source,
         sink=sink,
+        **native.on_device(source.device),
         **({"dst": target} if copy else {}),
     )
-    library = native.library("cpu")
+    library = native.library(device)
 
     def run(_alive: tuple[torch.Tensor, ...] = (source, target, sink)) -> None:
-        library.call("hsb_cpu_probe", params)
+        native.use_current_stream(params, source.device)
+        library.call(f"hsb_{device}_probe", params)
 
     return {"run": run, "bytes_moved": size * (2 if copy else 1)}
 

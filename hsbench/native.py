@@ -128,10 +128,7 @@ class Operation:
 
     def run(self) -> None:
         """Runs it; on CUDA, on the stream that is current now."""
-        if self._device.type == "cuda":
-            import torch
-
-            self.params.stream = torch.cuda.current_stream(self._device).cuda_stream
+        use_current_stream(self.params, self._device)
         self._library.call(self._function, self.params)
 
 
@@ -144,6 +141,14 @@ def library(kind: str) -> Library:
 def on_device(device: Any) -> dict[str, int]:
     """The struct fields that say how an operation runs on a torch.device: threads and instruction set on the CPU."""
     return {"threads": threads(), "isa": requested_isa()} if device.type == "cpu" else {}
+
+
+def use_current_stream(params: ctypes.Structure, device: Any) -> None:
+    """Sets the stream field to the one that is current on a CUDA device; nothing to do on the CPU."""
+    if device.type == "cuda":
+        import torch
+
+        params.stream = torch.cuda.current_stream(device).cuda_stream
 
 
 def why_missing(kind: str) -> str | None:

@@ -17,8 +17,8 @@
 //
 // 2:4 page: the kept values [rows][cols / 2], two of every group of 4, in ascending order, then the metadata.
 //
-//   values     rows * cols bytes, one panel. A row is `cols` bytes: 128 (K, head_dim 128) swizzled as above, or 64 (V, and
-//              K with head_dim 64) with the 64-byte swizzle: chunk c (0..3) of row r lies at chunk c ^ ((r >> 1) & 3).
+//   values     rows * cols bytes, one panel. A row is `cols` bytes: 128 (K, head_dim 128) swizzled as above, or 64 (V,
+//              and K with head_dim 64) with the 64-byte swizzle: chunk c (0..3) of row r lies at c ^ (r >> 1 & 3).
 //   metadata   rows * cols / 8 bytes: u32 [rows / 16 strips][cols / 64 step pairs][32 lanes], each the register that a
 //              lane hands to mma.sp.m16n8k32 for both steps of 32 cols of that pair:
 //
@@ -60,7 +60,7 @@ HSB_HOST_DEVICE constexpr int sparse_page_bytes(int head_dim) {
     return sparse_value_bytes(head_dim) + metadata_bytes(head_dim);
 }
 static_assert(sparse_page_bytes(128) == 9216 && sparse_page_bytes(64) == 4608, "9/16 of the dense page");
-static_assert(sparse_page_bytes(64) % 128 == 0, "pages of a pool keep the alignment that swizzles and bulk copies need");
+static_assert(sparse_page_bytes(64) % 128 == 0, "pages of a pool keep the alignment that bulk copies need");
 
 // Swizzled byte offset of 16-byte chunk `chunk` of row `row`, for rows of 128 or of 64 bytes.
 template <int RowBytes>

@@ -1,0 +1,35 @@
+#include "probe.cuh"
+
+#include "api.h"
+#include "cuda/runtime.h"
+
+namespace hsb::cuda {
+namespace {
+
+void probe(const hsb_probe_params &p) {
+    HSB_CHECK(p.src && p.sink, "src and sink are required");
+    HSB_CHECK(p.bytes > 0 && p.bytes % 4096 == 0, "bytes must be a positive multiple of 4096");
+    for (const void *buffer : {p.src, static_cast<const void *>(p.dst)})
+        HSB_CHECK(reinterpret_cast<std::uintptr_t>(buffer) % 16 == 0, "buffers must be 16-byte aligned");
+    const std::int64_t chunks = p.bytes / 16;
+    const std::int64_t runs = (chunks + kProbeThreads * kProbeLoads - 1) / (kProbeThreads * kProbeLoads);
+    const std::int64_t resident = current_device().multiprocessors * kProbePerMultiprocessor;
+    const int blocks = static_cast<int>(runs < resident ? runs : resident);
+    const auto stream = static_cast<cudaStream_t>(p.stream);
+    const auto *src = static_cast<const uint4 *>(p.src);
+    auto *dst = static_cast<uint4 *>(p.dst);
+    auto *sink = reinterpret_cast<unsigned long long *>(p.sink);
+    if (dst)
+        probe_kernel<true><<<blocks, kProbeThreads, 0, stream>>>(src, dst, chunks, sink);
+    else
+        probe_kernel<false><<<blocks, kProbeThreads, 0, stream>>>(src, nullptr, chunks, sink);
+    HSB_CUDA(cudaGetLastError());
+}
+
+}  // namespace
+}  // namespace hsb::cuda
+
+// sink is xored with what was read: the caller needs no particular value there.
+extern "C" int hsb_cuda_probe(const hsb_probe_params *p) {
+    return hsb::guarded([&] { hsb::cuda::probe(*p); });
+}

@@ -1,0 +1,71 @@
+// Bulk copies global to shared by the copy engine, and the barriers that they complete on (sm_90 and newer). One thread
+// starts a copy; its arrival at the barrier counts bytes.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+namespace hsb::cuda::ptx {
+
+__device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// After mbarrier_init: makes the barriers known to the copy engine.
+__device__ __forceinline__ void fence_mbarrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Orders this thread's earlier accesses to shared memory before what the copy engine is told to write next.
+__device__ __forceinline__ void fence_proxy_async_shared() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Arrives, and expects `bytes` from copies.
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(std::uint32_t barrier, std::uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits for the phase of the given parity to complete.
+__device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra finished;\n"
+        "bra again;\n"
+        "finished:\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// 16-byte aligned on both sides, a multiple of 16 bytes.
+__device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void *global, std::uint32_t bytes,
+                                          std::uint32_t barrier, std::uint64_t cache_policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+        :
+        : "r"(shared), "l"(global), "r"(bytes), "r"(barrier), "l"(cache_policy)
+        : "memory");
+}
+
+// What is read once may leave L2 first.
+__device__ __forceinline__ std::uint64_t policy_evict_first() {
+    std::uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ std::uint64_t policy_evict_normal() {
+    std::uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+}  // namespace hsb::cuda::ptx
+
+#endif

@@ -1,0 +1,42 @@
+// Shared memory read or filled piecemeal.
+#pragma once
+
+#include <cstdint>
+
+namespace hsb::cuda::ptx {
+
+// Where `bits & Mask` is not 0: the 16 bits at `address`, which moves on by 2. Else 0, and nothing is read.
+template <std::uint32_t Mask>
+__device__ __forceinline__ std::uint32_t take_shared_u16_if(std::uint32_t &address, std::uint32_t bits) {
+    std::uint32_t value;
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        ".reg .b32 bit;\n"
+        "and.b32 bit, %2, %3;\n"
+        "setp.ne.b32 there, bit, 0;\n"
+        "mov.b32 %0, 0;\n"
+        "@there ld.shared.u16 %0, [%1];\n"
+        "@there add.u32 %1, %1, 2;\n"
+        "}"
+        : "=&r"(value), "+r"(address)
+        : "r"(bits), "n"(Mask));
+    return value;
+}
+
+__device__ __forceinline__ uint2 load_shared_u32x2(std::uint32_t address) {
+    uint2 value;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+    return value;
+}
+
+// Asynchronous copy of 4 or 8 bytes; zeros where `there` is false, and then nothing is read.
+template <int Bytes>
+__device__ __forceinline__ void cp_async_or_zero(std::uint32_t shared, const void *global, bool there) {
+    static_assert(Bytes == 4 || Bytes == 8, "16 bytes go past L1, see cp_async.cuh");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(Bytes),
+                 "r"(there ? Bytes : 0)
+                 : "memory");
+}
+
+}  // namespace hsb::cuda::ptx

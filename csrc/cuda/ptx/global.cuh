@@ -1,0 +1,23 @@
+// Global memory, 16 bytes a thread.
+#pragma once
+
+#include <cstdint>
+
+namespace hsb::cuda::ptx {
+
+// Read-only for the whole kernel, and read once: not kept in L1.
+__device__ __forceinline__ uint4 load_once_16(const void *global) {
+    uint4 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(global));
+    return value;
+}
+
+__device__ __forceinline__ void store_16(void *global, uint4 value) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+}
+
+}  // namespace hsb::cuda::ptx
