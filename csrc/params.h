@@ -26,7 +26,8 @@ enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA
 typedef struct hsb_pages {
     const void *dense;          /* [dense pages, dense_page_bytes] */
     const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
-    const int32_t *map;         /* [batch, kv_heads, blocks]: slot * 2 + (1 if the block is 2:4) */
+    const int32_t *map;         /* [batch, kv_heads, blocks]: slot * 2 + (1 if the block is 2:4). CUDA: may be NULL
+                                 * where one of the pools is NULL and the other has the blocks in order */
     int64_t dense_page_bytes;
     int64_t sparse_page_bytes;
 } hsb_pages;

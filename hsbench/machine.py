@@ -93,12 +93,14 @@ def missing() -> list[dict[str, str]]:
 
 
 @functools.cache
-def ceiling(device: str, kind: str) -> measure.Ceiling:
-    """A ceiling of this machine, made once per process: ``read`` or ``copy`` (GB/s), ``gemm`` (TFLOP/s)."""
+def ceiling(device: str, kind: str, size: int | None = None) -> measure.Ceiling:
+    """A ceiling of this machine, made once per process: ``read`` or ``copy`` (GB/s) of ``size`` bytes, or ``gemm``
+    (TFLOP/s). Without a size, far more than the caches hold."""
     if kind == "gemm":
         return measure.gemm_ceiling(device)
+    size = size or max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes(device)) // 4096 * 4096
     make = {"read": measure.read_ceiling, "copy": measure.copy_ceiling}[kind]
-    return make(device, **_native_probe(device, copy=kind == "copy"))
+    return make(device, **_native_probe(device, size, copy=kind == "copy"))
 
 
 def ceiling_of(phase: str, device: str) -> measure.Ceiling:
@@ -107,11 +109,10 @@ def ceiling_of(phase: str, device: str) -> measure.Ceiling:
     return ceiling(device, "gemm" if phase == "prefill" else "copy" if device == "cuda" else "read")
 
 
-def _native_probe(device: str, *, copy: bool) -> dict[str, Any]:
+def _native_probe(device: str, size: int, *, copy: bool) -> dict[str, Any]:
     """The compiled probe's run and its bytes; empty (torch's fallback) where there is no library for the device."""
     if native.why_cannot("probe", device) is not None:
         return {}
-    size = max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes(device)) // 4096 * 4096
     source = memory.empty((size,), torch.uint8, device).fill_(1)
     target = memory.empty((size if copy else 0,), torch.uint8, device).fill_(0)
     sink = torch.zeros(1, dtype=torch.int64, device=device)

@@ -131,10 +131,10 @@ def test_matrix(phase: str, device: str, method: Method, case: Case, dtype: str)
         [prepared.pruned(b, h) for h in range(workload.kv_heads)] for b in range(workload.batch)
     ]
     if method.dense:
-        assert prepared.achieved_sparsity is None and prepared.compress_s is None
+        assert prepared.achieved_sparsity is None and prepared.compress is None
         assert all(head is None for heads in pruned for head in heads), "dense methods attend to the inputs"
     else:
-        assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress_s > 0
+        assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress is not None
         for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
             got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
             assert got.shape == full.shape and got.dtype == full.dtype

@@ -90,44 +90,69 @@ class BitmapKV:
         return self.k.unpack(), self.v.unpack()
 
 
-def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
-    """Prunes each token of ``x`` to its largest magnitudes and packs it with the native kernels of its device.
+class BitmapCompressor:
+    """One tensor bound to the bitmaps that it becomes, with the native kernels of its device. The first ``run`` counts,
+    allocates the values and fills them; later ones do the same work without allocating.
 
     Raises:
-        NonFiniteError: ``x`` holds a NaN or an infinity.
         UnavailableError: there is no native library for the device.
     """
-    x = x.contiguous()
-    batch, kv_heads, seq, head_dim = x.shape
-    chunks = (batch, kv_heads, seq, head_dim // CHUNK)
-    keep = kept_per_token(sparsity, head_dim)
-    bitmap = memory.empty(chunks, torch.int64, x.device)
-    offset = memory.empty(chunks, torch.int32, x.device)
-    total = torch.zeros(1, dtype=torch.int64, device=x.device)
-    non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
-    params = native.make(
-        "hsb_compress_bitmap_params",
-        batch=batch,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        keep=keep,
-        seq=seq,
-        dtype=DTYPES[x.dtype],
-        x=x,
-        bitmap=bitmap,
-        offset=offset,
-        total=total,
-        non_finite=non_finite,
-        **native.on_device(x.device),
-    )
-    operation = native.Operation("compress_bitmap", x.device, params)
-    operation.run()
-    raise_if_non_finite(name, int(non_finite), x.shape)
-    values = memory.empty((int(total),), x.dtype, x.device)
-    params.values = values.data_ptr()
-    if values.numel():
-        operation.run()
-    return BitmapTensor(name, tuple(x.shape), bitmap, offset, values, keep)
+
+    def __init__(self, x: Tensor, name: str, sparsity: float) -> None:
+        self._x, self._name = x.contiguous(), name
+        batch, kv_heads, seq, head_dim = x.shape
+        chunks = (batch, kv_heads, seq, head_dim // CHUNK)
+        self._bitmap = memory.empty(chunks, torch.int64, x.device)
+        self._offset = memory.empty(chunks, torch.int32, x.device)
+        self._values: Tensor | None = None
+        self._keep = kept_per_token(sparsity, head_dim)
+        self._total = torch.zeros(1, dtype=torch.int64, device=x.device)
+        self._non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
+        params = native.make(
+            "hsb_compress_bitmap_params",
+            batch=batch,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            keep=self._keep,
+            seq=seq,
+            dtype=DTYPES[x.dtype],
+            x=self._x,
+            bitmap=self._bitmap,
+            offset=self._offset,
+            total=self._total,
+            non_finite=self._non_finite,
+            **native.on_device(x.device),
+        )
+        self._operation = native.Operation("compress_bitmap", x.device, params)
+
+    def run(self) -> None:
+        """Prunes and packs."""
+        self._operation.params.values = None
+        self._operation.run()
+        if self._values is None:
+            self.check()
+            self._values = memory.empty((int(self._total),), self._x.dtype, self._x.device)
+        if self._values.numel():
+            self._operation.params.values = self._values.data_ptr()
+            self._operation.run()
+
+    def check(self) -> None:
+        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
+        raise_if_non_finite(self._name, int(self._non_finite), self._x.shape)
+
+    @property
+    def result(self) -> BitmapTensor:
+        """What the runs fill; there is none before the first."""
+        return BitmapTensor(
+            self._name, tuple(self._x.shape), self._bitmap, self._offset, self._values, self._keep
+        )
+
+
+def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
+    """Prunes each token of ``x`` to its largest magnitudes and packs it; raises as :class:`BitmapCompressor` does."""
+    compressor = BitmapCompressor(x, name, sparsity)
+    compressor.run()
+    return compressor.result
 
 
 def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
@@ -144,8 +169,3 @@ def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor
     return BitmapTensor(
         name, tuple(x.shape), bitmap, offset.to(torch.int32), values, kept_per_token(sparsity, x.shape[-1])
     )
-
-
-def compress_bitmap_kv(k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float) -> BitmapKV:
-    """Compresses a KV cache; ``[batch, kv_heads, seq, head_dim]`` each, sparsity in [0, 1)."""
-    return BitmapKV(compress_bitmap(k, "k", key_sparsity), compress_bitmap(v, "v", value_sparsity))

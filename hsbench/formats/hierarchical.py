@@ -77,11 +77,13 @@ class PagedTensor:
 
     def params(self) -> Any:
         """The ``hsb_pages`` struct that kernels take."""
+        # Without a map, a CUDA kernel has one dependent load less before its first page.
+        needless = self.map.is_cuda and self.plan.sparse in (0, self.plan.blocks)
         return native.make(
             "hsb_pages",
             dense=self.dense,
             sparse=self.sparse,
-            map=self.map,
+            map=None if needless else self.map,
             dense_page_bytes=self.dense.shape[1],
             sparse_page_bytes=self.sparse.shape[1],
         )
@@ -184,38 +186,54 @@ def check_kv(k: Tensor, v: Tensor) -> None:
         raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")
 
 
-def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
-    """Prunes, chooses blocks and packs one tensor with the native kernels of its device.
+class Compressor:
+    """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs, with the native
+    kernels of its device, as often as it is called.
 
     Raises:
-        NonFiniteError: ``x`` holds a NaN or an infinity.
         UnavailableError: there is no native library for the device.
     """
-    x = x.contiguous()
-    pages = PagedTensor.empty(x, operand, plan)
-    batch, kv_heads, seq, head_dim = x.shape
-    non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
-    params = native.make(
-        "hsb_compress_params",
-        batch=batch,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        operand=native.KEY if operand == "k" else native.VALUE,
-        seq=seq,
-        first_eligible=plan.first,
-        last_eligible=plan.last,
-        sparse_per_head=plan.sparse,
-        dtype=DTYPES[x.dtype],
-        x=x,
-        dense=pages.dense,
-        sparse=pages.sparse,
-        map=pages.map,
-        non_finite=non_finite,
-        **native.on_device(x.device),
-    )
-    native.Operation("compress", x.device, params).run()
-    raise_if_non_finite(operand, int(non_finite), x.shape)
-    return pages
+
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan) -> None:
+        self._x = x.contiguous()
+        self.pages = pages = PagedTensor.empty(x, operand, plan)
+        batch, kv_heads, seq, head_dim = x.shape
+        self._non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
+        params = native.make(
+            "hsb_compress_params",
+            batch=batch,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            operand=native.KEY if operand == "k" else native.VALUE,
+            seq=seq,
+            first_eligible=plan.first,
+            last_eligible=plan.last,
+            sparse_per_head=plan.sparse,
+            dtype=DTYPES[x.dtype],
+            x=self._x,
+            dense=pages.dense,
+            sparse=pages.sparse,
+            map=pages.map,
+            non_finite=self._non_finite,
+            **native.on_device(x.device),
+        )
+        self._operation = native.Operation("compress", x.device, params)
+
+    def run(self) -> None:
+        """Fills the pages."""
+        self._operation.run()
+
+    def check(self) -> None:
+        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
+        raise_if_non_finite(self.pages.operand, int(self._non_finite), self._x.shape)
+
+
+def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
+    """Prunes, chooses blocks and packs one tensor; raises as :class:`Compressor` and its ``check`` do."""
+    compressor = Compressor(x, operand, plan)
+    compressor.run()
+    compressor.check()
+    return compressor.pages
 
 
 def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
@@ -237,11 +255,32 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     return pages
 
 
-def compress_kv(
-    k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
-) -> HierarchicalKV:
-    """Compresses a KV cache; see :func:`hsbench.compress` for the public form with its checks."""
-    seq = k.shape[2]
-    key_plan = plan_blocks(seq, key_sparsity, sink=sink, local=local)
-    value_plan = plan_blocks(seq, value_sparsity, sink=sink, local=local)
-    return HierarchicalKV(compress_tensor(k, "k", key_plan), compress_tensor(v, "v", value_plan))
+class KVCompressor:
+    """A KV cache bound to the pages that it becomes, see :class:`Compressor`."""
+
+    def __init__(
+        self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
+    ) -> None:
+        plans = (plan_blocks(k.shape[2], share, sink=sink, local=local) for share in (key_sparsity, value_sparsity))
+        self._parts = [
+            Compressor(x, operand, plan) for x, operand, plan in zip((k, v), ("k", "v"), plans, strict=True)
+        ]
+        self.kv = HierarchicalKV(*(part.pages for part in self._parts))
+
+    def run(self) -> None:
+        """Fills ``kv``."""
+        for part in self._parts:
+            part.run()
+
+    def check(self) -> None:
+        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
+        for part in self._parts:
+            part.check()
+
+
+def compress_kv(k: Tensor, v: Tensor, **shares: Any) -> HierarchicalKV:
+    """Compresses a KV cache, arguments as of :class:`KVCompressor`; :func:`hsbench.compress` is the public form."""
+    compressor = KVCompressor(k, v, **shares)
+    compressor.run()
+    compressor.check()
+    return compressor.kv

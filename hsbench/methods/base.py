@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,14 +21,14 @@ class Prepared(ABC):
         lse: fp32 ``[batch, q_heads, q_len]``, natural log; None where the method does not give it.
         memory: stored bytes of the KV cache by component.
         achieved_sparsity: share of elements pruned; None for dense methods.
-        compress_s: seconds that pruning and packing took, None where there is none.
+        compress: prunes and packs again, for timing; None where there is nothing to prune.
     """
 
     out: Tensor
     lse: Tensor | None = None
     memory: dict[str, int] = field(default_factory=dict)
     achieved_sparsity: float | None = None
-    compress_s: float | None = None
+    compress: Callable[[], None] | None = None
 
     @abstractmethod
     def run(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from hsbench import attend, native
-from hsbench.formats.hierarchical import HEAD_DIMS, HierarchicalKV, compress_kv
+from hsbench.formats.hierarchical import HEAD_DIMS, HierarchicalKV, KVCompressor
 from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
 from hsbench.tensors import Inputs
@@ -53,24 +52,20 @@ class PagesMethod(Method):
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)
+        compressor = KVCompressor(
+            inputs.k, inputs.v, key_sparsity=key, value_sparsity=value, sink=workload.sink, local=workload.local
+        )
         with ranges.annotate("compress"):
-            start = time.perf_counter()
-            kv = compress_kv(
-                inputs.k,
-                inputs.v,
-                key_sparsity=key,
-                value_sparsity=value,
-                sink=workload.sink,
-                local=workload.local,
-            )
-            compress_s = time.perf_counter() - start
+            compressor.run()
+            compressor.check()
+        kv = compressor.kv
         call = (attend.decode_call if self.phase == "decode" else attend.prefill_call)(inputs.q, kv)
         return PagesPrepared(
             out=call.out,
             lse=call.lse,
             memory={component: size for component, size in kv.memory().items() if size},
             achieved_sparsity=None if self.dense else kv.achieved_sparsity,
-            compress_s=None if self.dense else compress_s,
+            compress=None if self.dense else compressor.run,
             call=call,
             kv=kv,
         )

@@ -33,7 +33,8 @@ def attend_head(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, q_len: int) -> tu
     step = max(1, _SCORES // (q.shape[0] * seq))
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
-        seen = seq - q_len + int(rows[part][-1]) + 1  # later tokens are hidden from all of this part
+        # Tokens after the last query's are hidden from all of this part; on a GPU, reading that back would wait for it.
+        seen = seq if rows.is_cuda else seq - q_len + int(rows[part][-1]) + 1
         scores = q[:, part].float() @ keys[:seen].T / math.sqrt(head_dim)
         hidden = torch.arange(seen, device=q.device) > (seq - q_len + rows[part]).unsqueeze(-1)
         scores.masked_fill_(hidden, float("-inf"))

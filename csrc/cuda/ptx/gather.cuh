@@ -30,6 +30,23 @@ __device__ __forceinline__ uint2 load_shared_u32x2(std::uint32_t address) {
     return value;
 }
 
+__device__ __forceinline__ void store_shared_u32x2(std::uint32_t address, uint2 value) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+
+// Asynchronous copy of 16 bytes from global + Offset to shared + Offset, past L1, where `there`.
+template <int Offset>
+__device__ __forceinline__ void cp_async_16_if(std::uint32_t shared, const void *global, bool there) {
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        "setp.ne.b32 there, %2, 0;\n"
+        "@there cp.async.cg.shared.global [%0 + %3], [%1 + %3], 16;\n"
+        "}" ::"r"(shared),
+        "l"(global), "r"(static_cast<int>(there)), "n"(Offset)
+        : "memory");
+}
+
 // Asynchronous copy of 4 or 8 bytes; zeros where `there` is false, and then nothing is read.
 template <int Bytes>
 __device__ __forceinline__ void cp_async_or_zero(std::uint32_t shared, const void *global, bool there) {

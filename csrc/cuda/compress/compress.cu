@@ -1,0 +1,125 @@
+#include <type_traits>
+
+#include "api.h"
+#include "choose.cuh"
+#include "cuda/launch.h"
+#include "loss.cuh"
+#include "pack.cuh"
+
+// Up to three kernels on the caller's stream; the first two only where some, but not all, eligible blocks become 2:4.
+//
+//   find_losses    reads x, one CTA per eligible block         64-bit keys, workspace
+//   choose_blocks  one CTA per head                            map
+//   pack_pages     reads x again, a few warps per block        pages; the map where there was nothing to choose
+//
+// Workspace:  key u64 [batch * kv_heads, eligible]
+//             bf16 only: limb u64 [batch * kv_heads, eligible, 5]
+namespace hsb::cuda {
+namespace {
+
+std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// What the params mean, in blocks.
+struct Plan {
+    std::int64_t heads, blocks, eligible, sparse;  // heads of all batches; blocks of one head
+
+    explicit Plan(const hsb_compress_params &p)
+        : heads(std::int64_t{p.batch} * p.kv_heads), blocks(divided_up(p.seq, kBlock)),
+          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head) {
+        HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
+        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
+        HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
+                  "eligible blocks must be full blocks of the sequence");
+        HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
+        HSB_CHECK(heads * blocks < std::int64_t{1} << 30, "map entries hold slots below 2^30");
+    }
+    // With none or all to be chosen, there is nothing to compare.
+    bool needs_losses() const { return 0 < sparse && sparse < eligible; }
+    std::int64_t key_bytes() const { return heads * eligible * 8; }
+    std::int64_t workspace_bytes(int dtype) const {
+        return needs_losses() ? key_bytes() * (dtype == HSB_BF16 ? 1 + kLossLimbs : 1) : 0;
+    }
+};
+
+// Calls run(head_dim, operand) with both as compile-time constants.
+template <class Run>
+void dispatch_shape(const hsb_compress_params &p, Run &&run) {
+    const auto with_operand = [&](auto head_dim) {
+        if (p.operand == HSB_KEY)
+            run(head_dim, std::integral_constant<int, HSB_KEY>());
+        else
+            run(head_dim, std::integral_constant<int, HSB_VALUE>());
+    };
+    if (p.head_dim == 64)
+        with_operand(std::integral_constant<int, 64>());
+    else
+        with_operand(std::integral_constant<int, 128>());
+}
+
+void choose(const hsb_compress_params &p, const Plan &plan) {
+    auto *keys = static_cast<unsigned long long *>(p.workspace);
+    auto *limbs = p.dtype == HSB_BF16 ? keys + plan.heads * plan.eligible : nullptr;
+    const auto first = static_cast<std::uint32_t>(p.first_eligible), eligible = static_cast<std::uint32_t>(plan.eligible);
+    const LossArgs loss{static_cast<const std::uint16_t *>(p.x), keys, limbs, p.seq, first, eligible};
+    const auto ctas = static_cast<unsigned>(plan.heads * plan.eligible);
+    dispatch_shape(p, [&](auto head_dim, auto operand) {
+        if (p.dtype == HSB_FP16)
+            launch(find_losses<__half, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
+        else
+            launch(find_losses<__nv_bfloat16, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
+    });
+    const ChooseArgs args{keys,     limbs, p.map, static_cast<std::uint32_t>(plan.blocks), first,
+                          eligible, static_cast<std::uint32_t>(plan.sparse), p.dtype == HSB_FP16 ? 53 : 64};
+    launch(choose_blocks, static_cast<unsigned>(plan.heads), kChooseThreads, 0, p.stream, args);
+}
+
+void pack(const hsb_compress_params &p, const Plan &plan) {
+    dispatch_shape(p, [&](auto head_dim, auto operand) {
+        constexpr int kParts = kPackParts<head_dim(), operand()>;
+        const std::int64_t items = plan.heads * plan.blocks * kParts;
+        const PackArgs args{static_cast<const std::uint16_t *>(p.x),
+                            static_cast<unsigned char *>(p.dense),
+                            static_cast<unsigned char *>(p.sparse),
+                            p.map,
+                            reinterpret_cast<unsigned long long *>(p.non_finite),
+                            p.seq,
+                            static_cast<std::uint32_t>(plan.blocks),
+                            static_cast<std::uint32_t>(p.first_eligible),
+                            static_cast<std::uint32_t>(p.last_eligible),
+                            static_cast<std::uint32_t>(plan.sparse),
+                            static_cast<std::uint32_t>(items),
+                            infinity_bits(p.dtype)};
+        const auto ctas = static_cast<unsigned>(divided_up(items, kPackWarps));
+        if (plan.needs_losses())
+            launch(pack_pages<head_dim(), operand(), true>, ctas, kPackWarps * 32, 0, p.stream, args);
+        else
+            launch(pack_pages<head_dim(), operand(), false>, ctas, kPackWarps * 32, 0, p.stream, args);
+    });
+}
+
+}  // namespace
+}  // namespace hsb::cuda
+
+extern "C" int64_t hsb_cuda_compress_workspace(const hsb_compress_params *p) {
+    std::int64_t bytes = -1;
+    hsb::guarded([&] { bytes = hsb::cuda::Plan(*p).workspace_bytes(p->dtype); });
+    return bytes;
+}
+
+extern "C" int hsb_cuda_compress(const hsb_compress_params *p) {
+    using namespace hsb::cuda;
+    return hsb::guarded([&] {
+        const Plan plan(*p);
+        HSB_CHECK(p->x && p->map && p->non_finite, "x, map and non_finite are required");
+        HSB_CHECK(p->dense || plan.sparse == plan.blocks, "dense is required where blocks stay dense");
+        HSB_CHECK(p->sparse || !plan.sparse, "sparse is required where blocks become 2:4");
+        HSB_CHECK(p->workspace || !plan.needs_losses(), "workspace is required");
+        current_device();
+        // -1, and for the kernels, which look for the least unsigned index, the largest there is.
+        HSB_CUDA(cudaMemsetAsync(p->non_finite, 0xff, sizeof *p->non_finite, static_cast<cudaStream_t>(p->stream)));
+        if (plan.needs_losses()) choose(*p, plan);
+        pack(*p, plan);
+    });
+}

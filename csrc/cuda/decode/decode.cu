@@ -1,0 +1,129 @@
+#include "decode.cuh"
+
+#include <cmath>
+
+#include "api.h"
+#include "cuda/launch.h"
+#include "cuda/runtime.h"
+
+namespace hsb::cuda {
+namespace {
+
+constexpr std::int64_t kAlign = 64;
+
+void check_shape(const hsb_decode_params &p) {
+    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0 && p.seq > 0, "sizes must be positive");
+    HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
+              "q_heads must be 1 to 16 times kv_heads, and a multiple");
+    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < (1 << 30), "more than 2^30 blocks: cut the batch");
+}
+
+void check_pages(const hsb_pages &pages, int head_dim) {
+    HSB_CHECK(pages.map || !pages.dense != !pages.sparse, "only a cache of one kind of page needs no map");
+    HSB_CHECK(!pages.dense || pages.dense_page_bytes == dense_page_bytes(head_dim),
+              "dense_page_bytes is not this layout's");
+    HSB_CHECK(!pages.sparse || pages.sparse_page_bytes == sparse_page_bytes(head_dim),
+              "sparse_page_bytes is not this layout's");
+    HSB_CHECK(pages.dense || pages.sparse, "no pages");
+    for (const void *pool : {pages.dense, pages.sparse})
+        HSB_CHECK(reinterpret_cast<std::uintptr_t>(pool) % 16 == 0, "pools must be 16-byte aligned");
+}
+
+Partition partition_of(const hsb_decode_params &p, const Device &device) {
+    const auto pages = static_cast<std::int32_t>(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads);
+    const int slots = parts_of(p.batch * p.kv_heads, device.multiprocessors);
+    return {pages, pages < slots ? pages : slots};
+}
+
+std::int64_t counter_bytes(const hsb_decode_params &p) {
+    return ceil_div(static_cast<std::int64_t>(p.batch) * p.q_heads * sizeof(unsigned), kAlign) * kAlign;
+}
+
+std::int64_t workspace_bytes(const hsb_decode_params &p) {
+    check_shape(p);
+    const std::int64_t partials = partition_of(p, current_device()).parts * 2;
+    const std::int64_t floats = partials * partial_floats(p.q_heads / p.kv_heads, p.head_dim);
+    return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
+}
+
+// The largest page that a map can name: dense where there are dense pages.
+int page_bytes(const hsb_pages &pages, int head_dim) {
+    return pages.dense ? dense_page_bytes(head_dim) : sparse_page_bytes(head_dim);
+}
+
+template <class T, int HeadDim, int Tiles>
+void run(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
+    a.stages = choose_stages(page_bytes(p.k, HeadDim), page_bytes(p.v, HeadDim), device.shared_bytes,
+                             max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
+    const int shared_bytes = a.stages.shared_bytes();
+    HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
+    launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.stages.warps * 32, shared_bytes, p.stream, a);
+}
+
+template <class T, int HeadDim>
+void choose(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
+    if (a.group <= 8)
+        run<T, HeadDim, 1>(p, a, device);
+    else
+        run<T, HeadDim, 2>(p, a, device);
+}
+
+template <class T>
+void choose(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
+    if (p.head_dim == 64)
+        choose<T, 64>(p, a, device);
+    else
+        choose<T, 128>(p, a, device);
+}
+
+PagePool pool_of(const hsb_pages &pages) {
+    return {static_cast<const unsigned char *>(pages.dense), static_cast<const unsigned char *>(pages.sparse),
+            pages.map};
+}
+
+void decode(const hsb_decode_params &p) {
+    check_shape(p);
+    check_pages(p.k, p.head_dim);
+    check_pages(p.v, p.head_dim);
+    HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
+    HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
+    HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
+    const Device device = current_device();
+
+    DecodeArguments a{};
+    a.q = p.q;
+    a.out = p.out;
+    a.lse = p.lse;
+    a.k = pool_of(p.k);
+    a.v = pool_of(p.v);
+    a.counters = static_cast<unsigned *>(p.workspace);
+    a.partials = reinterpret_cast<float *>(static_cast<char *>(p.workspace) + counter_bytes(p));
+    a.partition = partition_of(p, device);
+    a.blocks = static_cast<std::int32_t>(ceil_div(p.seq, kBlock));
+    a.last_valid = static_cast<std::int32_t>(p.seq - (a.blocks - 1) * static_cast<std::int64_t>(kBlock));
+    a.group = p.q_heads / p.kv_heads;
+    // Not 0: the first maximum comes down from -inf, and -inf * 0 would be NaN.
+    a.scale = std::fmax(std::fabs(p.scale), 1e-30f);
+    a.log2_scale = a.scale * 1.44269504f;
+    a.slack = kSlack / a.log2_scale;
+    a.flip = p.scale < 0 ? 0x80008000u : 0u;
+    if (p.dtype == HSB_FP16)
+        choose<__half>(p, a, device);
+    else
+        choose<__nv_bfloat16>(p, a, device);
+}
+
+}  // namespace
+}  // namespace hsb::cuda
+
+extern "C" int64_t hsb_cuda_decode_workspace(const hsb_decode_params *p) {
+    std::int64_t bytes = -1;
+    hsb::guarded([&] { bytes = hsb::cuda::workspace_bytes(*p); });
+    return bytes;
+}
+
+extern "C" int hsb_cuda_decode(const hsb_decode_params *p) {
+    return hsb::guarded([&] { hsb::cuda::decode(*p); });
+}

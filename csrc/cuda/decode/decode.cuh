@@ -1,0 +1,235 @@
+// Decode attention over pages, dense and 2:4 in any mix: one query per head against a kv head's whole cache.
+//
+//   per page pair and warp     K page:  S^T [64 tokens x heads] = K Q^T      Q^T stays in registers
+//                              softmax: P^T = 2^(S^T - reference)            in registers (softmax.cuh)
+//                              V page:  O^T [head_dim x heads] += V^T P^T    O^T stays in registers
+//
+// The query heads of a group are the 8 columns of each product (two such columns of 8 for groups of 9 to 16), so a page
+// is read once for the whole group. plan.h draws how the work is cut.
+#pragma once
+
+#include "merge.cuh"
+#include "page_stream.cuh"
+#include "plan.h"
+#include "softmax.cuh"
+
+namespace hsb::cuda {
+
+struct DecodeArguments {
+    const void *q;             // [batch, q_heads, head_dim]
+    void *out;                 // [batch, q_heads, head_dim]
+    float *lse;                // [batch, q_heads]
+    PagePool k;
+    PagePool v;
+    unsigned *counters;        // [batch * q_heads]
+    float *partials;           // [parts][2][partial_floats]
+    Partition partition;
+    Stages stages;
+    std::int32_t blocks;       // per kv head
+    std::int32_t last_valid;   // tokens in the last block, 1 to 64
+    std::int32_t group;        // query heads per kv head
+    float scale;               // of the scores; not negative, q's sign is flipped instead
+    float log2_scale;
+    float slack;               // kSlack in units of the scores
+    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+};
+
+// Registers: 168 a thread for one column of 8 heads, 255 for two.
+template <int Tiles>
+constexpr int max_threads() {
+    return Tiles == 1 ? kMaxWarps * 32 : 256;
+}
+
+// What a warp leaves for the merge, in the V page of the stage that it has just used.
+template <int HeadDim, int Tiles>
+struct WarpResult {
+    static constexpr int kStride = HeadDim + 4;  // so that the fragments of a warp fall into different banks
+    float out[Tiles * 8][kStride];
+    float max[Tiles * 8];
+    float sum[Tiles * 8];
+};
+
+template <int HeadDim, int Tiles>
+__device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
+                                                  const Running<HeadDim, Tiles> &running, int lane) {
+    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= sparse_page_bytes(HeadDim), "must fit into the smallest page");
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+        for (int head = 0; head < 2; ++head) {
+            const int column = tile * 8 + lane % 4 * 2 + head;
+#pragma unroll
+            for (int strip = 0; strip < HeadDim / kStripRows; ++strip) {
+                to.out[column][strip * kStripRows + lane / 4] = running.out[tile][strip][head];
+                to.out[column][strip * kStripRows + lane / 4 + 8] = running.out[tile][strip][head + 2];
+            }
+            const float sum = sum_over_tokens(running.sum[tile][head]);
+            if (lane / 4 == 0) {
+                to.max[column] = running.max[tile][head];
+                to.sum[column] = sum;
+            }
+        }
+}
+
+// One query head's results of all warps of the CTA.
+template <int HeadDim, int Tiles>
+struct WarpResults {
+    static constexpr int kAhead = 8;
+    const unsigned char *shared;
+    const std::int32_t *at;  // [warps]: byte offset of each one's result in shared memory, -1 if it has none
+    int head;
+
+    using Result = WarpResult<HeadDim, Tiles>;
+    __device__ const Result &of(int warp) const { return *reinterpret_cast<const Result *>(shared + at[warp]); }
+    __device__ float max(int warp) const { return at[warp] < 0 ? negative_infinity() : of(warp).max[head]; }
+    __device__ float sum(int warp) const { return at[warp] < 0 ? 0.0f : of(warp).sum[head]; }
+    __device__ void out(int warp, float (&to)[HeadDim / 32]) const {
+        if (at[warp] < 0) {
+#pragma unroll
+            for (float &x : to) x = 0.0f;
+        } else {
+            load_dims(to, of(warp).out[head] + threadIdx.x % 32 * (HeadDim / 32));
+        }
+    }
+};
+
+// One query head's partial results: of a head that CTA `first` begins, then of those after it.
+template <int HeadDim>
+struct PartialResults {
+    // One round trip to L2 rather than three for the 18 parts that share a head where 8 heads share 132 CTAs.
+    static constexpr int kAhead = 8;
+    const float *partials;
+    int first, group, head;
+
+    __device__ const float *of(int i) const {
+        const std::int64_t slot = static_cast<std::int64_t>(first + i) * 2 + (i == 0 ? 1 : 0);
+        return partials + slot * partial_floats(group, HeadDim);
+    }
+    __device__ float max(int i) const { return __ldcg(of(i) + group * HeadDim + head); }
+    __device__ float sum(int i) const { return __ldcg(of(i) + group * (HeadDim + 1) + head); }
+    __device__ void out(int i, float (&to)[HeadDim / 32]) const {
+        load_dims_l2(to, of(i) + head * HeadDim + threadIdx.x % 32 * (HeadDim / 32));
+    }
+};
+
+template <class T, int HeadDim, int Tiles>
+__global__ void __launch_bounds__(max_threads<Tiles>(), 1)
+    decode_kernel(const __grid_constant__ DecodeArguments a) {
+    extern __shared__ __align__(kStageAlign) unsigned char shared[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.stages.warps;
+    const int all_stages = warps * a.stages.stages;
+    unsigned char *const barriers = shared + a.stages.ring_bytes();
+    std::int32_t *const result_at = reinterpret_cast<std::int32_t *>(barriers + all_stages * 16);
+
+    const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
+    const Ring ring(a.stages, ptx::shared_address(shared + warp * a.stages.stages * a.stages.stage_bytes()),
+                    ptx::shared_address(barriers + warp * a.stages.stages * 16), lane);
+    PageStream<HeadDim> pages(a.k, a.v, ring, a.stages.stages, begin + warp, warps, end, lane);
+
+    int page = begin + warp;  // this warp's current one
+    for (int low = begin; low < end;) {  // one segment: the CTA's pages of one head
+        const int head = low / a.blocks;
+        const int head_end = (head + 1) * a.blocks;
+        const int high = head_end < end ? head_end : end;
+        const int first_part = a.partition.part_of(head * a.blocks);
+        const int parts = a.partition.part_of(head_end - 1) - first_part + 1;  // that share this head
+
+        std::uint32_t q[Tiles][HeadDim / kStepCols][4];
+        const T *const q_of_group = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+            const int column = tile * 8 + lane / 4;
+#pragma unroll
+            for (int step = 0; step < HeadDim / kStepCols; ++step)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const T *from = q_of_group + column * HeadDim + step * kStepCols + i * 8 + lane % 4 * 2;
+                    q[tile][step][i] =
+                        column < a.group ? __ldg(reinterpret_cast<const std::uint32_t *>(from)) ^ a.flip : 0u;
+                }
+        }
+
+        Running<HeadDim, Tiles> running;
+        running.clear();
+        bool refill_later = false;
+        for (; page < high; page += warps) {
+            float s[Tiles][kBlock / kStripRows][4] = {};
+            const std::uint32_t key = pages.wait_key();
+            if (pages.key_is_sparse())
+                multiply_sparse<T, KeyPage<HeadDim>, Tiles>(s, key, q, lane);
+            else
+                multiply_dense<T, KeyPage<HeadDim>, Tiles>(s, key, q, lane);
+            pages.refill_key();
+            if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
+
+            std::uint32_t p[Tiles][2][4];
+            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.slack);
+
+            const std::uint32_t value = pages.wait_value();
+            if (pages.value_is_sparse())
+                multiply_sparse<T, ValuePage<HeadDim>, Tiles>(running.out, value, p, lane);
+            else
+                multiply_dense<T, ValuePage<HeadDim>, Tiles>(running.out, value, p, lane);
+            // The last V page of a segment makes room for the warp's result first.
+            refill_later = page + warps >= high;
+            if (!refill_later) {
+                pages.refill_value();
+                pages.advance();
+            }
+        }
+
+        // Merge the warps.
+        std::int32_t at = -1;
+        if (refill_later) {
+            at = static_cast<std::int32_t>(pages.value_address() - ptx::shared_address(shared));
+            __syncwarp();
+            store_warp_result(*reinterpret_cast<WarpResult<HeadDim, Tiles> *>(shared + at), running, lane);
+        }
+        if (lane == 0) result_at[warp] = at;
+        __syncthreads();
+        const bool begins = low == head * a.blocks;
+        const std::int64_t q_head = static_cast<std::int64_t>(head) * a.group;
+        T *const out = static_cast<T *>(a.out) + q_head * HeadDim;
+        float *const partial =
+            a.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + begins) * partial_floats(a.group, HeadDim);
+        for (int h = warp; h < a.group; h += warps) {
+            const WarpResults<HeadDim, Tiles> results{shared, result_at, h};
+            const auto merged = merge<HeadDim>(results, warps, a.log2_scale, lane);
+            if (parts == 1) {
+                store_result(out + h * HeadDim, a.lse + q_head + h, merged, a.scale, lane);
+                continue;
+            }
+            store_dims(partial + h * HeadDim + lane * (HeadDim / 32), merged.out);
+            if (lane == 0) {
+                partial[a.group * HeadDim + h] = merged.max;
+                partial[a.group * (HeadDim + 1) + h] = merged.sum;
+            }
+            // Each warp hands in its query head by itself: no barrier of the CTA lies on the way to the result. The
+            // counter wraps to 0 with the last arrival, ready for the next call.
+            const unsigned others = parts - 1;
+            unsigned before = 0;
+            __syncwarp();
+            if (lane == 0) {
+                __threadfence();
+                before = atomicInc(a.counters + q_head + h, others);
+                __threadfence();
+            }
+            if (__shfl_sync(~0u, before, 0) == others) {
+                const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
+                store_result(out + h * HeadDim, a.lse + q_head + h,
+                             merge<HeadDim>(partials, parts, a.log2_scale, lane), a.scale, lane);
+            }
+        }
+
+        low = high;
+        if (low < end) {
+            __syncthreads();  // all have read the warps' results
+            if (refill_later) {
+                pages.refill_value();
+                pages.advance();
+            }
+        }
+    }
+}
+
+}  // namespace hsb::cuda

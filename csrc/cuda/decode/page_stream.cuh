@@ -1,0 +1,108 @@
+// The page pairs of one warp, in order: looks them up in the block map, asks for them `stages` ahead, hands them over.
+#pragma once
+
+#include "page_product.cuh"
+#include "plan.h"
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#include "ring_sm90.cuh"
+#else
+#include "ring_sm80.cuh"
+#endif
+
+namespace hsb::cuda {
+
+// K or V of the cache: hsb_pages on the device.
+struct PagePool {
+    const unsigned char *dense;
+    const unsigned char *sparse;
+    const std::int32_t *map;  // null: page i of the line is slot i of the one pool there is
+};
+
+template <int HeadDim>
+class PageStream {
+public:
+    // Page pairs `first`, first + step, ... below `end`.
+    __device__ PageStream(const PagePool &key, const PagePool &value, Ring ring, int stages, int first, int step,
+                          int end, int lane)
+        : key_(key), value_(value), ring_(ring), stages_(stages), next_(first), step_(step), end_(end), lane_(lane) {
+        key_now_ = entry(key_, next_);
+        value_now_ = entry(value_, next_);
+        key_later_ = entry(key_, next_ + 32 * step_);
+        value_later_ = entry(value_, next_ + 32 * step_);
+        ring_.open();  // while the map is on its way
+        for (int i = 0; i < stages; ++i) {
+            refill_key();
+            refill_value();
+            advance();
+        }
+    }
+
+    // The current pair's pages, once they are there.
+    __device__ std::uint32_t wait_key() const {
+        ring_.wait_key(stage_, phase_);
+        return ring_.key_address(stage_);
+    }
+    __device__ std::uint32_t wait_value() const {
+        ring_.wait_value(stage_, phase_);
+        return ring_.value_address(stage_);
+    }
+    __device__ bool key_is_sparse() const { return kinds_ >> stage_ * 2 & 1; }
+    __device__ bool value_is_sparse() const { return kinds_ >> stage_ * 2 & 2; }
+    __device__ std::uint32_t value_address() const { return ring_.value_address(stage_); }
+
+    // The warp is done with the current K page: asks for the one that takes its place. Then the same for V, then
+    // advance.
+    __device__ void refill_key() { refill<0>(key_, key_now_); }
+    __device__ void refill_value() { refill<1>(value_, value_now_); }
+    __device__ void advance() {
+        next_ += step_;
+        if (++at_ == 32) {  // the next 32 map entries, one per lane, came while these were used
+            at_ = 0;
+            key_now_ = key_later_;
+            value_now_ = value_later_;
+            key_later_ = entry(key_, next_ + 32 * step_);
+            value_later_ = entry(value_, next_ + 32 * step_);
+        }
+        if (++stage_ == stages_) {
+            stage_ = 0;
+            phase_ ^= 1;
+        }
+    }
+
+private:
+    // Lane l's entry of 32 successive pairs of this warp.
+    __device__ std::int32_t entry(const PagePool &pool, int first) const {
+        const int page = first + lane_ * step_;
+        if (!pool.map) return page * 2 + (pool.dense ? 0 : 1);
+        return page < end_ ? __ldg(pool.map + page) : 0;
+    }
+
+    template <int Operand>
+    __device__ void refill(const PagePool &pool, std::int32_t entries) {
+        const std::int32_t page = __shfl_sync(~0u, entries, at_);
+        const unsigned char *from = is_sparse(page) ? pool.sparse + slot_of(page) * sparse_page_bytes(HeadDim)
+                                                    : pool.dense + slot_of(page) * dense_page_bytes(HeadDim);
+        int bytes = is_sparse(page) ? sparse_page_bytes(HeadDim) : dense_page_bytes(HeadDim);
+        if (next_ >= end_) bytes = 0;
+        const int bit = stage_ * 2 + Operand;
+        kinds_ = (kinds_ & ~(1u << bit)) | static_cast<std::uint32_t>(is_sparse(page)) << bit;
+        if constexpr (Operand == 0)
+            ring_.load_key(stage_, from, bytes);
+        else
+            ring_.load_value(stage_, from, bytes);
+    }
+
+    const PagePool &key_, &value_;
+    Ring ring_;
+    int stages_;
+    int next_;  // the pair to ask for next; the current one is stages * step before it
+    int step_, end_, lane_;
+    int at_ = 0;  // its place within the 32 map entries
+    std::int32_t key_now_, value_now_, key_later_, value_later_;
+    std::uint32_t kinds_ = 0;  // of the pages in the ring: bit 2 * stage: K is 2:4, bit 2 * stage + 1: V is
+    int stage_ = 0;
+    std::uint32_t phase_ = 1;  // filling the ring the first time turns it to 0
+};
+
+}  // namespace hsb::cuda

@@ -1,0 +1,137 @@
+// Online softmax of one warp over S^T tiles, and the warp's running result.
+//
+// S^T is 4 strips of 16 tokens x Tiles * 8 heads in C fragments (ptx/mma.cuh): a thread holds tokens i and i + 8 of
+// each strip, heads 2t and 2t + 1. The output's fragments have the same heads in the same threads, so that rescaling
+// needs no exchange.
+//
+// The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
+// it by kSlack (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kSlack at most,
+// or twice that exponent where scores are so large that adding kSlack rounds: well within fp16.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/page.cuh"
+#include "cuda/ptx/math.cuh"
+#include "cuda/ptx/matrix.cuh"
+
+namespace hsb::cuda {
+
+constexpr float kSlack = 6.0f;
+
+__device__ __forceinline__ std::uint32_t pack(float low, float high, __half) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const std::uint32_t &>(pair);
+}
+__device__ __forceinline__ std::uint32_t pack(float low, float high, __nv_bfloat16) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const std::uint32_t &>(pair);
+}
+
+__device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
+
+// Maximum and sum over the lanes that hold the same heads: those with the same lane % 4.
+__device__ __forceinline__ float max_over_tokens(float x) {
+    for (int lanes = 4; lanes < 32; lanes *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
+    return x;
+}
+__device__ __forceinline__ float sum_over_tokens(float x) {
+    for (int lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(~0u, x, lanes);
+    return x;
+}
+
+template <int HeadDim, int Tiles>
+struct Running {
+    static constexpr int kStrips = HeadDim / kStripRows;
+
+    float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
+    float max[Tiles][2];           // reference of heads 2t, 2t + 1; the same in all lanes of one t
+    float limit[Tiles][2];         // max + kSlack, in units of the scores
+    float sum[Tiles][2];           // over this thread's tokens only
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+            for (int strip = 0; strip < kStrips; ++strip)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) out[tile][strip][i] = 0.0f;
+#pragma unroll
+            for (int head = 0; head < 2; ++head) {
+                max[tile][head] = limit[tile][head] = negative_infinity();
+                sum[tile][head] = 0.0f;
+            }
+        }
+    }
+
+    // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; slack is kSlack in scores.
+    __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float log2_scale, float slack) {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+            for (int head = 0; head < 2; ++head) {
+                const float higher = fmaxf(max[tile][head], max_over_tokens(highest[tile][head]));
+                // From -inf (nothing seen yet) the factor is 0. The difference first: it is exact where it matters.
+                const float factor = ptx::exp2_approx((max[tile][head] - higher) * log2_scale);
+                max[tile][head] = higher;
+                limit[tile][head] = higher + slack;
+                sum[tile][head] *= factor;
+#pragma unroll
+                for (int strip = 0; strip < kStrips; ++strip) {
+                    out[tile][strip][head] *= factor;
+                    out[tile][strip][head + 2] *= factor;
+                }
+            }
+    }
+};
+
+// Scores past the end of the sequence, of which `valid` tokens lie in this block, to -inf.
+template <int Tiles>
+__device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, int lane) {
+#pragma unroll
+    for (int strip = 0; strip < 4; ++strip)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (strip * 16 + lane / 4 + i / 2 * 8 >= valid)
+#pragma unroll
+                for (int tile = 0; tile < Tiles; ++tile) s[tile][strip][i] = negative_infinity();
+}
+
+// Scores to probabilities, as B fragments [64 tokens x 8 heads] for the product with V^T: p[tile][step of 32 tokens].
+// A C fragment's tile of 8 tokens x 8 heads, transposed, is exactly a B register.
+template <class T, int HeadDim, int Tiles>
+__device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
+                                        Running<HeadDim, Tiles> &running, float log2_scale, float slack) {
+    float highest[Tiles][2];
+    bool rises = false;
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+        for (int head = 0; head < 2; ++head) {
+            highest[tile][head] = fmaxf(s[tile][0][head], s[tile][0][head + 2]);
+#pragma unroll
+            for (int strip = 1; strip < 4; ++strip)
+                highest[tile][head] = fmaxf(highest[tile][head], fmaxf(s[tile][strip][head], s[tile][strip][head + 2]));
+            rises |= highest[tile][head] > running.limit[tile][head];
+        }
+    if (__any_sync(~0u, rises)) running.raise(highest, log2_scale, slack);
+
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+        for (int strip = 0; strip < 4; ++strip) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float probability = ptx::exp2_approx((s[tile][strip][i] - running.max[tile][i % 2]) * log2_scale);
+                running.sum[tile][i % 2] += probability;
+                s[tile][strip][i] = probability;
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                p[tile][strip / 2][strip % 2 * 2 + half] =
+                    ptx::movmatrix_trans(pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1], T()));
+        }
+}
+
+}  // namespace hsb::cuda

@@ -1,0 +1,108 @@
+#include "decode_bitmap.cuh"
+
+#include <type_traits>
+
+#include "api.h"
+#include "cuda/launch.h"
+
+namespace hsb::cuda {
+namespace {
+
+constexpr int kMostGroup = 16;
+constexpr std::size_t kShared = kTileWarps * kRingBytes;
+
+// Calls run(T, head_dim, tiles of 8 query heads) with all three known at compile time.
+template <class Run>
+void dispatch(const hsb_decode_params &p, Run &&run) {
+    const auto with_tiles = [&](auto type, auto head_dim) {
+        if (p.q_heads / p.kv_heads <= 8)
+            run(type, head_dim, std::integral_constant<int, 1>());
+        else
+            run(type, head_dim, std::integral_constant<int, 2>());
+    };
+    const auto with_head_dim = [&](auto type) {
+        if (p.head_dim == 64)
+            with_tiles(type, std::integral_constant<int, 64>());
+        else
+            with_tiles(type, std::integral_constant<int, 128>());
+    };
+    if (p.dtype == HSB_FP16)
+        with_head_dim(__half());
+    else
+        with_head_dim(__nv_bfloat16());
+}
+
+// What the params mean, checked.
+struct Plan {
+    std::int64_t heads, tiles;
+    int group, splits;
+
+    explicit Plan(const hsb_decode_params &p) {
+        HSB_CHECK(p.batch > 0 && p.q_heads > 0 && p.kv_heads > 0 && p.seq > 0,
+                  "batch, q_heads, kv_heads and seq must be positive");
+        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= kMostGroup,
+                  "q_heads must be 1 to 16 times kv_heads");
+        heads = std::int64_t{p.batch} * p.kv_heads;
+        group = p.q_heads / p.kv_heads;
+        tiles = (p.seq + tile_tokens(p.head_dim) - 1) / tile_tokens(p.head_dim);
+        HSB_CHECK(tiles < std::int64_t{1} << 24 && heads * group < std::int64_t{1} << 22, "too large");
+        const Device device = current_device();
+        int ctas = 0;  // per multiprocessor
+        dispatch(p, [&](auto type, auto head_dim, auto columns) {
+            const auto kernel = decode_bitmaps<decltype(type), head_dim(), columns()>;
+            HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
+            // Of what shared memory and L1 have in common, all to shared memory: without being asked, fewer CTAs may fit.
+            HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                          cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+            HSB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, kTileWarps * 32, kShared));
+        });
+        HSB_CHECK(ctas > 0, "the kernel does not fit this device");
+        splits = choose_splits(heads, tiles, ctas * device.multiprocessors);
+    }
+    std::int64_t workspace_bytes(int head_dim) const { return heads * splits * partial_floats_of(group, head_dim) * 4; }
+};
+
+BitmapOperand operand_of(const hsb_bitmaps &b) {
+    return {reinterpret_cast<const std::uint32_t *>(b.bitmap), b.offset, static_cast<const unsigned char *>(b.values)};
+}
+
+}  // namespace
+}  // namespace hsb::cuda
+
+extern "C" int64_t hsb_cuda_decode_bitmap_workspace(const hsb_decode_params *p) {
+    std::int64_t bytes = -1;
+    hsb::guarded([&] { bytes = hsb::cuda::Plan(*p).workspace_bytes(p->head_dim); });
+    return bytes;
+}
+
+extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
+    using namespace hsb::cuda;
+    return hsb::guarded([&] {
+        const Plan plan(*p);
+        HSB_CHECK(p->q && p->out && p->lse && p->workspace, "q, out, lse and workspace are required");
+        HSB_CHECK(p->k_bitmap.bitmap && p->k_bitmap.offset && p->v_bitmap.bitmap && p->v_bitmap.offset,
+                  "bitmaps and offsets are required");
+        constexpr float kLog2e = 1.44269504088896f;
+        const DecodeBitmapArgs args{operand_of(p->k_bitmap),
+                                    operand_of(p->v_bitmap),
+                                    p->q,
+                                    static_cast<float *>(p->workspace),
+                                    p->out,
+                                    p->lse,
+                                    p->seq,
+                                    plan.heads * p->seq * (p->head_dim / kChunkElements),
+                                    static_cast<std::int32_t>(plan.tiles),
+                                    plan.splits,
+                                    plan.group,
+                                    p->scale * kLog2e};
+        dispatch(*p, [&](auto type, auto head_dim, auto columns) {
+            launch(decode_bitmaps<decltype(type), head_dim(), columns()>, static_cast<unsigned>(plan.heads * plan.splits),
+                   kTileWarps * 32, kShared, p->stream, args);
+            launch(combine_splits<decltype(type), head_dim()>, static_cast<unsigned>(plan.heads * plan.group), head_dim(), 0,
+                   p->stream, args);
+        });
+    });
+}

@@ -1,0 +1,43 @@
+"""One small case of every CUDA kernel, checked against torch: what tests/gpu/sanitize runs under compute-sanitizer.
+
+Run by itself: ``python tests/gpu/small_cases.py``. Needs no pytest, whose own work would only slow the sanitizer.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+import hsbench
+from hsbench import attend, machine
+from hsbench.formats.bitmap import BitmapKV, compress_bitmap
+from hsbench.methods.reference import attention
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for dtype, head_dim, group in itertools.product((torch.float16, torch.bfloat16), (64, 128), (4, 12)):
+        k, v = (torch.randn(1, 2, 300, head_dim, device="cuda").to(dtype) for _ in range(2))
+        q = torch.randn(1, 2 * group, 1, head_dim, device="cuda").to(dtype)
+        for sparsity in (0.0, 0.25, 0.5):
+            kv = hsbench.compress(k, v, sparsity)
+            check(hsbench.decode(q, kv)[0], q, *kv.unpack())
+        bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
+        call = attend.decode_bitmap_call(q, bitmaps)
+        call.run()
+        check(call.out, q, *bitmaps.unpack())
+    for kind in ("read", "copy"):
+        machine.ceiling("cuda", kind, size=1 << 20).run()
+    torch.cuda.synchronize()
+    print("small cases: all right")
+
+
+def check(out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    want = attention(q, k, v)[0]
+    error = float((out.float() - want).norm() / want.norm())
+    assert error < (1e-3 if out.dtype == torch.float16 else 8e-3), error
+
+
+if __name__ == "__main__":
+    main()
