@@ -42,7 +42,7 @@ class _Prepared(Prepared):
             if self.rows:
                 batch, q_heads, _, head_dim = q.shape
                 rows = q.view(batch, k.shape[1], q_heads // k.shape[1], head_dim)
-                self.out = scaled_dot_product_attention(rows, k, v).view(q.shape)
+                self.out = scaled_dot_product_attention(rows, k, v).reshape(q.shape)
             else:
                 grouped = q.shape[1] != k.shape[1]
                 square = q.shape[2] == k.shape[2]
@@ -108,9 +108,11 @@ def _refusal(prepared: _Prepared, workload: Workload) -> str | None:
         try:
             trial.run()
         except RuntimeError as error:
-            # Which of the checks failed is said in warnings; the error only says that no backend is left.
-            said = [str(w.message).split(" (Triggered")[0] for w in caught if issubclass(w.category, UserWarning)]
-            return (said[0] if said else str(error).splitlines()[0]).strip()
+            # Which of the checks failed is said in warnings, below a heading each; the error only says that no backend
+            # is left.
+            said = [str(w.message).split(" (Triggered")[0].strip() for w in caught]
+            said = [text for text in said if text and not text.endswith("because:")]
+            return said[0] if said else str(error).splitlines()[0]
     return None
 
 
