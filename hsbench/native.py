@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,16 @@ class Operation:
         if not self._library.has(self._function):
             raise UnavailableError(f"hsbench has no {name} kernel for {device.type} tensors yet")
         self._device, self.params = device, params
-        self._workspace = memory.scratch(self._library.number(f"{self._function}_workspace", params), device)
+        with on(device):  # how much a GPU's kernels want depends on the GPU
+            size = self._library.number(f"{self._function}_workspace", params)
+        self._workspace = memory.scratch(size, device)
         params.workspace = self._workspace.data_ptr()
 
     def run(self) -> None:
         """Runs it; on CUDA, on the stream that is current now."""
-        use_current_stream(self.params, self._device)
-        self._library.call(self._function, self.params)
+        with on(self._device):
+            use_current_stream(self.params, self._device)
+            self._library.call(self._function, self.params)
 
 
 @functools.cache
@@ -141,6 +145,15 @@ def library(kind: str) -> Library:
 def on_device(device: Any) -> dict[str, int]:
     """The struct fields that say how an operation runs on a torch.device: threads and instruction set on the CPU."""
     return {"threads": threads(), "isa": requested_isa()} if device.type == "cpu" else {}
+
+
+def on(device: Any) -> AbstractContextManager[Any]:
+    """Makes a torch.device the current one, which is where a CUDA kernel runs; nothing to do on the CPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 def use_current_stream(params: ctypes.Structure, device: Any) -> None:

@@ -535,15 +535,15 @@ def test_ranges_nest_and_names_carry_no_numbers() -> None:
         assert paths.count(f"workload/round/{name}/prepare") == 3
         assert paths.count(f"workload/{name}/check") == 2
     assert paths.count("workload/round") == 3
-    assert paths.count("workload/hierarchical/prepare/compress") == 1
-    assert "workload/sdpa:flash/prepare/compress" not in paths
+    assert paths.count("workload/hierarchical/prepare/prune/compress") == 1
+    assert not any(path.startswith("workload/sdpa:flash/prepare/") for path in paths)
 
     order = [
         "workload",
         "workload/generate",
         "workload/sdpa:flash/prepare",
         "workload/hierarchical/prepare",
-        "workload/hierarchical/prepare/compress",
+        "workload/hierarchical/prepare/prune/compress",
         "workload/sdpa:flash/check",
         "workload/hierarchical/check",
         "workload/sdpa:flash/warmup",

@@ -55,7 +55,7 @@ class PagesMethod(Method):
         compressor = KVCompressor(
             inputs.k, inputs.v, key_sparsity=key, value_sparsity=value, sink=workload.sink, local=workload.local
         )
-        with ranges.annotate("compress"):
+        with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
             compressor.run()
             compressor.check()
         kv = compressor.kv

@@ -54,7 +54,7 @@ class Unstructured(Method):
             k.run()
             v.run()
 
-        with ranges.annotate("compress"):
+        with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
             compress()
         kv = BitmapKV(k.result, v.result)
         call = attend.decode_bitmap_call(inputs.q, kv)
