@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hsbench.methods.reference import attend_head
+from hsbench.methods.reference import attend_heads
 from hsbench.prune import BLOCK
 from hsbench.tensors import Inputs
 
@@ -63,17 +63,8 @@ def expect(inputs: Inputs, pruned: Pruned, seed: int) -> Expected:
     """Computes what attention over ``pruned(batch, kv_head)`` must give (None: over the inputs), one head at a time,
     so that no unpacked copy of a whole cache is ever alive."""
     q, k, v = inputs.q, inputs.k, inputs.v
-    batch, q_heads, q_len, head_dim = q.shape
-    group = q_heads // k.shape[1]
-    rows = sample_rows(q_len, seed).to(q.device)
-    out = torch.empty(batch, q_heads, len(rows), head_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(batch, q_heads, len(rows), dtype=torch.float32, device=q.device)
-    for b in range(batch):
-        for h in range(k.shape[1]):
-            heads = slice(h * group, (h + 1) * group)
-            keys, values = pruned(b, h) or (k[b, h], v[b, h])
-            out[b, heads], lse[b, heads] = attend_head(q[b, heads][:, rows], keys, values, rows, q_len)
-    return Expected(rows, out, lse)
+    rows = sample_rows(q.shape[2], seed).to(q.device)
+    return Expected(rows, *attend_heads(q, k.shape[1], lambda b, h: pruned(b, h) or (k[b, h], v[b, h]), rows))
 
 
 def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:

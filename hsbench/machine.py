@@ -124,11 +124,10 @@ def _native_probe(device: str, size: int, *, copy: bool) -> dict[str, Any]:
         **native.on_device(source.device),
         **({"dst": target} if copy else {}),
     )
-    library = native.library(device)
+    operation = native.Operation("probe", source.device, params)
 
     def run(_alive: tuple[torch.Tensor, ...] = (source, target, sink)) -> None:
-        native.use_current_stream(params, source.device)
-        library.call(f"hsb_{device}_probe", params)
+        operation.run()
 
     return {"run": run, "bytes_moved": size * (2 if copy else 1)}
 

@@ -111,7 +111,7 @@ class Library:
 
 
 class Operation:
-    """An operation of the library for a device, such as ``decode``, and its scratch memory.
+    """An operation of the library for a device, such as ``decode``, and the scratch memory that it wants, if any.
 
     Raises:
         UnavailableError: there is no library for the device, or it has no such operation.
@@ -124,15 +124,20 @@ class Operation:
         if not self._library.has(self._function):
             raise UnavailableError(f"hsbench has no {name} kernel for {device.type} tensors yet")
         self._device, self.params = device, params
-        with on(device):  # how much a GPU's kernels want depends on the GPU
-            size = self._library.number(f"{self._function}_workspace", params)
-        self._workspace = memory.scratch(size, device)
-        params.workspace = self._workspace.data_ptr()
+        wants = f"{self._function}_workspace"
+        if self._library.has(wants):
+            with on(device):  # how much a GPU's kernels want depends on the GPU
+                size = self._library.number(wants, params)
+            self._workspace = memory.scratch(size, device)
+            params.workspace = self._workspace.data_ptr()
 
     def run(self) -> None:
         """Runs it; on CUDA, on the stream that is current now."""
         with on(self._device):
-            use_current_stream(self.params, self._device)
+            if self._device.type == "cuda":
+                import torch
+
+                self.params.stream = torch.cuda.current_stream(self._device).cuda_stream
             self._library.call(self._function, self.params)
 
 
@@ -154,14 +159,6 @@ def on(device: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.cuda.device(device)
-
-
-def use_current_stream(params: ctypes.Structure, device: Any) -> None:
-    """Sets the stream field to the one that is current on a CUDA device; nothing to do on the CPU."""
-    if device.type == "cuda":
-        import torch
-
-        params.stream = torch.cuda.current_stream(device).cuda_stream
 
 
 def why_missing(kind: str) -> str | None:

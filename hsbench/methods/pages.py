@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from hsbench import attend, native
-from hsbench.formats.hierarchical import HEAD_DIMS, HierarchicalKV, KVCompressor
+from hsbench.formats.hierarchical import KVCompressor
 from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
+from hsbench.methods.native_call import NativePrepared, why_not_native
 from hsbench.tensors import Inputs
 from hsbench.workload import Workload
-
-
-@dataclass
-class PagesPrepared(Prepared):
-    call: attend.NativeCall | None = None
-    kv: HierarchicalKV | None = None
-
-    def run(self) -> None:
-        self.call.run()
-
-    def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
-        if self.achieved_sparsity is None:
-            return None
-        return tuple(tensor.head(batch, kv_head).unpack()[0, 0] for tensor in (self.kv.k, self.kv.v))
 
 
 class PagesMethod(Method):
@@ -60,7 +43,7 @@ class PagesMethod(Method):
             compressor.check()
         kv = compressor.kv
         call = (attend.decode_call if self.phase == "decode" else attend.prefill_call)(inputs.q, kv)
-        return PagesPrepared(
+        return NativePrepared(
             out=call.out,
             lse=call.lse,
             memory={component: size for component, size in kv.memory().items() if size},
@@ -69,12 +52,3 @@ class PagesMethod(Method):
             call=call,
             kv=kv,
         )
-
-
-def why_not_native(workload: Workload) -> str | None:
-    """Shapes that our kernels do not take, with what they do take."""
-    if workload.head_dim not in HEAD_DIMS:
-        return f"head_dim {workload.head_dim}: the kernels take 64 and 128"
-    if workload.group > attend.MAX_GROUP:
-        return f"{workload.group} query heads per kv head: the kernels take 1 to {attend.MAX_GROUP}"
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,25 +44,36 @@ def attend_head(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, q_len: int) -> tu
     return out, lse
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`attend_head` over all heads and queries.
+def attend_heads(
+    q: Tensor, kv_heads: int, kv_head: Callable[[int, int], tuple[Tensor, Tensor]], rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`attend_head` over all heads, one at a time.
 
     Args:
         q: ``[batch, q_heads, q_len, head_dim]``.
-        k, v: ``[batch, kv_heads, seq, head_dim]``.
+        kv_heads: how many there are.
+        kv_head: gives K and V ``[seq, head_dim]`` of a (batch, kv head).
+        rows: int64 ``[n]``, ascending: only these queries; all of them if None.
 
     Returns:
-        fp32 ``out`` of q's shape and ``lse [batch, q_heads, q_len]``.
+        fp32 ``out [batch, q_heads, n, head_dim]`` and ``lse [batch, q_heads, n]``.
     """
-    group, q_len = q.shape[1] // k.shape[1], q.shape[2]
-    rows = torch.arange(q_len, device=q.device)
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    for b in range(k.shape[0]):
-        for h in range(k.shape[1]):
+    batch, q_heads, q_len, head_dim = q.shape
+    group = q_heads // kv_heads
+    picked = torch.arange(q_len, device=q.device) if rows is None else rows
+    out = torch.empty(batch, q_heads, len(picked), head_dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(batch, q_heads, len(picked), dtype=torch.float32, device=q.device)
+    for b in range(batch):
+        for h in range(kv_heads):
             heads = slice(h * group, (h + 1) * group)
-            out[b, heads], lse[b, heads] = attend_head(q[b, heads], k[b, h], v[b, h], rows, q_len)
+            queries = q[b, heads] if rows is None else q[b, heads][:, rows]
+            out[b, heads], lse[b, heads] = attend_head(queries, *kv_head(b, h), picked, q_len)
     return out, lse
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`attend_heads` over ``k, v [batch, kv_heads, seq, head_dim]``, all queries."""
+    return attend_heads(q, k.shape[1], lambda b, h: (k[b, h], v[b, h]))
 
 
 @dataclass

@@ -5,29 +5,13 @@ Each token keeps its largest magnitudes; every token is pruned, sink and local t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from hsbench import attend, native
 from hsbench.formats.bitmap import BitmapCompressor, BitmapKV
 from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
-from hsbench.methods.pages import why_not_native
+from hsbench.methods.native_call import NativePrepared, why_not_native
 from hsbench.tensors import Inputs
 from hsbench.workload import Workload
-
-
-@dataclass
-class _Prepared(Prepared):
-    call: attend.NativeCall | None = None
-    kv: BitmapKV | None = None
-
-    def run(self) -> None:
-        self.call.run()
-
-    def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
-        return tuple(tensor.head(batch, kv_head).unpack()[0, 0] for tensor in (self.kv.k, self.kv.v))
 
 
 class Unstructured(Method):
@@ -58,7 +42,7 @@ class Unstructured(Method):
             compress()
         kv = BitmapKV(k.result, v.result)
         call = attend.decode_bitmap_call(inputs.q, kv)
-        return _Prepared(
+        return NativePrepared(
             out=call.out,
             lse=call.lse,
             memory=kv.memory(),
