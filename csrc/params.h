@@ -21,6 +21,9 @@ enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
 /* Instruction set of a CPU kernel; AUTO takes the best that the machine has. */
 enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA_AVX512 = 3 };
 
+/* Which CUDA prefill kernel; AUTO takes the fastest that the GPU can run. */
+enum hsb_path { HSB_PATH_AUTO = 0, HSB_PATH_SM80 = 1, HSB_PATH_SM90 = 2 };
+
 /* K or V as blocks of 64 tokens, each stored dense or 2:4. A page's bytes are the device layout's own
  * (hsbench/formats/). */
 typedef struct hsb_pages {
@@ -73,6 +76,8 @@ typedef struct hsb_prefill_params {
     int32_t threads;            /* CPU */
     int32_t isa;                /* CPU: an hsb_isa */
     float scale;
+    int32_t path;               /* CUDA: an hsb_path */
+    int32_t reserved;
     const void *q;              /* [batch, q_heads, q_len, head_dim] */
     void *out;                  /* [batch, q_heads, q_len, head_dim] */
     float *lse;                 /* [batch, q_heads, q_len] */
