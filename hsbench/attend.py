@@ -34,31 +34,44 @@ def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dty
 class NativeCall:
     """One attention operation bound to its tensors: workspace and outputs are made once, ``run()`` only computes.
 
+    Args:
+        operation, struct: names in csrc/api.h and csrc/params.h.
+        operands: K and V, by the names of their fields.
+        fields: what only this operation's struct has.
+
     Attributes:
         out: ``[batch, q_heads, q_len, head_dim]`` in q's dtype, written by each run.
         lse: fp32 ``[batch, q_heads, q_len]``, natural log.
     """
 
     def __init__(
-        self, operation: str, struct: str, q: Tensor, kv_shape: tuple[int, int, int, int], **operands: Any
+        self,
+        operation: str,
+        struct: str,
+        q: Tensor,
+        kv_shape: tuple[int, int, int, int],
+        operands: dict[str, Any],
+        **fields: int,
     ) -> None:
         self._q = q.contiguous()
         self._operands = operands  # keeps the pools alive
         batch, q_heads, q_len, head_dim = q.shape
         self.out = torch.empty_like(self._q)
         self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
-        shape = {"batch": batch, "q_heads": q_heads, "kv_heads": kv_shape[1], "head_dim": head_dim, "seq": kv_shape[2]}
-        if struct == "hsb_prefill_params":
-            shape["q_len"] = q_len
         params = native.make(
             struct,
-            **shape,
+            batch=batch,
+            q_heads=q_heads,
+            kv_heads=kv_shape[1],
+            head_dim=head_dim,
+            seq=kv_shape[2],
             dtype=DTYPES[q.dtype],
             scale=1.0 / math.sqrt(head_dim),
             q=self._q,
             out=self.out,
             lse=self.lse,
             **native.on_device(q.device),
+            **fields,
             **{name: operand.params() for name, operand in operands.items()},
         )
         self._native = native.Operation(operation, q.device, params)
@@ -73,15 +86,29 @@ def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
     check_query(q, kv.shape, kv.dtype, kv.device)
     if q.shape[2] != 1:
         raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-    return NativeCall("decode", "hsb_decode_params", q, kv.shape, k=kv.k, v=kv.v)
+    return NativeCall("decode", "hsb_decode_params", q, kv.shape, {"k": kv.k, "v": kv.v})
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     """Decode over bitmaps; ``q [batch, q_heads, 1, head_dim]``."""
-    return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, k_bitmap=kv.k, v_bitmap=kv.v)
+    return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
 
 
-def prefill_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
-    """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq."""
+def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> NativeCall:
+    """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
+    names a CUDA kernel, one of :data:`hsbench.native.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
-    return NativeCall("prefill", "hsb_prefill_params", q, kv.shape, k=kv.k, v=kv.v)
+    operands = {"k": kv.k, "v": kv.v}
+    fields = {"q_len": q.shape[2], "path": native.PATHS[path]}
+    return NativeCall("prefill", "hsb_prefill_params", q, kv.shape, operands, **fields)
+
+
+def why_not_path(path: str) -> str | None:
+    """Why the current GPU cannot run a CUDA prefill kernel, with the remedy; None if it can."""
+    if path != "sm90":
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    if major == 9:
+        return None
+    needs = "the sm90 kernel needs an NVIDIA GPU of compute capability 9.x (H100, H200)"
+    return f"{needs}, this one has {major}.{minor}: ask for sm80, or name no kernel"

@@ -12,6 +12,7 @@ import torch
 import hsbench
 from hsbench import measure, memory, native
 from hsbench.errors import UnavailableError
+from hsbench.workload import PHASES
 
 _PROBE_BYTES = 512 << 20
 
@@ -144,7 +145,7 @@ def diagnose(probe: bool) -> dict[str, Any]:
     Args:
         probe: whether to measure the ceilings too, which takes a few seconds.
     """
-    from hsbench.methods import FAMILIES, find_methods
+    from hsbench.methods import FAMILIES, rows_of
 
     has_gpu = torch.cuda.is_available()
     rows = []
@@ -153,10 +154,12 @@ def diagnose(probe: bool) -> dict[str, Any]:
             if device == "cuda" and not has_gpu:
                 rows.append({"method": family, "device": device, "status": "unavailable", "reason": _why_no_gpu()})
                 continue
-            for method in find_methods([family], "decode", device):
+            named = {method.name: method for phase in PHASES for method in rows_of(family, phase, device)}
+            for name, method in named.items():
                 reason = method.unavailable(device)
                 status = "unavailable" if reason else "ok"
-                rows.append({"method": method.name, "device": device, "status": status, "reason": reason or ""})
+                note = "only when asked for by name" if method.on_request else ""
+                rows.append({"method": name, "device": device, "status": status, "reason": reason or note})
     device = "cuda" if has_gpu else "cpu"
     probes = []
     if probe:

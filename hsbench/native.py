@@ -23,6 +23,8 @@ FP16, BF16 = 0, 1
 KEY, VALUE = 0, 1
 ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
 """hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""
+PATHS = {"auto": 0, "sm80": 1, "sm90": 2}
+"""hsb_path by name: which CUDA prefill kernel."""
 
 _C_TYPES: dict[str, Any] = {
     "int32_t": ctypes.c_int32,

@@ -6,6 +6,7 @@ A method added to the registry is tested here without a line about it.
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import warnings
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from hsbench import check
+from hsbench import check, machine, native
 from hsbench.errors import UnsupportedError, UsageError
-from hsbench.methods import FAMILIES, check_methods, default_families, find_methods
+from hsbench.methods import FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
 from hsbench.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
 from hsbench.tensors import Inputs, make_inputs
@@ -79,7 +80,8 @@ def make(phase: str, case: Case, dtype: str) -> Workload:
 EVERY_METHOD = [
     pytest.param(phase, device, method, id=f"{phase}-{device}-{method.name}")
     for phase, device in itertools.product(PHASES, DEVICES)
-    for method in find_methods(FAMILIES, phase, device)
+    for family in FAMILIES
+    for method in rows_of(family, phase, device)
 ]
 EVERY_RUN = [
     pytest.param(*each.values, case, dtype, id=f"{each.id}-{case.seq}x{case.q_len or ''}x{case.head_dim}-{dtype}")
@@ -273,7 +275,7 @@ def test_torchs_own_words_come_with_a_refusal(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_names_are_unique_and_of_their_family(phase: str, device: str) -> None:
-    found = find_methods(FAMILIES, phase, device)
+    found = [method for family in FAMILIES for method in rows_of(family, phase, device)]
     names = [method.name for method in found]
     assert len(set(names)) == len(names)
     families = [name.partition(":")[0] for name in names]
@@ -312,6 +314,83 @@ def test_a_variant_that_is_not_there() -> None:
         find_methods(["sdpa:flash-rows"], "prefill", "cpu")
     with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has no variants$"):
         find_methods(["dense:fast"], "decode", "cpu")
+
+
+KERNELS = ("sm80", "sm90")
+
+
+@pytest.mark.parametrize("family", ["dense", "hierarchical"])
+def test_prefill_kernels_run_on_request_only(family: str) -> None:
+    """On CUDA each prefill kernel is a variant; neither the default nor the family's name brings it in."""
+    variants = [f"{family}:{kernel}" for kernel in KERNELS]
+    assert [method.name for method in rows_of(family, "prefill", "cuda")] == [family, *variants]
+    for names in (None, FAMILIES, [family]):
+        found = [method.name for method in find_methods(names, "prefill", "cuda")]
+        assert family in found and not set(variants) & set(found)
+    both = find_methods([variants[1], family], "prefill", "cuda")
+    assert [method.name for method in both] == [variants[1], family], "in the order asked for"
+    assert all(method.dense is (family == "dense") for method in both), "a kernel by name may be the baseline too"
+    for phase, device in (("decode", "cuda"), ("prefill", "cpu"), ("decode", "cpu")):
+        assert [method.name for method in rows_of(family, phase, device)] == [family]
+        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has no variants$"):
+            find_methods([variants[0]], phase, device)
+    with pytest.raises(UsageError, match=rf"--methods {family}:sm70: .*prefill on cuda: it has sm80, sm90$"):
+        find_methods([f"{family}:sm70"], "prefill", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [((8, 0), ["sm90"]), ((8, 9), ["sm90"]), ((9, 0), []), ((12, 0), ["sm90"])]
+)
+def test_a_kernel_for_another_gpu_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: list[str]
+) -> None:
+    monkeypatch.setattr(native, "why_cannot", lambda operation, device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reasons = {method.name: method.unavailable("cuda") for method in rows_of("dense", "prefill", "cuda")}
+    assert [name for name, reason in reasons.items() if reason] == [f"dense:{kernel}" for kernel in refused]
+    for reason in filter(None, reasons.values()):
+        major, minor = capability
+        assert "compute capability 9.x" in reason and f"this one has {major}.{minor}" in reason, reason
+        assert reason.endswith("ask for sm80, or name no kernel") and "\n" not in reason
+    # What keeps every kernel from running comes first, and a GPU that is not there is not asked for its capability.
+    monkeypatch.setattr(native, "why_cannot", lambda operation, device: "no library")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: pytest.fail("asked"))
+    assert {method.unavailable("cuda") for method in rows_of("dense", "prefill", "cuda")} == {"no library"}
+
+
+def test_each_variant_asks_for_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The struct that goes to the library names the path, params.h's own number."""
+    asked = []
+
+    def run(operation: native.Operation) -> None:
+        if hasattr(operation.params, "path"):  # packing runs through the same class
+            asked.append(operation.params.path)
+
+    monkeypatch.setattr(native.Operation, "run", run)
+    workload = make("prefill", CASES["prefill"][0], "fp16")
+    can_run(rows_of("hierarchical", "prefill", "cpu")[0], workload, "cpu")
+    inputs = make_inputs(workload, "cpu")
+    for method in rows_of("hierarchical", "prefill", "cuda"):
+        method.prepare(workload, inputs).run()
+    assert asked == list(native.PATHS.values())
+    header = native.LIB.joinpath("params.h").read_text()
+    for name, number in native.PATHS.items():
+        assert re.search(rf"\bHSB_PATH_{name.upper()} = {number}\b", header)
+
+
+def test_doctor_lists_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(native, "why_cannot", lambda operation, device: None)
+    monkeypatch.setattr(machine.measure, "Telemetry", lambda device: None)
+    monkeypatch.setattr(machine, "facts", lambda device, telemetry: {"missing": [], "warnings": []})
+    rows = {(row["method"], row["device"]): row for row in machine.diagnose(False)["methods"]}
+    on_cuda = [name for name, device in rows if device == "cuda" and name.startswith("dense")]
+    assert on_cuda == ["dense", "dense:sm80", "dense:sm90"]
+    assert ("dense:sm80", "cpu") not in rows and rows["dense", "cuda"]["reason"] == ""
+    asked, lacking = rows["dense:sm80", "cuda"], rows["dense:sm90", "cuda"]
+    assert (asked["status"], asked["reason"]) == ("ok", "only when asked for by name")
+    assert lacking["status"] == "unavailable" and "this one has 8.9" in lacking["reason"]
 
 
 def test_check_methods() -> None:

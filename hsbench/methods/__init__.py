@@ -5,7 +5,8 @@ Adding a method:
 1. Write ``hsbench/methods/<name>.py`` with a subclass of :class:`hsbench.methods.base.Method` (what it can do, how many
    bytes it will need) and one of :class:`hsbench.methods.base.Prepared` (``run()``, and the pruned K and V that its
    output is checked against).
-2. Give the module ``methods(phase, device) -> list[Method]``: one entry per row that it adds to the table.
+2. Give the module ``methods(phase, device) -> list[Method]``: one entry per row that it adds to the table, and those
+   that should run only when asked for by name (``on_request``).
 3. Name the family in ``FAMILIES``, in the order in which rows should stand.
 4. Run ``pytest tests/test_methods.py``: every registered method goes through the shared matrix there.
 
@@ -52,8 +53,14 @@ def default_families(phase: str) -> list[str]:
     return [family for family in FAMILIES if not (phase == "prefill" and family == "reference")]
 
 
+def rows_of(family: str, phase: str, device: str) -> list[Method]:
+    """All methods of a family, those that run only on request among them."""
+    return importlib.import_module(f"hsbench.methods.{family}").methods(phase, device)
+
+
 def find_methods(names: Iterable[str] | None, phase: str, device: str) -> list[Method]:
-    """The methods (one per row) that ``names`` stand for, or the default ones.
+    """The methods (one per row) that ``names`` stand for, or the default ones. A family stands for all its methods
+    but those on request.
 
     Raises:
         UsageError: an unknown family, or a variant that the family does not have on this device.
@@ -62,8 +69,10 @@ def find_methods(names: Iterable[str] | None, phase: str, device: str) -> list[M
     found: list[Method] = []
     for name in wanted:
         family, _, variant = name.partition(":")
-        rows = importlib.import_module(f"hsbench.methods.{family}").methods(phase, device)
-        if variant:
+        rows = rows_of(family, phase, device)
+        if not variant:
+            rows = [row for row in rows if not row.on_request]
+        else:
             known = [row.name.partition(":")[2] for row in rows]
             rows = [row for row in rows if row.name == name]
             if not rows:

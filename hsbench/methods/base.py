@@ -57,10 +57,12 @@ class Method(ABC):
     Attributes:
         name: ``family`` or ``family:variant``.
         dense: whether it attends to all of K and V, and so may be the baseline of a speedup.
+        on_request: whether it runs only when its full name is asked for, not with its family.
     """
 
     name: str
     dense: bool = False
+    on_request: bool = False
 
     def unavailable(self, device: str) -> str | None:
         """Why this machine lacks what the method needs, with the remedy; None if it has it."""

@@ -6,12 +6,12 @@ It is the hierarchical kernel over pages that are all dense: the same layout wor
 from __future__ import annotations
 
 from hsbench.methods.base import Method
-from hsbench.methods.pages import PagesMethod
+from hsbench.methods.pages import PagesMethod, paths
 from hsbench.workload import Workload
 
 
 class Dense(PagesMethod):
-    name = "dense"
+    family = "dense"
     dense = True
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:
@@ -19,4 +19,4 @@ class Dense(PagesMethod):
 
 
 def methods(phase: str, device: str) -> list[Method]:
-    return [Dense(phase)]
+    return [Dense(phase, path) for path in paths(phase, device)]

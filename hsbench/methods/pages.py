@@ -11,18 +11,32 @@ from hsbench.tensors import Inputs
 from hsbench.workload import Workload
 
 
-class PagesMethod(Method):
-    """Attention over pages at the sparsity that ``sparsities`` gives."""
+def paths(phase: str, device: str) -> list[str]:
+    """The kernels of a phase that can be asked for by name, after ``auto``, the choice that is left to the library."""
+    return list(native.PATHS) if (phase, device) == ("prefill", "cuda") else ["auto"]
 
-    def __init__(self, phase: str) -> None:
-        self.phase = phase
+
+class PagesMethod(Method):
+    """Attention over pages at the sparsity that ``sparsities`` gives.
+
+    Args:
+        phase: ``decode`` or ``prefill``.
+        path: one of :func:`paths`; a kernel that is named makes a variant, ``family:path``, that runs on request.
+    """
+
+    family: str
+
+    def __init__(self, phase: str, path: str = "auto") -> None:
+        self.phase, self.path = phase, path
+        self.on_request = path != "auto"
+        self.name = f"{self.family}:{path}" if self.on_request else self.family
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         """Key and value sparsity, 0 to 0.5."""
         raise NotImplementedError
 
     def unavailable(self, device: str) -> str | None:
-        return native.why_cannot(self.phase, device)
+        return native.why_cannot(self.phase, device) or attend.why_not_path(self.path)
 
     def unsupported(self, workload: Workload, device: str) -> str | None:
         return why_not_native(workload)
@@ -42,7 +56,10 @@ class PagesMethod(Method):
             compressor.run()
             compressor.check()
         kv = compressor.kv
-        call = (attend.decode_call if self.phase == "decode" else attend.prefill_call)(inputs.q, kv)
+        if self.phase == "decode":
+            call = attend.decode_call(inputs.q, kv)
+        else:
+            call = attend.prefill_call(inputs.q, kv, self.path)
         return NativePrepared(
             out=call.out,
             lse=call.lse,

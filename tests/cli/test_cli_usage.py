@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hsbench.methods import find_methods
+
 Run = Callable[..., object]
 
 
@@ -114,6 +116,20 @@ def test_bad_values(hsbench: Run, bench: object, command: str, argv: list[str], 
 )
 def test_bad_commands_and_lists(hsbench: Run, bench: object, argv: list[str], words: str) -> None:
     assert words in refused(hsbench, bench, *argv)
+
+
+def test_a_variant_that_is_not_there_names_those_that_are(
+    hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hsbench.cli.request.find_methods", find_methods)
+    bench.cuda = True
+    message = refused(hsbench, bench, "prefill", "--methods", "dense,hierarchical:sm70")
+    assert "--methods hierarchical:sm70: " in message and "for prefill on cuda: it has sm80, sm90" in message
+    assert "for prefill on cpu" in refused(hsbench, bench, "prefill", "--methods", "dense:sm80", "--device", "cpu")
+    sweep = ("compare", "--phase", "prefill,decode", "--methods", "dense:sm80")
+    assert "for decode on cuda" in refused(hsbench, bench, *sweep)
+    assert hsbench("prefill", "--methods", "dense,hierarchical:sm90,dense:sm80").code == 0
+    assert bench.calls[-1]["methods"] == ["dense", "hierarchical:sm90", "dense:sm80"]
 
 
 @pytest.mark.parametrize("command", ["decode", "compare"])
