@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hsbench import check, machine, measure
+from hsbench import check, conditions, machine, measure
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
 from hsbench.machine import diagnose, resolve_device
 from hsbench.methods import check_methods, find_methods
@@ -68,6 +68,7 @@ class _Row:
 
     method: Method
     prepared: Prepared | None = None
+    footprint: measure.Footprint | None = None
     expected: check.Expected | None = None
     verdict: check.Verdict | None = None
     samples: measure.Samples | None = None
@@ -126,6 +127,7 @@ class _Run:
         self.telemetry = measure.Telemetry(device)
         self.machine = machine.facts(device, self.telemetry)
         self.peaks: dict[str, Peak] = {}
+        self.shared: bool | None = None  # whether others used the device while it sampled
 
     def all(self, rows: list[_Row]) -> bool:
         """Runs all stages; returns whether the user interrupted the sampling."""
@@ -156,6 +158,8 @@ class _Run:
                 "kv_ratio": self.workload.dense_kv_bytes / prepared.kv_bytes,
                 "read_bytes": prepared.kv_bytes,
             }
+        if row.footprint is not None:
+            columns |= row.footprint.columns()
         record = Record.of(
             self.workload, method=row.method.name, device=self.device, status=status, reason=reason, **columns
         )
@@ -172,7 +176,9 @@ class _Run:
             # Beside the method's own needs: the tensors, the packed caches of the other methods, and what measuring
             # takes (a probe's buffer, a flush).
             shared = self.workload.dense_kv_bytes * 3 + 2 * queries + (1 << 30)
-            need, free = row.method.estimate_bytes(self.workload) + shared, machine.available_bytes(self.device)
+            own = row.method.estimate_bytes(self.workload)
+            row.footprint = measure.Footprint(self.device, own)
+            need, free = own + shared, machine.available_bytes(self.device)
             if free is not None and need > free:
                 remedy = "give a smaller --seq or --batch, or fewer --methods"
                 self.finish(row, "oom", f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB is free: {remedy}")
@@ -188,7 +194,8 @@ class _Run:
         self.observer.stage(f"{row.method.name}: preparing")
         with measure.annotate(row.method.name), measure.annotate("prepare"):
             try:
-                row.prepared = row.method.prepare(self.workload, inputs)
+                with row.footprint.preparing():
+                    row.prepared = row.method.prepare(self.workload, inputs)
             except NonFiniteError:
                 raise
             except Exception as error:
@@ -207,8 +214,10 @@ class _Run:
                         row.expected = shared
                     else:
                         row.expected = check.expect(inputs, pruned, self.workload.seed)
-                    row.prepared.poison()
-                    row.prepared.run()
+                    with row.footprint.running():
+                        row.prepared.poison()
+                        row.prepared.run()
+                    row.footprint.gpu_used_bytes = self.telemetry.memory_used_bytes()
                     row.verdict = check.compare(row.expected, row.prepared.out, row.prepared.lse)
                 except Exception as error:
                     self._failed(row, error)
@@ -254,11 +263,21 @@ class _Run:
             row.samples = sampling[row.method.name]
         if times := sampling[probe.name].times_s:
             self.peaks[ceiling.name] = Peak(ceiling.name, ceiling.rate(times), ceiling.unit)
-        if self.device == "cpu" and (share := load.share() or 0.0) > _SHARED_MACHINE:
-            text = f"others used {share:.0%} of the cores meanwhile: stop them and run again for times to quote"
+        self._conditions(load)
+        return sampling.interrupted
+
+    def _conditions(self, load: measure.OtherLoad) -> None:
+        """Says once what the machine did to the samples: others' work on it, clocks held down."""
+        if self.device == "cpu":
+            share = load.share()
+            self.shared = None if share is None else share > _SHARED_MACHINE
+            text = conditions.cpu_warning(share) if self.shared else None
+        else:
+            self.shared = self.telemetry.shared
+            text = conditions.gpu_warning(self.telemetry)
+        if text is not None:
             self.machine["warnings"].append(text)
             self.observer.warning(text)
-        return sampling.interrupted
 
     def _check_after(self, rows: list[_Row], *, again: bool) -> None:
         """Holds the last outputs against the reference; ``again``: of one more run, for Ctrl-C may have cut a turn
@@ -303,6 +322,11 @@ class _Run:
             "sm_clock_mhz": telemetry.sm_clock_mhz,
             "power_w": telemetry.power_w,
             "throttled": telemetry.throttled,
+            "memory_clock_mhz": telemetry.memory_clock_mhz,
+            "temperature_c": telemetry.temperature_c,
+            "throttle_reasons": "+".join(telemetry.reasons) or None,
+            "throttled_share": telemetry.throttled_share,
+            "shared": self.shared,
         }
         if self.workload.phase == "decode":
             rate = row.prepared.kv_bytes / summary.median / 1e9

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import hsbench.methods
-from hsbench import machine, measure, native
+from hsbench import experiment, machine, measure, native
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.experiment import Observer, Settings, run_workload
 from hsbench.measure import cache as cache_module
@@ -260,6 +260,146 @@ def test_a_shared_machine_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None
     log = Log()
     report = run(decode(), "sdpa:flash", observer=log)
     assert log.warnings == report.machine["warnings"] and "37%" in log.warnings[0] and "stop them" in log.warnings[0]
+    assert [result.record.shared for result in report.results] == [True]
+    monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: 0.05))
+    assert run(decode(), "sdpa:flash").results[0].record.shared is False
+    monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: None))
+    assert run(decode(), "sdpa:flash").results[0].record.shared is None
+
+
+# ---- Telemetry and memory ----------------------------------------------------------------------------------
+class Window(measure.HostClock):
+    """A clock that knows when it is timing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = False
+
+    def time(self, run: Callable[[], None]) -> float:
+        self.open = True
+        try:
+            return super().time(run)
+        finally:
+            self.open = False
+
+
+class Nvml:
+    """A pynvml that notes each call, and whether it came inside a timed window."""
+
+    NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = NVML_MEMORY_ERROR_TYPE_UNCORRECTED = NVML_VOLATILE_ECC = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.calls: list[tuple[str, bool]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        answers = {
+            "nvmlDeviceGetClockInfo": 1755,
+            "nvmlDeviceGetPowerUsage": 698_000,
+            "nvmlDeviceGetTemperature": 55,
+            "nvmlDeviceGetCurrentClocksEventReasons": 0x4 | 0x1,
+            "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=80 << 30, used=3 << 30),
+            "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=1)],
+        }
+
+        def answer(*_: object) -> Any:
+            self.calls.append((name, self.window.open))
+            if name not in answers and name != "nvmlInit":
+                raise self.NVMLError
+            return answers.get(name)
+
+        return answer
+
+
+class Watched(measure.Telemetry):
+    """Telemetry of a GPU that only the fake NVML knows."""
+
+    def _find(self, device: str) -> str:
+        return "handle"
+
+    def _reserved_bytes(self) -> int:
+        return 0
+
+
+def test_telemetry_and_memory_are_read_outside_the_timed_windows(
+    register: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = Window()
+    nvml, runs, accounts = Nvml(window), [], []
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(measure, "Telemetry", lambda device: Watched("cuda"))
+    monkeypatch.setattr(measure, "clock_for", lambda device: window)
+    for name in ("used", "peak", "reset"):
+        monkeypatch.setattr(
+            measure.footprint._Resident, name, lambda self: accounts.append(window.open) or 7 << 20, raising=True
+        )
+    register(
+        FakeMethod("fake:a", dense=True, on_run=lambda n: runs.append(window.open)),
+        FakeMethod("fake:b", on_run=lambda n: runs.append(window.open)),
+    )
+    report = run(decode(), "fake", settings=Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0))
+    assert runs == [False, False] + [True] * 8, "a check each, then a warm-up and three samples each"
+    counts = {name: [inside for called, inside in nvml.calls if called == name] for name, _ in nvml.calls}
+    assert len(counts["nvmlDeviceGetPowerUsage"]) == 6, "after each sample"
+    assert counts["nvmlDeviceGetComputeRunningProcesses"] and len(counts["nvmlDeviceGetMemoryInfo"]) >= 3
+    assert accounts and not any(accounts)
+    assert not any(inside for _, inside in nvml.calls)
+
+    row = by_method(report)["fake:b"].record
+    assert (row.sm_clock_mhz, row.memory_clock_mhz, row.power_w, row.temperature_c) == (1755, 1755, 698, 55)
+    assert (row.throttled, row.throttle_reasons, row.throttled_share) == (True, "sw_power_cap", 1.0)
+    assert (row.gpu_used_bytes, row.peak_bytes, row.estimated_bytes) == (3 << 30, 0, 0)
+    assert row.marks == "*"
+
+
+def test_a_throttled_or_shared_gpu_is_one_warning() -> None:
+    seen = types.SimpleNamespace(
+        summary=lambda: measure.TelemetrySummary(throttled=True, reasons=("sw_power_cap",)), shared=True, seen={7: None}
+    )
+    state = types.SimpleNamespace(device="cuda", telemetry=seen, machine={"warnings": []}, observer=Log(), shared=None)
+    experiment._Run._conditions(state, types.SimpleNamespace(share=lambda: 0.9))
+    assert state.shared is True and state.machine["warnings"] == state.observer.warnings
+    (text,) = state.observer.warnings
+    assert "sw_power_cap" in text and "process 7" in text and "cores" not in text
+
+
+def test_memory_is_that_of_the_method(register: Any) -> None:
+    def blocks(size: int) -> Callable[..., None]:
+        return lambda n=0: torch.ones(size << 18).sum()  # MiB of fp32, and gone
+
+    register(
+        FakeMethod("fake:prepares", dense=True, on_prepare=blocks(192)),
+        FakeMethod("fake:runs", on_run=blocks(320)),
+        FakeMethod("fake:frugal"),
+    )
+    rows = {name: result.record for name, result in by_method(run(decode(), "fake")).items()}
+    if rows["fake:frugal"].peak_bytes is None:
+        pytest.skip("this system does not let a process reset its peak")
+    peaks = {name: row.peak_bytes >> 20 for name, row in rows.items()}
+    assert 190 <= peaks["fake:prepares"] < 250 and 315 <= peaks["fake:runs"] < 380 and peaks["fake:frugal"] < 64
+
+
+@needs_native
+def test_estimates_hold() -> None:
+    """For every method of decode, at a size where the caches are what counts."""
+    for result in run(decode(q_heads=8, head_dim=128, seq=128 << 10)).results:
+        row = result.record
+        assert row.status == "ok" and row.estimated_bytes is not None
+        if row.peak_bytes is not None:
+            assert row.peak_bytes < row.estimated_bytes * 1.1 + (32 << 20), row.method
+
+
+def test_a_row_that_does_not_fit_says_what_was_estimated(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeMethod, "estimate_bytes", lambda self, workload: 30 << 30)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 8 << 30)
+    register(FakeMethod("fake:large"))
+    row = by_method(run(decode(), "fake"))["fake:large"].record
+    assert (row.status, row.estimated_bytes, row.peak_bytes) == ("oom", 30 << 30, None)
 
 
 def test_nothing_runs_for_a_usage_error() -> None:

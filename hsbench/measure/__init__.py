@@ -18,12 +18,13 @@ Importing the room touches no device and does not import torch.
 from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
 from .clock import Clock, ClockError, CudaClock, HostClock, Retake, clock_for, take_sample
 from .cpu import CpuFacts, cpu_facts
+from .footprint import Footprint
 from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .ranges import annotate, mark, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
 from .statistics import Ratio, Summary, ratio_interval, relative_half_width, summarize
-from .telemetry import GpuFacts, Reading, Telemetry, TelemetrySummary
+from .telemetry import GpuFacts, GpuProcess, Reading, Telemetry, TelemetrySummary
 
 __all__ = [
     "CachePolicy",
@@ -33,7 +34,9 @@ __all__ = [
     "CpuFacts",
     "CudaClock",
     "Flusher",
+    "Footprint",
     "GpuFacts",
+    "GpuProcess",
     "HostClock",
     "OtherLoad",
     "Probe",

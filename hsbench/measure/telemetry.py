@@ -1,14 +1,16 @@
-"""GPU telemetry through NVML: what the device is, and how it was doing between the samples.
+"""GPU telemetry through NVML: what the device is, how it was doing between the samples, and who else was on it.
 
-Reading takes up to a millisecond and must stay outside the timed windows: call `Telemetry.read` right after a
-sample (in `on_sample`), while the clocks are still those of the sample. A field that the driver or the
-machine does not give is None; no NVML error ever reaches the caller.
+Reading takes up to a millisecond, looking at the processes a few more; both must stay outside the timed
+windows: call `Telemetry.read` right after a sample (in `on_sample`), while the clocks are still those of the
+sample. A field that the driver or the machine does not give is None; no NVML error ever reaches the caller.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -31,16 +33,41 @@ REASONS = {
 # Chosen by somebody, or nothing to do: the clock is low, but nothing holds it back.
 NOT_THROTTLING = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 
+_LOOK_EVERY_S = 1.0  # processes come and go slowly, and listing them costs more than a reading
+# Beyond what torch holds: a context, loaded kernels and what cuDNN keeps take up to about 1 GiB.
+_NOT_OURS_BYTES = 2 << 30
+
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What the GPU is. Clocks in MHz, power in watts, memory in bytes."""
+    """What the GPU is and how it is set. Clocks in MHz, power in watts, memory in bytes.
+
+    Attributes:
+        cuda_driver: the newest CUDA that the driver runs, such as "13.0".
+        persistence: whether the driver stays loaded while nobody uses the GPU.
+        mig: whether the GPU is partitioned (multi-instance GPU).
+        ecc: whether its memory corrects errors.
+        ecc_errors: uncorrected memory errors since the driver was loaded.
+    """
 
     name: str | None = None
     driver: str | None = None
     memory_total_bytes: int | None = None
     power_limit_w: float | None = None
     max_sm_clock_mhz: int | None = None
+    cuda_driver: str | None = None
+    persistence: bool | None = None
+    mig: bool | None = None
+    ecc: bool | None = None
+    ecc_errors: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """Another process that computes on the GPU; `pid` as the driver counts, which in a container may be the host's."""
+
+    pid: int
+    used_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +107,17 @@ class Telemetry:
     Attributes:
         facts: what the GPU is.
         missing: why there is no telemetry although there is a GPU, with the remedy; None when all is well.
+        seen: the other processes that any look found on the GPU, by the time they were first seen.
+        shared: whether any look found others on the GPU; None when no look could tell.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, now: Callable[[], float] = time.monotonic) -> None:
         self.facts = GpuFacts()
         self.missing: str | None = None
+        self.seen: dict[int, GpuProcess] = {}
+        self.shared: bool | None = None
+        self._device, self._now = device, now
+        self._next_look = now()
         self._readings: list[tuple[str | None, Reading]] = []
         self._nvml: Any = None
         self._handle: Any = None
@@ -92,7 +125,7 @@ class Telemetry:
             self._open(device)
 
     def read(self, tag: str | None = None) -> Reading:
-        """Look at the GPU now, never inside a timed window.
+        """Look at the GPU now, never inside a timed window; once a second, also at who else is on it.
 
         Args:
             tag: whose sample it follows, for `summary`.
@@ -109,7 +142,37 @@ class Telemetry:
             reasons=self._reasons(),
         )
         self._readings.append((tag, reading))
+        if self._now() >= self._next_look:
+            self.look()
+            self._next_look = self._now() + _LOOK_EVERY_S
         return reading
+
+    def look(self) -> tuple[GpuProcess, ...] | None:
+        """The other processes that compute on the GPU now; None when that cannot be told. Never inside a timed window.
+
+        Where the driver hides processes (a container, another user's), memory that is in use and not ours still
+        gives them away: `shared` is then True while the processes are None.
+        """
+        if self._handle is None:
+            return None
+        ours = self._reserved_bytes()  # makes torch's context too: from here on we are on the GPU ourselves
+        entries = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        if entries is None:  # drivers before the third version of the call
+            entries = self._ask("nvmlDeviceGetComputeRunningProcesses_v2")
+        others = None if entries is None or ours is None else _others(entries, ours)
+        if others is not None:
+            self.seen = {process.pid: process for process in others} | self.seen
+            self.shared = bool(self.seen) or bool(self.shared)
+        elif ours is not None and (self.memory_used_bytes() or 0) - ours > _NOT_OURS_BYTES:
+            self.shared = True
+        return others
+
+    def memory_used_bytes(self) -> int | None:
+        """What is in use of the whole GPU now: ours, with the context that no allocator counts, and others'."""
+        if self._handle is None:
+            return None
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.used)
 
     def summary(self, tag: str | None = None) -> TelemetrySummary:
         """Medians and throttling over the readings of that tag, or over all."""
@@ -155,6 +218,15 @@ class Telemetry:
             memory_total_bytes=None if memory is None else int(memory.total),
             power_limit_w=None if milliwatts is None else milliwatts / 1000,
             max_sm_clock_mhz=self._ask("nvmlDeviceGetMaxClockInfo", self._nvml.NVML_CLOCK_SM),
+            cuda_driver=_cuda_version(self._try("nvmlSystemGetCudaDriverVersion_v2")),
+            persistence=_is_on(self._ask("nvmlDeviceGetPersistenceMode")),
+            mig=_is_on(self._ask("nvmlDeviceGetMigMode")),
+            ecc=_is_on(self._ask("nvmlDeviceGetEccMode")),
+            ecc_errors=self._ask(
+                "nvmlDeviceGetTotalEccErrors",
+                self._nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+                self._nvml.NVML_VOLATILE_ECC,
+            ),
         )
 
     def _find(self, device: str) -> Any:
@@ -197,6 +269,16 @@ class Telemetry:
         unknown = bits & ~sum(REASONS)
         return (*known, f"unknown_{unknown:#x}") if unknown else known
 
+    def _reserved_bytes(self) -> int | None:
+        """What torch's allocator holds of the GPU; None when torch cannot get onto it."""
+        import torch
+
+        try:
+            torch.cuda.mem_get_info(self._device)
+            return torch.cuda.memory_reserved(self._device)
+        except RuntimeError:  # no memory left for a context, exclusive mode, ...
+            return None
+
     def _ask(self, function: str, *arguments: object) -> Any:
         return self._try(function, self._handle, *arguments)
 
@@ -205,10 +287,44 @@ class Telemetry:
         call = getattr(self._nvml, function, None)
         if call is None:
             return None
+        # Raised for a function that the driver has under an older version only; no NVMLError, for some reason.
+        mismatch = getattr(self._nvml, "NVMLLibraryMismatchError", self._nvml.NVMLError)
         try:
             return call(*arguments)
-        except self._nvml.NVMLError:
+        except (self._nvml.NVMLError, mismatch):
             return None
+
+
+def _others(entries: Sequence[Any], reserved_bytes: int) -> tuple[GpuProcess, ...] | None:
+    """Who of the processes on the GPU is not this one, which is among them; None where the list cannot be trusted.
+
+    In a container the driver may number processes as the host does. One of the entries is then this process under
+    another number: the one whose memory is closest to ours, of which at least `reserved_bytes` are torch's. A list
+    that holds nobody, not even us, hides the others as well.
+    """
+    if not entries:
+        return None
+    own = next((entry for entry in entries if entry.pid == os.getpid()), None)
+    if own is None:
+        own = min(entries, key=lambda entry: abs((entry.usedGpuMemory or 0) - reserved_bytes))
+    slice_of_own = getattr(own, "gpuInstanceId", None)  # processes on other MIG slices have memory of their own
+    return tuple(
+        GpuProcess(entry.pid, entry.usedGpuMemory)
+        for entry in entries
+        if entry is not own and getattr(entry, "gpuInstanceId", None) == slice_of_own
+    )
+
+
+def _is_on(mode: int | Sequence[int] | None) -> bool | None:
+    """Of an NVML mode, or of the pair (current, pending)."""
+    if mode is None:
+        return None
+    return bool(mode if isinstance(mode, int) else mode[0])
+
+
+def _cuda_version(number: int | None) -> str | None:
+    """13000 -> "13.0"."""
+    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _decoded(text: str | bytes | None) -> str | None:

@@ -70,9 +70,11 @@ class Sdpa(Method):
         if self.backend != "math":
             mask = workload.q_len * workload.seq * 4 if workload.q_len not in (1, workload.seq) else 0
             return 2 * out + mask
-        # The math backend repeats K and V per query head, works in fp32, and holds the scores about three times.
-        repeated = workload.dense_kv_bytes * 2 * (1 if self.rows else workload.group + 1)
-        return 3 * 4 * queries * workload.seq + repeated + 3 * out
+        # The math backend repeats K and V per query head, holds them in fp32, K a second time scaled, and the scores
+        # about three times.
+        heads = 1 if self.rows else workload.group
+        copies = 3 * heads + (heads if heads > 1 else 0)
+        return 3 * 4 * queries * workload.seq + copies * workload.dense_kv_bytes + 3 * out
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         prepared = _Prepared(

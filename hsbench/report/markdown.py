@@ -33,6 +33,10 @@ def report_markdown(report: Report) -> str:
     # A line between two lists, or Markdown makes them one.
     reasons = [(row.method, row.instead) for row in shown.rows if row.instead]
     titles = {"Without numbers:": reasons, "KV memory:": shown.memory, "How it was measured:": shown.facts}
+    if shown.peaks:
+        head, *rows = shown.peaks
+        right = ["left", *["right"] * (len(head) - 1)]
+        parts.append(tabulate(rows, headers=head, tablefmt="pipe", disable_numparse=True, colalign=right))
     parts += [f"{title}\n\n{_bullets(items)}" for title, items in titles.items() if items]
     return "\n\n".join(parts)
 
@@ -44,7 +48,7 @@ def machine_markdown(machine: dict[str, Any]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    name = f"{row.method}*" if row.throttled else row.method
+    name = row.method + row.marks
     if row.instead:
         # The reason is below: in a cell it would stretch the whole column.
         words = "**INCORRECT**" if row.status == "incorrect" else row.status

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hsbench.workload import Workload
 
-SCHEMA = "hsbench/1"
+#: 2: what the GPU did meanwhile and the memory that was taken, behind the columns of 1.
+SCHEMA = "hsbench/2"
 
 #: ok: checked and timed. incorrect: the output failed its check. oom: did not fit, or was estimated not to.
 #: unsupported: the method cannot do this shape. unavailable: it could, with something this machine lacks.
 #: interrupted: the user stopped the run before the row was done.
 STATUSES = ("ok", "incorrect", "oom", "unsupported", "unavailable", "interrupted")
+
+#: Families that attend to all of K and V.
+DENSE_FAMILIES = ("reference", "sdpa", "dense")
 
 
 @dataclass(kw_only=True)
@@ -70,6 +74,14 @@ class Record:
     throttled: bool | None = None
     seed: int | None = None
     tensors: str | None = None  # "gaussian" | "outliers" | "FILE#layers.N"
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttle_reasons: str | None = None  # NVML's names joined by "+"; None when nothing held the clocks down
+    throttled_share: float | None = None  # of this method's samples
+    shared: bool | None = None  # others used the device while this run sampled; None where that cannot be told
+    estimated_bytes: int | None = None  # memory beyond q, k and v, before anything was allocated
+    peak_bytes: int | None = None  # the same as it came: torch's allocator; on a CPU, resident memory
+    gpu_used_bytes: int | None = None  # NVML's count of the whole GPU right after this method's check
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -89,6 +101,11 @@ class Record:
             value_sparsity=workload.value_sparsity, seed=workload.seed, tensors=workload.tensors,
             status=status, **columns,
         )  # fmt: skip
+
+    @property
+    def marks(self) -> str:
+        """Signs behind a name or a time that ask for care: "*" throttled, "+" shared."""
+        return "*" * bool(self.throttled) + "+" * bool(self.shared)
 
     @property
     def family(self) -> str:
@@ -144,8 +161,9 @@ class Report:
 
     Args:
         machine: facts, nested by string keys. The tables show `cpu` (model, cores, threads, isa, governor),
-            `gpu` (name, driver) or None, `versions` (name to version), `missing` (remedies) and `warnings`
-            (lists of lines), and plain values at the top. The JSON holds all of it.
+            `gpu` (name, driver, power limit, ECC, MIG, persistence) or None, `versions` (name to version),
+            `missing` (remedies) and `warnings` (lists of lines), and plain values at the top. The JSON holds all
+            of it.
         peaks: by the name that `Record.peak` uses.
         interrupted: the user stopped the run; rows not reached have status "interrupted".
     """

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from rich.console import Console
 
 from hsbench.report import text
-from hsbench.report.record import Record, Report
+from hsbench.report.record import DENSE_FAMILIES, Record, Report
 from hsbench.report.table import VERDICT_STYLES, Page, facts
-from hsbench.report.view import DENSE_FAMILIES, alarms, machine_facts, unique, verdict
+from hsbench.report.view import alarms, machine_facts, unique, verdict
 
 #: What tells one cell of a sweep from another, and how the heading names a value that all cells share.
 _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
@@ -134,7 +134,7 @@ def _sparse(record: Record | None) -> list[_Cell]:
 def _time(record: Record) -> str:
     if record.time_us is None:
         return ""
-    return ("*" if record.throttled else "") + text.duration(record.time_us)
+    return record.marks + text.duration(record.time_us)
 
 
 def _tally(method: str, reports: list[Report]) -> str:
@@ -171,10 +171,8 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     lines = []
     if any(verdict(record) == "inconclusive" for record in records if record.family not in DENSE_FAMILIES):
         lines.append(("~", "inconclusive: the interval of the speedup holds 1, no difference shown"))
-    slowed = [record.method for record in records if record.throttled]
-    if slowed:
-        counts = [f"{name} in {slowed.count(name)}" for name in unique(slowed)]
-        lines.append(("throttled", f"* the clock was held down while sampling: {', '.join(counts)}"))
+    lines += _marked("throttled", "* the clock was held down while sampling", records)
+    lines += _marked("shared", "+ others used the device meanwhile", records)
     gaps: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.status not in ("ok", "incorrect"):
@@ -187,6 +185,13 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     if any(report.interrupted for report in reports):
         lines.append(("stopped", "the run was interrupted; rows that were not done say so"))
     return lines
+
+
+def _marked(column: str, words: str, records: list[Record]) -> list[tuple[str, str]]:
+    """A line on the rows where a column is true: how many of each method."""
+    names = [record.method for record in records if getattr(record, column)]
+    counts = [f"{name} in {names.count(name)}" for name in unique(names)]
+    return [(column, f"{words}: {', '.join(counts)}")] if counts else []
 
 
 def _where(report: Report, axes: list[str]) -> str:

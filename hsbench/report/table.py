@@ -22,7 +22,7 @@ __all__ = ["VERDICT_STYLES", "Page", "console_for", "facts", "markdown", "render
 PIPE_WIDTH = 100
 VERDICT_STYLES = {"faster": "green", "slower": "yellow", "inconclusive": "dim", "baseline": "bold"}
 
-_WARNINGS = ("warning", "missing", "throttled", "stopped")
+_WARNINGS = ("warning", "missing", "throttled", "shared", "stopped")
 
 
 def console_for(stream: TextIO) -> Console:
@@ -92,6 +92,13 @@ def _group(page: Page, shown: View) -> None:
         page.line(("KV memory", "dim"))
         for name, words in shown.memory:
             page.labelled(name, words, style="", indent=indent)
+    if shown.peaks:
+        page.line()
+        widths = [max(map(len, cells)) for cells in zip(*shown.peaks, strict=True)]
+        for at, cells in enumerate(shown.peaks):
+            words = [cell.rjust(width) if col else cell.ljust(width)
+                     for col, (cell, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
+            page.line(("  ".join(words), "" if at else "dim"))
     if shown.facts:
         page.line()
         facts(page, shown.facts)
@@ -161,4 +168,4 @@ def _cell(cells: dict[str, str], group: str, widths: dict[str, list[int]]) -> st
 
 
 def _name(row: Row) -> str:
-    return f"{row.method}*" if row.throttled else row.method
+    return row.method + row.marks

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hsbench.report import text
-from hsbench.report.record import Record, Report, Result
+from hsbench.report import memory, text
+from hsbench.report.record import DENSE_FAMILIES, Record, Report
 
 #: Columns after the method, each with its sub-columns; cells and headers use the keys of the sub-columns.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -26,7 +26,8 @@ _CPU_WORDS = {
     "isa": "{}",
     "governor": "governor {}",
 }
-DENSE_FAMILIES = ("reference", "sdpa", "dense")
+_GPU_WORDS = {"name": "{}", "driver": "driver {}", "power_limit_w": "limit {:.0f} W"}
+_GPU_SWITCHES = {"ecc": "ECC", "mig": "MIG", "persistence": "persistence"}
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Row:
         cells: by the keys of `GROUPS`; empty for a row without numbers.
         instead: status and reason, for a row without numbers.
         verdict: "faster", "slower", "baseline", "inconclusive" or "" (no speedup).
+        marks: behind the method's name, see `Record.marks`.
     """
 
     method: str
@@ -44,7 +46,7 @@ class Row:
     cells: dict[str, str] = field(default_factory=dict)
     instead: str = ""
     verdict: str = ""
-    throttled: bool = False
+    marks: str = ""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class View:
         headers: by the keys of the sub-columns, units included; a sub-column without one stands under the
             header to its left.
         memory: methods, and their stored bytes by component, in words.
+        peaks: a header, and a line per method: the memory that it took, cells of equal count.
         alarms: what must not be missed (failed checks).
         facts: label and text, in the order to show.
     """
@@ -64,6 +67,7 @@ class View:
     headers: dict[str, str]
     rows: list[Row]
     memory: list[tuple[str, str]]
+    peaks: list[list[str]]
     alarms: list[str]
     facts: list[tuple[str, str]]
 
@@ -77,7 +81,8 @@ def view(report: Report) -> View:
         heading=heading(report),
         headers=headers,
         rows=rows,
-        memory=_memory(report.results),
+        memory=memory.stored(report.results),
+        peaks=memory.taken(ok),
         alarms=alarms(records),
         facts=_facts(report, records, ok),
     )
@@ -149,7 +154,13 @@ def machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [("missing", line) for line in machine.get("missing") or []]
     gpu, cpu = machine.get("gpu"), machine.get("cpu")
     if isinstance(gpu, dict):
-        facts.append(("gpu", _words(gpu, {"name": "{}", "driver": "driver {}"})))
+        words = [_words(gpu, _GPU_WORDS)]
+        words += [
+            f"{name} {'on' if gpu[key] else 'off'}"
+            for key, name in _GPU_SWITCHES.items()
+            if gpu.get(key) is not None
+        ]
+        facts.append(("gpu", ", ".join(filter(None, words))))
     if isinstance(cpu, dict):
         cores = {"cores": cpu.get("usable_cores")} if "cores" not in cpu else {}
         facts.append(("cpu", _words({**cpu, **cores}, _CPU_WORDS)))
@@ -214,7 +225,7 @@ def _rows(report: Report, records: list[Record], ok: list[Record]) -> tuple[dict
             cells.get(id(record), {}),
             instead(record) if record.status != "ok" else "",
             verdict(record),
-            bool(record.throttled),
+            record.marks,
         )
         for record in records
     ]
@@ -249,36 +260,6 @@ def _achieved(records: list[Record]) -> list[float]:
     ]
 
 
-def _memory(results: list[Result]) -> list[tuple[str, str]]:
-    """Stored bytes in words, methods of equal storage on one line."""
-    by_parts: dict[tuple[tuple[str, int], ...], list[Record]] = defaultdict(list)
-    for result in results:
-        if result.memory and result.record.status == "ok":
-            by_parts[tuple(result.memory.items())].append(result.record)
-    name, length = text.byte_unit([sum(count for _, count in parts) for parts in by_parts])
-    lines = []
-    for parts, records in by_parts.items():
-        words = f"{text.amount(sum(count for _, count in parts), length)} {name}"
-        smaller = records[0].kv_ratio
-        if smaller is not None and text.ratio(smaller) != "1.00x":
-            words += (
-                f" ({text.ratio(smaller)} smaller)" if smaller > 1 else f" ({text.ratio(1 / smaller)} larger)"
-            )
-        shown = [(part, count) for part, count in parts if count]
-        if len(shown) > 1:
-            words += " = " + " + ".join(f"{part} {text.amount(count, length)}" for part, count in shown)
-        lines.append((_together(records), words))
-    return lines
-
-
-def _together(records: list[Record]) -> str:
-    """A name for methods that store the same."""
-    names = [record.method for record in records]
-    if len(names) > 1 and all(record.family in DENSE_FAMILIES for record in records):
-        return "dense methods"
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tuple[str, str]]:
     facts = [("peak", line) for line in _peaks(report, ok)]
     if any(verdict(record) == "inconclusive" for record in ok):
@@ -300,11 +281,14 @@ def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tupl
         facts.append(("cache", next(iter(caches))))
     else:
         facts += [("cache", f"{label}: {', '.join(names)}") for label, names in caches.items()]
+    if telemetry := _telemetry(ok):
+        facts.append(("telemetry", telemetry))
     throttled = [record for record in ok if record.throttled]
     if throttled:
-        which = text.listed([_clocked(record) for record in throttled])
-        words = f"* {which}: the clock was held down while sampling; "
-        facts.append(("throttled", words + "compare with care, or improve cooling and power and run again"))
+        which = ", ".join(_clocked(record) for record in throttled)
+        facts.append(("throttled", f"* {which}: the clock was held down while sampling"))
+    if any(record.shared for record in ok):
+        facts.append(("shared", "+ others used the device while these were sampled, in turn"))
     facts += [("note", f"{result.record.method}: {result.note}") for result in report.results if result.note]
     if report.interrupted:
         facts.append(("stopped", "the run was interrupted; rows that were not done say so"))
@@ -312,8 +296,29 @@ def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tupl
 
 
 def _clocked(record: Record) -> str:
-    seen = [_if(record.sm_clock_mhz, "{:.0f} MHz".format), _if(record.power_w, "{:.0f} W".format)]
+    seen = [
+        record.throttle_reasons,
+        _if(record.throttled_share, lambda share: f"{share:.0%} of samples"),
+        _if(record.sm_clock_mhz, "{:.0f} MHz".format),
+        _if(record.power_w, "{:.0f} W".format),
+    ]
     return f"{record.method} ({', '.join(filter(None, seen))})" if any(seen) else record.method
+
+
+def _telemetry(ok: list[Record]) -> str:
+    """Clocks, power and temperature over all methods' medians; "" without telemetry."""
+    forms = {
+        "sm_clock_mhz": "SM {} MHz",
+        "memory_clock_mhz": "memory {} MHz",
+        "power_w": "{} W",
+        "temperature_c": "{} C",
+    }
+    words = []
+    for column, form in forms.items():
+        known = sorted(value for record in ok if (value := getattr(record, column)) is not None)
+        if known:
+            words.append(form.format("-".join(unique(f"{value:.0f}" for value in (known[0], known[-1])))))
+    return ", ".join(words)
 
 
 def _peaks(report: Report, ok: list[Record]) -> list[str]:

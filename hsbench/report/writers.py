@@ -107,7 +107,7 @@ class CsvWriter(_Stream):
 class JsonWriter(_Stream):
     """One document::
 
-        {"schema": "hsbench/1", "rows": [{every column}, ...],
+        {"schema": "hsbench/2", "rows": [{every column}, ...],
          "memory": [{"row": 0, component: bytes, ...}, ...],
          "machine": {...}, "peaks": [{"name", "value", "unit"}, ...], "complete": true}
 

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from hsbench.measure.telemetry import REASONS, GpuFacts, Reading, Telemetry, TelemetrySummary
+from hsbench.measure.telemetry import (
+    REASONS,
+    GpuFacts,
+    GpuProcess,
+    Reading,
+    Telemetry,
+    TelemetrySummary,
+)
+
+GIB = 1 << 30
 
 
 class FakeNvml:
     """A pynvml with two GPUs, by bus address; a function named in `broken` raises NVMLError."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
 
     class NVMLError(Exception):
+        pass
+
+    class NVMLLibraryMismatchError(Exception):
         pass
 
     def __init__(self) -> None:
@@ -24,6 +39,9 @@ class FakeNvml:
         self.sm_clock = 1700
         self.devices = {"00000000:1b:00.0": "first", "00000002:3d:01.0": "second"}
         self.uuids = {"GPU-aaaa": "first", "GPU-bbbb": "second"}
+        self.used = 3 * GIB
+        self.processes = [process(os.getpid(), 2 * GIB)]
+        self.listed = 0
 
     def __getattribute__(self, name: str):
         value = super().__getattribute__(name)
@@ -61,7 +79,7 @@ class FakeNvml:
         return f"GPU {handle}"
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=80 << 30)
+        return SimpleNamespace(total=80 * GIB, used=self.used)
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:  # noqa: N802
         return 700_000
@@ -81,6 +99,30 @@ class FakeNvml:
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
         return self.bits
 
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        return 13010
+
+    def nvmlDeviceGetPersistenceMode(self, handle: str) -> int:  # noqa: N802
+        return 1
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        return [0, 1]  # now, and after the next reset
+
+    def nvmlDeviceGetEccMode(self, handle: str) -> list[int]:  # noqa: N802
+        return [1, 0]
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: str, kind: int, since: int) -> int:  # noqa: N802
+        assert (kind, since) == (self.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self.NVML_VOLATILE_ECC)
+        return 2
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[SimpleNamespace]:  # noqa: N802
+        self.listed += 1
+        return self.processes
+
+
+def process(pid: int, used: int | None, gpu_instance: int = 0xFFFFFFFF) -> SimpleNamespace:
+    return SimpleNamespace(pid=pid, usedGpuMemory=used, gpuInstanceId=gpu_instance)
+
 
 @pytest.fixture
 def nvml(monkeypatch):
@@ -94,7 +136,12 @@ def torch(monkeypatch):
     second = SimpleNamespace(pci_domain_id=2, pci_bus_id=0x3D, pci_device_id=1, uuid="bbbb")
     first = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B, pci_device_id=0, uuid="aaaa")
     visible = [second, first]  # as with CUDA_VISIBLE_DEVICES=1,0
-    cuda = SimpleNamespace(current_device=lambda: 0, get_device_properties=lambda index: visible[index])
+    cuda = SimpleNamespace(
+        current_device=lambda: 0,
+        get_device_properties=lambda index: visible[index],
+        mem_get_info=lambda device: (77 * GIB, 80 * GIB),
+        memory_reserved=lambda device: 2 * GIB,
+    )
     fake = SimpleNamespace(cuda=cuda, visible=visible)
     monkeypatch.setitem(sys.modules, "torch", fake)
     return fake
@@ -108,11 +155,13 @@ def test_on_a_cpu_nothing_is_read_and_nothing_is_missing(monkeypatch):
     assert telemetry.summary() == telemetry.summary("a") == TelemetrySummary()
     assert telemetry.facts == GpuFacts() and telemetry.missing is None
     assert telemetry.summary().throttled is None
+    assert telemetry.look() is telemetry.shared is telemetry.memory_used_bytes() is None
 
 
 def test_facts_and_a_reading(nvml, torch):
     telemetry = Telemetry("cuda")
-    assert telemetry.facts == GpuFacts("GPU second", "580.1", 80 << 30, 700.0, 1980)
+    facts = GpuFacts("GPU second", "580.1", 80 * GIB, 700.0, 1980, "13.1")
+    assert telemetry.facts == dataclasses.replace(facts, persistence=True, mig=False, ecc=True, ecc_errors=2)
     assert telemetry.missing is None
     assert telemetry.read() == Reading(1700, 2619, 350.5, 55, ())
 
@@ -161,9 +210,11 @@ def test_any_single_failure_leaves_the_rest(nvml, torch, function):
     telemetry = Telemetry("cuda")
     reading = telemetry.read()
     telemetry.summary()
+    telemetry.look()
     if function not in ("nvmlInit",):
         known = [reading.sm_clock_mhz, reading.power_w, reading.temperature_c, reading.reasons]
-        assert sum(value is None for value in known) <= 1
+        facts = dataclasses.asdict(telemetry.facts).values()
+        assert sum(value is None for value in (*known, *facts)) <= 1
 
 
 def test_failure_of_everything_after_the_start_gives_none_fields(nvml, torch):
@@ -171,6 +222,9 @@ def test_failure_of_everything_after_the_start_gives_none_fields(nvml, torch):
     nvml.broken = {"*"}
     assert telemetry.read() == Reading()
     assert telemetry.summary() == TelemetrySummary()
+    assert telemetry.look() is telemetry.shared is telemetry.memory_used_bytes() is None
+    nvml.broken = {name for name in FUNCTIONS if name.startswith("nvmlDeviceGet") and "Handle" not in name}
+    assert Telemetry("cuda").facts == GpuFacts(driver="580.1", cuda_driver="13.1")
 
 
 def test_a_pynvml_that_lacks_a_function_is_as_one_that_fails(nvml, torch, monkeypatch):
@@ -184,6 +238,90 @@ def test_before_the_renaming_reasons_had_another_name(nvml, torch, monkeypatch):
     assert Telemetry("cuda").read().reasons == ("sw_power_cap",)
 
 
+def test_a_function_that_the_driver_has_in_another_version_only(nvml, torch):
+    """pynvml raises something then that is no NVMLError."""
+
+    def mismatched(handle: str) -> None:
+        raise nvml.NVMLLibraryMismatchError
+
+    telemetry = Telemetry("cuda")
+    nvml.nvmlDeviceGetComputeRunningProcesses = mismatched
+    assert telemetry.look() is None
+    nvml.nvmlDeviceGetComputeRunningProcesses_v2 = lambda handle: [process(os.getpid(), 1), process(7, 1)]
+    assert telemetry.look() == (GpuProcess(7, 1),)
+
+
+# ---- Who else is on the GPU --------------------------------------------------------------------------------
+def test_alone(nvml, torch):
+    telemetry = Telemetry("cuda")
+    assert telemetry.look() == () and telemetry.shared is False and telemetry.seen == {}
+    assert telemetry.memory_used_bytes() == 3 * GIB
+
+
+def test_others_are_named_and_remembered(nvml, torch):
+    telemetry = Telemetry("cuda")
+    mine = process(os.getpid(), 2 * GIB)
+    nvml.processes = [process(7, 5 * GIB), mine, process(9, None)]
+    assert telemetry.look() == (GpuProcess(7, 5 * GIB), GpuProcess(9, None))
+    nvml.processes = [mine]
+    assert telemetry.look() == ()
+    assert telemetry.shared is True and list(telemetry.seen) == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("entries", "others"),
+    [
+        ([process(70_001, 2.4 * GIB)], ()),  # us, as the host counts
+        ([process(70_001, None)], ()),
+        ([process(70_001, 30 * GIB), process(70_002, 2.4 * GIB)], (GpuProcess(70_001, 30 * GIB),)),
+        ([process(70_001, 2.5 * GIB), process(70_002, 0.4 * GIB)], (GpuProcess(70_002, 0.4 * GIB),)),
+        ([], None),  # not even we are shown
+    ],
+)
+def test_in_a_container_where_our_number_is_another(nvml, torch, entries, others):
+    nvml.processes = entries
+    telemetry = Telemetry("cuda")
+    assert telemetry.look() == others
+    assert telemetry.shared is (None if others is None else bool(others))
+
+
+def test_processes_on_another_slice_of_the_gpu_do_not_count(nvml, torch):
+    nvml.processes = [process(os.getpid(), GIB, 3), process(7, GIB, 3), process(8, GIB, 4)]
+    assert Telemetry("cuda").look() == (GpuProcess(7, GIB),)
+
+
+@pytest.mark.parametrize(("used", "shared"), [(3 * GIB, None), (3.9 * GIB, None), (9 * GIB, True)])
+def test_hidden_processes_are_given_away_by_their_memory(nvml, torch, used, shared):
+    nvml.processes, nvml.used = [], used  # 2 GiB of it are torch's
+    telemetry = Telemetry("cuda")
+    assert telemetry.look() is None and telemetry.shared is shared
+
+
+def test_without_a_context_of_ours_nothing_is_told(nvml, torch):
+    def full(device: str) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    torch.cuda.mem_get_info = full
+    telemetry = Telemetry("cuda")
+    nvml.processes, nvml.used = [process(7, GIB)], 79 * GIB
+    assert telemetry.look() is None and telemetry.shared is None
+
+
+def test_readings_look_around_once_a_second(nvml, torch):
+    clock = SimpleNamespace(at=100.0)
+    telemetry = Telemetry("cuda", now=lambda: clock.at)
+    listed = []
+    for clock.at in (100.0, 100.1, 100.9, 101.2, 101.3, 103.0):
+        telemetry.read()
+        listed.append(nvml.listed)
+    assert listed == [1, 1, 1, 2, 2, 3]
+    nvml.processes = [*nvml.processes, process(7, GIB)]
+    clock.at = 104.5
+    telemetry.read()
+    assert telemetry.shared is True
+
+
+# ---- Readings ----------------------------------------------------------------------------------------------
 def test_medians_by_tag(nvml, torch):
     telemetry = Telemetry("cuda")
     for tag, clock in [("a", 1500), ("b", 1900), ("a", 1600), ("b", 1910), ("a", 1980)]:

@@ -13,13 +13,15 @@ PUBLISHED = """
 schema, phase, method, device, workload, batch, q_heads, kv_heads, head_dim, dtype, q_len, seq,
 key_sparsity, value_sparsity, achieved_sparsity, status, reason, time_us, time_us_p25, time_us_p75,
 samples, stop, speedup, speedup_lo, speedup_hi, baseline, kv_bytes, kv_ratio, read_bytes, gb_per_s,
-tflop_per_s, percent_of_peak, peak, rel_error, cache, sm_clock_mhz, power_w, throttled, seed, tensors
+tflop_per_s, percent_of_peak, peak, rel_error, cache, sm_clock_mhz, power_w, throttled, seed, tensors,
+memory_clock_mhz, temperature_c, throttle_reasons, throttled_share, shared, estimated_bytes, peak_bytes,
+gpu_used_bytes
 """
 
 
 def test_columns_are_the_published_schema_in_order(row_failed, workload):
     assert list(COLUMNS) == PUBLISHED.replace(",", " ").split()
-    assert SCHEMA == "hsbench/1"
+    assert SCHEMA == "hsbench/2"
     assert tuple(row_failed(workload(), "dense", "interrupted", None).record.to_row()) == COLUMNS
 
 

@@ -16,7 +16,7 @@ def printed(*reports, width=100, show=render, **options) -> str:
 
 
 def line_of(text: str, method: str) -> str:
-    return next(line for line in text.splitlines() if re.match(rf"{re.escape(method)}\*? ", line))
+    return next(line for line in text.splitlines() if re.match(rf"{re.escape(method)}\*?\+? ", line))
 
 
 def spread_out(report):
@@ -27,6 +27,9 @@ def spread_out(report):
     for result in source.results:
         result.record.throttled, result.record.baseline = True, "sdpa:mem-efficient-rows"
         result.record.sm_clock_mhz, result.record.power_w = 1410.0, 698.2
+        result.record.throttle_reasons, result.record.throttled_share = "hw_slowdown+hw_thermal_slowdown", 0.5
+        result.record.shared = True
+        result.record.peak_bytes = result.record.estimated_bytes = result.record.gpu_used_bytes = 140 << 30
     return source
 
 
@@ -139,6 +142,65 @@ def test_throttled_rows_are_marked(report):
     assert "throttled  * the clock was held down while sampling: hierarchical in 1" in printed(
         source, show=render_sweep
     )
+
+
+def test_throttle_reasons_are_named(report):
+    source = report()
+    record = source.results[4].record
+    record.throttled, record.throttle_reasons, record.throttled_share = True, "sw_power_cap", 0.832
+    assert "* hierarchical (sw_power_cap, 83% of samples): the clock was held down" in printed(source)
+
+
+def test_rows_of_a_shared_run_are_marked(report):
+    source = report()
+    for result in source.results[2:]:
+        result.record.shared = True
+    source.results[4].record.throttled = True
+    for text in (printed(source), markdown([source]).replace("\\", "")):
+        assert re.search(r"hierarchical\*\+ ", text) and re.search(r"dense\+ ", text)
+        assert "+ others used the device while these were sampled" in text
+    text = printed(source, show=render_sweep)
+    assert "shared     + others used the device meanwhile: sdpa:mem-efficient-rows in 1, dense in 1" in text
+    assert "+7.40 ms" in text and "*+4.57 ms" in text
+    source.results[4].record.shared = False
+    assert re.search(r"^hierarchical\* ", printed(source), re.MULTILINE)
+
+
+def test_telemetry_spans_the_methods(report):
+    source = report()
+    for at, result in enumerate(source.results[3:]):
+        record = result.record
+        record.sm_clock_mhz, record.memory_clock_mhz = 1980.0 - 100 * at, 3201.0
+        record.power_w, record.temperature_c = 400.0 + at, 41.0 + at
+    text = " ".join(printed(source).split())
+    assert "telemetry SM 1780-1980 MHz, memory 3201 MHz, 400-402 W, 41-43 C" in text
+    assert "telemetry" not in printed(report())
+
+
+def test_the_gpu_and_how_it_is_set(report):
+    source = report()
+    source.machine["gpu"] = {"name": "NVIDIA H200", "driver": "580.1", "power_limit_w": 700.0, "ecc": True}
+    source.machine["gpu"] |= {"mig": False, "persistence": None, "ecc_errors": None}
+    assert "gpu        NVIDIA H200, driver 580.1, limit 700 W, ECC on, MIG off\n" in printed(source)
+    source.machine["gpu"] = dict.fromkeys(source.machine["gpu"]) | {"name": "NVIDIA H200"}
+    assert "gpu        NVIDIA H200\n" in printed(source)
+
+
+def test_memory_taken_stands_under_a_heading(report):
+    source = report()
+    for result in source.results[3:]:
+        result.record.estimated_bytes, result.record.peak_bytes = 700 << 20, 520 << 20
+    lines = printed(source).splitlines()
+    at = next(at for at, line in enumerate(lines) if re.fullmatch(r"memory MiB +peak +estimated", line))
+    assert lines[at + 1].split() == ["sdpa:mem-efficient-rows"]  # of which nothing is known
+    assert lines[at + 2].split() == ["dense", "520.0", "700.0"]
+    assert "| memory MiB" in markdown([source])
+    for result in source.results[3:]:
+        result.record.gpu_used_bytes = 12 << 30
+    assert re.search(r"^memory GiB +peak +estimated +GPU in use$", printed(source), re.MULTILINE)
+    for result in source.results:  # an estimate alone is no news
+        result.record.peak_bytes = result.record.gpu_used_bytes = None
+    assert "estimated" not in printed(source)
 
 
 def test_without_a_baseline_nothing_is_compared(report):
