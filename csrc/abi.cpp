@@ -1,4 +1,4 @@
-// What both libraries answer about themselves: stamp, struct sizes, last error.
+// What the libraries answer about themselves: stamp, struct sizes, last error, architectures.
 #include "api.h"
 #include "error.h"
 
@@ -22,6 +22,10 @@ void set_last_error(const char *message) noexcept {
 extern "C" const char *hsb_last_error(void) { return hsb::last_error.c_str(); }
 
 extern "C" const char *hsb_abi(void) { return HSB_ABI_DIGEST; }  // defined by CMake
+
+#ifdef HSB_CUDA_ARCHITECTURES
+extern "C" const char *hsb_cuda_architectures(void) { return HSB_CUDA_ARCHITECTURES; }  // defined by CMake
+#endif
 
 extern "C" int64_t hsb_struct_size(const char *name) {
     static constexpr struct {

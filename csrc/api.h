@@ -31,6 +31,7 @@ HSB_EXPORT int hsb_cpu_probe(const hsb_probe_params *p);
 
 /* libhsbench_cuda. Pointers are device pointers of the current device; a workspace is zeroed by the caller once, before
  * its first call, and then belongs to one shape; calls return once their work is on p->stream. */
+HSB_EXPORT const char *hsb_cuda_architectures(void);  /* as CMake names them: "80-real 90a-real 90-virtual" */
 HSB_EXPORT int hsb_cuda_decode(const hsb_decode_params *p);
 HSB_EXPORT int64_t hsb_cuda_decode_workspace(const hsb_decode_params *p);
 HSB_EXPORT int hsb_cuda_decode_bitmap(const hsb_decode_params *p);

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import torch
 
 from hsbench import check, conditions, machine, measure
+from hsbench.diagnosis import diagnose
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
-from hsbench.machine import diagnose, resolve_device
+from hsbench.machine import resolve_device, surroundings
 from hsbench.methods import check_methods, find_methods
 from hsbench.methods.base import Method, Prepared
 from hsbench.report import Peak, Record, Report, Result
 from hsbench.tensors import Captured, Inputs, make_inputs
 from hsbench.workload import Workload
 
-__all__ = ["Observer", "Settings", "check_methods", "diagnose", "resolve_device", "run_workload"]
+__all__ = ["Observer", "Settings", "check_methods", "diagnose", "resolve_device", "run_workload", "surroundings"]
 
 _SHARED_MACHINE = 0.1  # share of the cores that others may take before a report says so
 

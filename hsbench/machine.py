@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import platform
 import shutil
 from typing import Any
 
 import torch
 
-import hsbench
-from hsbench import measure, memory, native
+from hsbench import architectures, measure, memory, native, software
 from hsbench.errors import UnavailableError
-from hsbench.workload import PHASES
 
 _PROBE_BYTES = 512 << 20
 
@@ -25,7 +23,7 @@ def resolve_device(name: str) -> str:
     """
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        raise UnavailableError(f"--device cuda: {_why_no_gpu()}")
+        raise UnavailableError(f"--device cuda: {why_no_gpu()}")
     return "cuda" if name == "cuda" or (name == "auto" and has_gpu) else "cpu"
 
 
@@ -56,23 +54,33 @@ def facts(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
             "last_level_cache_bytes": measure.last_level_cache_bytes("cpu"),
         },
         "gpu": None,
-        "versions": {"hsbench": hsbench.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": software.versions(),
         "missing": [f"{item['what']}: {item['why']}" for item in missing()],
         "warnings": [],
     }
     if device == "cuda":
-        gpu = telemetry.facts
         found["gpu"] = {
-            "name": gpu.name or torch.cuda.get_device_name(),
-            "driver": gpu.driver,
-            "memory_bytes": gpu.memory_total_bytes,
-            "power_limit_w": gpu.power_limit_w,
-            "max_sm_clock_mhz": gpu.max_sm_clock_mhz,
+            **dataclasses.asdict(telemetry.facts),
+            "name": telemetry.facts.name or torch.cuda.get_device_name(),
+            "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
             "l2_bytes": measure.last_level_cache_bytes("cuda"),
         }
         if telemetry.missing:
             found["missing"].append(telemetry.missing)
     return found
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """What a manifest says of where a run takes place: ``machine``, ``versions``, ``libraries``, ``git`` and
+    ``environment``; no host or user name."""
+    found = facts(device, measure.Telemetry(device))
+    return {
+        "machine": {"cpu": found["cpu"], "gpu": found["gpu"]},
+        "versions": found["versions"],
+        "libraries": software.libraries(),
+        "git": software.git_commit(),
+        "environment": software.environment(),
+    }
 
 
 def missing() -> list[dict[str, str]]:
@@ -86,11 +94,29 @@ def missing() -> list[dict[str, str]]:
         items.append({"what": "CUDA kernels", "why": f"{why}; needed only for an NVIDIA GPU", "remedy": remedy})
     if not torch.cuda.is_available():
         remedy = "run on a machine with an NVIDIA GPU, its driver, and a CUDA build of torch"
-        items.append({"what": "GPU", "why": _why_no_gpu(), "remedy": remedy})
+        items.append({"what": "GPU", "why": why_no_gpu(), "remedy": remedy})
+    elif (code := cuda_code()) is not None and not code["runs"]:
+        why, _, remedy = code["verdict"].partition(": ")
+        items.append({"what": "CUDA kernels for this GPU", "why": why, "remedy": remedy})
     for tool, use in (("g++", "builds the CPU kernels"), ("nvcc", "builds the CUDA kernels")):
         if shutil.which(tool) is None:
             items.append({"what": tool, "why": f"not on the PATH; {use} at install", "remedy": f"install {tool}"})
     return items
+
+
+def cuda_code() -> dict[str, Any] | None:
+    """What the CUDA library holds code for: ``architectures`` (name to whether the GPU that is there can run it),
+    ``runs`` (whether any does) and ``verdict`` (a line); all of these None without a GPU. None without the library, or
+    with one that does not tell."""
+    told = None if native.why_missing("cuda") else native.library("cuda").text("hsb_cuda_architectures")
+    if told is None:
+        return None
+    codes = architectures.parse(told)
+    if not torch.cuda.is_available():
+        return {"architectures": {code.name: None for code in codes}, "runs": None, "verdict": None}
+    chip = torch.cuda.get_device_capability()
+    runs, verdict = architectures.verdict(codes, chip)
+    return {"architectures": {code.name: code.runs_on(chip) for code in codes}, "runs": runs, "verdict": verdict}
 
 
 @functools.cache
@@ -133,41 +159,8 @@ def _native_probe(device: str, size: int, *, copy: bool) -> dict[str, Any]:
     return {"run": run, "bytes_moved": size * (2 if copy else 1)}
 
 
-def _why_no_gpu() -> str:
+def why_no_gpu() -> str:
+    """Why torch has no GPU here, as one clause."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA, or there is no NVIDIA GPU"
     return "torch sees no NVIDIA GPU (check that nvidia-smi works)"
-
-
-def diagnose(probe: bool) -> dict[str, Any]:
-    """All that ``hsbench doctor`` shows.
-
-    Args:
-        probe: whether to measure the ceilings too, which takes a few seconds.
-    """
-    from hsbench.methods import FAMILIES, rows_of
-
-    has_gpu = torch.cuda.is_available()
-    rows = []
-    for device in ("cpu", "cuda"):
-        for family in FAMILIES:
-            if device == "cuda" and not has_gpu:
-                rows.append({"method": family, "device": device, "status": "unavailable", "reason": _why_no_gpu()})
-                continue
-            named = {method.name: method for phase in PHASES for method in rows_of(family, phase, device)}
-            for name, method in named.items():
-                reason = method.unavailable(device)
-                status = "unavailable" if reason else "ok"
-                note = "only when asked for by name" if method.on_request else ""
-                rows.append({"method": name, "device": device, "status": status, "reason": reason or note})
-    device = "cuda" if has_gpu else "cpu"
-    probes = []
-    if probe:
-        wanted = [("cpu", "read"), ("cpu", "copy"), ("cpu", "gemm")] + [("cuda", "copy"), ("cuda", "gemm")] * has_gpu
-        for where, kind in wanted:
-            measured = measure.probe(ceiling(where, kind), measure.clock_for(where))
-            probes.append({"name": f"{where} {measured.name}", "value": measured.value, "unit": measured.unit})
-    machine = facts(device, measure.Telemetry(device))
-    for derived in ("missing", "warnings"):
-        del machine[derived]
-    return {"machine": machine, "methods": rows, "probes": probes, "missing": missing()}

@@ -102,6 +102,14 @@ class Library:
         if getattr(self._library, function)(ctypes.byref(params)):
             raise NativeError(f"{function}: {self._library.hsb_last_error().decode()}")
 
+    def text(self, function: str) -> str | None:
+        """Asks for a fixed string; None from a library that does not have it."""
+        if not self.has(function):
+            return None
+        ask = getattr(self._library, function)
+        ask.restype = ctypes.c_char_p
+        return ask().decode()
+
     def number(self, function: str, params: ctypes.Structure | None = None) -> int:
         """Asks for a number, such as a workspace's bytes; raises :class:`NativeError` if it is negative."""
         ask = getattr(self._library, function)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from hsbench import check, machine, native
+from hsbench import check, native
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.methods import FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
@@ -376,21 +376,6 @@ def test_each_variant_asks_for_its_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     header = native.LIB.joinpath("params.h").read_text()
     for name, number in native.PATHS.items():
         assert re.search(rf"\bHSB_PATH_{name.upper()} = {number}\b", header)
-
-
-def test_doctor_lists_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(native, "why_cannot", lambda operation, device: None)
-    monkeypatch.setattr(machine.measure, "Telemetry", lambda device: None)
-    monkeypatch.setattr(machine, "facts", lambda device, telemetry: {"missing": [], "warnings": []})
-    rows = {(row["method"], row["device"]): row for row in machine.diagnose(False)["methods"]}
-    on_cuda = [name for name, device in rows if device == "cuda" and name.startswith("dense")]
-    assert on_cuda == ["dense", "dense:sm80", "dense:sm90"]
-    assert ("dense:sm80", "cpu") not in rows and rows["dense", "cuda"]["reason"] == ""
-    asked, lacking = rows["dense:sm80", "cuda"], rows["dense:sm90", "cuda"]
-    assert (asked["status"], asked["reason"]) == ("ok", "only when asked for by name")
-    assert lacking["status"] == "unavailable" and "this one has 8.9" in lacking["reason"]
 
 
 def test_check_methods() -> None:

@@ -2,8 +2,11 @@
 
 Facts come from ``hsbench.experiment.diagnose``::
 
-    {"machine": {nested facts}, "methods": [{"method", "device", "status", "reason"}],
-     "probes": [{"name", "value", "unit"}], "missing": [{"what", "why", "remedy"}]}
+    {"methods": [{"method", "device", "status", "reason"}],
+     "code": {"cpu" and "cuda": {"architectures": {name: runs here}, "runs", "verdict"} or None},
+     "probes": [{"name", "value", "unit"}], "missing": [{"what", "why", "remedy"}],
+     "libraries": [{"name", "version", "note"}], "machine": {nested facts}, "now": {the GPU at this moment},
+     "environment": {switch: value}, "git": {"commit", "dirty"} or None}
 """
 
 from __future__ import annotations
@@ -27,12 +30,18 @@ def document(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def render_doctor(facts: dict[str, Any], console: Console) -> None:
-    """Print what can run, with a reason where not; probes; what is missing and how to get it; the machine."""
+    """Print what can run, with a reason where not; what the kernels are compiled for; probes; what is missing and how
+    to get it; libraries; the machine, and the GPU as it is now."""
     page = Page(console)
     _methods(page, facts.get("methods", []))
+    _code(page, facts.get("code", {}))
     _probes(page, facts.get("probes", []))
     _missing(page, facts.get("missing", []))
-    _machine(page, facts.get("machine", {}))
+    _libraries(page, facts.get("libraries", []))
+    _facts(page, "machine", facts.get("machine", {}))
+    _facts(page, "GPU now", _shown_processes(facts.get("now", {})))
+    _facts(page, "source", facts.get("git") or {})
+    _facts(page, "environment", facts.get("environment", {}), verbatim=True)
 
 
 def _methods(page: Page, methods: list[dict[str, Any]]) -> None:
@@ -54,6 +63,36 @@ def _methods(page: Page, methods: list[dict[str, Any]]) -> None:
             page.line(" " * indent + line)
     if not methods:
         page.line("  nothing")
+
+
+def _code(page: Page, code: dict[str, Any]) -> None:
+    """A line per library: each architecture, whether this machine runs it, and what follows."""
+    if not any(code.values()):
+        return
+    page.line()
+    page.line(("compiled for", "bold"))
+    for device, held in code.items():
+        if held is None:
+            continue
+        answers = {True: " yes", False: " no", None: ""}
+        words = ", ".join(name + answers[can] for name, can in held["architectures"].items())
+        words += " (no GPU here to run them)" if held["runs"] is None else ""
+        style = "yellow" if held["runs"] is False else ""
+        page.labelled(f"  {device}", words, style="", indent=8)
+        if held["verdict"]:
+            page.labelled("", held["verdict"], style=style, indent=8)
+
+
+def _libraries(page: Page, libraries: list[dict[str, Any]]) -> None:
+    if not libraries:
+        return
+    page.line()
+    page.line(("libraries and tools", "bold"))
+    indent = max(len(item["name"]) for item in libraries) + 4
+    for item in libraries:
+        version = "not found" if item["version"] is None else item["version"] or "found"
+        words = f"{version} ({item['note']})" if item["note"] else version
+        page.labelled(f"  {item['name']}", words, style="", indent=indent)
 
 
 def _probes(page: Page, probes: list[dict[str, Any]]) -> None:
@@ -79,15 +118,28 @@ def _missing(page: Page, missing: list[dict[str, Any]]) -> None:
             page.labelled("", f"to get it: {item['remedy']}", style="", indent=4)
 
 
-def _machine(page: Page, machine: dict[str, Any]) -> None:
-    rows = list(_flat(machine))
+def _facts(page: Page, title: str, facts: dict[str, Any], *, verbatim: bool = False) -> None:
+    """Facts under a heading, nested ones too; ``verbatim``: names are the user's own."""
+    rows = list(facts.items()) if verbatim else list(_flat(facts))
     if not rows:
         return
     page.line()
-    page.line(("machine", "bold"))
+    page.line((title, "bold"))
     indent = max(len(name) for name, _ in rows) + 4
     for name, value in rows:
         page.labelled(f"  {name}", value, style="", indent=indent)
+
+
+def _shown_processes(now: dict[str, Any]) -> dict[str, Any]:
+    """The same with the other processes in words."""
+    others = now.get("other_processes")
+    if others is None:
+        return now
+    words = []
+    for process in others:
+        used = process["used_bytes"]
+        words.append(f"{process['pid']} ({used / 2**30:.1f} GiB)" if used is not None else str(process["pid"]))
+    return now | {"other_processes": ", ".join(words) or "none"}
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
