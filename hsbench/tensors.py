@@ -7,6 +7,8 @@ and the tensors of a short sequence are the head of those of a long one.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -86,6 +88,15 @@ class Captured:
             raise UsageError("--q-len", q_len, remedy)
         return replace(self, q_len=q_len)
 
+    def sha256(self) -> str:
+        """Of all of the layer's q, k and v as the file holds them: tells whether two runs had the same tensors.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        stat = self.path.stat()
+        return _sha256(self.path, self.layer, (stat.st_size, stat.st_mtime_ns))
+
     def load(self, device: str | torch.device) -> Inputs:
         """Load the tensors and check that every element is finite.
 
@@ -104,6 +115,21 @@ class Captured:
                 _check_finite(tensor, key, self.path)
                 loaded[name] = tensor.to(device)
         return Inputs(**loaded, source=self.source)
+
+
+@functools.cache  # the cells of a sweep share a file
+def _sha256(path: Path, layer: int, _version: tuple[int, int]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    with _safe_open(path, "pt") as file:
+        for name in "qkv":
+            try:
+                tensor = file.get_tensor(f"layers.{layer}.{name}")
+            except Exception as error:  # safetensors raises its own types, by version
+                raise _damaged(path, error) from error
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def make_inputs(workload: Workload, device: str | torch.device) -> Inputs:

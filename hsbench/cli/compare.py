@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
+from hsbench.cli.replay import plan_replay
 from hsbench.cli.request import Request, plan_sweep
 from hsbench.cli.run import run
 
@@ -32,10 +33,13 @@ def compare(
     time: o.Time = None,
     format: o.Format = None,
     output: o.Output = None,
+    manifest: o.Manifest = None,
+    replay: o.Replay = None,
 ) -> int:
     """Measure the cross product of lists: one row per phase, method, shape and sparsity.
 
     CSV goes to stdout as rows finish, unless --format says otherwise; the summary to stderr at the end.
+    With --replay, the cells, methods and settings are those of an earlier run.
 
     Example: hsbench compare --seq 8k,32k,128k --sparsity 0,0.25,0.5 > sweep.csv
     """
@@ -43,4 +47,5 @@ def compare(
 
     from hsbench.report import render_sweep
 
-    return run(plan_sweep(request), render_sweep)
+    plan = plan_sweep(request) if request.replay is None else plan_replay(request)
+    return run(plan, render_sweep)

@@ -30,6 +30,7 @@ def decode(
     time: o.Time = None,
     format: o.Format = None,
     output: o.Output = None,
+    manifest: o.Manifest = None,
 ) -> int:
     """Measure decode attention: one new token against the whole KV cache.
 

@@ -20,7 +20,7 @@ from hsbench.cli.doctor import doctor
 from hsbench.cli.output import discard_stdout, writing
 from hsbench.cli.prefill import prefill
 from hsbench.cli.run import INTERRUPTED
-from hsbench.cli.usage import ClickException, Command, Group, translated
+from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
 from hsbench.errors import HsbenchError
 
 INTERNAL = 1
@@ -57,7 +57,9 @@ def hsbench(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return the exit code. Raises nothing."""
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        words = list(sys.argv[1:] if argv is None else argv)
+        COMMAND_LINE.set(tuple(words))
+        code = _dispatch(words)
         if sys.stdout is not None:
             with writing():
                 sys.stdout.flush()

@@ -81,6 +81,13 @@ Format = Annotated[
     Text, _option("--format", "FORMAT", "table, csv, json or markdown; else what --output ends in.", _OUTPUT)
 ]
 Output = Annotated[Text, _option("--output", "FILE", "Write results there instead of to stdout.", _OUTPUT)]
+Manifest = Annotated[
+    Text,
+    _option("--manifest", "FILE", "Write what the run depends on there (FILE.manifest.json beside a CSV).", _OUTPUT),
+]
+Replay = Annotated[
+    Text, _option("--replay", "FILE", "Repeat the run that a manifest, or a JSON of results, tells of.", _RUN)
+]
 DoctorFormat = Annotated[Text, _option("--format", "FORMAT", "table or json (table).", _OUTPUT)]
 Probe = Annotated[
     bool,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hsbench.errors import HsbenchError, UsageError
+from hsbench.workload import parse_choice
 
 if TYPE_CHECKING:
+    from hsbench.cli.request import Request
     from hsbench.report import Report, Result, Writer
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -48,21 +51,76 @@ def check_writable(path: Path, option: str = "--output") -> None:
         raise UsageError(option, path, remedy) from error
 
 
+def make_sink(request: Request, default_format: str, inputs: Iterable[tuple[str, Path]]) -> Sink:
+    """Where a request's results and its manifest go; nothing is written yet.
+
+    Args:
+        inputs: files that are read, with the options that name them; none of them may be written over.
+
+    Raises:
+        UsageError: an unknown format, or a path that cannot or must not be written.
+    """
+    output = None if request.output is None else Path(request.output)
+    if request.format is None:
+        format = format_of(output, default_format)
+    else:
+        format = parse_choice(request.format, "--format", FORMATS)
+    targets = {}
+    if output is not None:
+        check_writable(output)
+        targets[output] = "--output"
+    manifest, beside = None, False
+    if request.manifest is not None:
+        manifest = Path(request.manifest)
+        check_writable(manifest, "--manifest")
+        if output is not None and _same(manifest, output):
+            raise UsageError("--manifest", manifest, "is the file of --output; give another")
+        targets[manifest] = "--manifest"
+    elif format == "csv" and output is not None and (output.is_file() or not output.exists()):
+        manifest, beside = output.with_suffix(".manifest.json"), True
+        try:
+            check_writable(manifest)
+        except UsageError as error:
+            remedy = f"its manifest {manifest} {error.remedy}, with --manifest"
+            raise UsageError("--output", output, remedy) from error
+    for option, path in inputs:
+        for target, given in targets.items():
+            if _same(target, path):
+                raise UsageError(given, target, f"is the file of {option}; give another")
+        if beside and _same(manifest, path):
+            remedy = f"its manifest would be {manifest}, the file of {option}; give another, or --manifest PATH"
+            raise UsageError("--output", output, remedy)
+    return Sink(format, output, manifest)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
 class Sink:
     """Writes results in a format, each as it comes, to a file or to stdout; a context manager.
 
     A file is opened, and what it held is dropped, when the first result arrives: a run that fails before that
-    leaves it as it was.
+    leaves it as it was. The manifest is written right before, so that whoever has a row has it too.
+
+    Attributes:
+        manifest: for the caller to fill before the first result where `wants_manifest`.
 
     Raises:
         HsbenchError: the disk is full, or such.
         BrokenPipeError: the reader of stdout is gone.
     """
 
-    def __init__(self, format: str, path: Path | None) -> None:
-        self.format, self.path = format, path
+    def __init__(self, format: str, path: Path | None, manifest_path: Path | None = None) -> None:
+        self.format, self.path, self.manifest_path = format, path, manifest_path
+        self.manifest: dict[str, Any] | None = None
         self._stream: TextIO | None = None
         self._writer: Writer | None = None
+
+    @property
+    def wants_manifest(self) -> bool:
+        """Whether there is a place for a manifest: a file, or a JSON document."""
+        return self.manifest_path is not None or self.format == "json"
 
     def row(self, result: Result) -> None:
         """Write one result, if its format shows single rows."""
@@ -96,14 +154,17 @@ class Sink:
         if self._writer is None:
             if self.path is None and sys.stdout is None:
                 raise HsbenchError("stdout is closed: give --output FILE")
+            if self.manifest_path is not None and self.manifest is not None:
+                with writing(self.manifest_path, "--manifest"):
+                    self.manifest_path.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
             # newline="": lines end as the writer ends them, on every system.
             stream = sys.stdout if self.path is None else self.path.open("w", encoding="utf-8", newline="")
-            self._stream, self._writer = stream, writer_for(self.format, stream)
+            self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest)
         return self._writer
 
 
 @contextlib.contextmanager
-def writing(path: Path | None = None) -> Iterator[None]:
+def writing(path: Path | None = None, option: str = "--output") -> Iterator[None]:
     """Explain a failure to write to a file, or to stdout where there is none.
 
     Raises:
@@ -117,7 +178,7 @@ def writing(path: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if path is None:
             discard_stdout()
-        where = "stdout" if path is None else f"--output {path}"
+        where = "stdout" if path is None else f"{option} {path}"
         remedy = f"cannot be written ({error.strerror or error}); results from there on are lost"
         raise HsbenchError(f"{where}: {remedy}") from error
 

@@ -31,6 +31,7 @@ def prefill(
     time: o.Time = None,
     format: o.Format = None,
     output: o.Output = None,
+    manifest: o.Manifest = None,
 ) -> int:
     """Measure prefill attention: causal, the last query sees the whole KV cache.
 

@@ -6,10 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsbench.cli.output import FORMATS, Sink, check_writable, format_of
+from hsbench.cli.output import Sink, make_sink
 from hsbench.errors import UsageError
 from hsbench.methods import check_methods, find_methods
 from hsbench.workload import (
@@ -64,15 +63,18 @@ class Request:
     time: str | None = None
     format: str | None = None
     output: str | None = None
+    manifest: str | None = None
     phase: str | None = None
+    replay: str | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload of a plan, and its tensors where they are captured."""
+    """One workload of a plan, its tensors where they are captured, and its methods where they are not the plan's."""
 
     workload: Workload
     captured: Captured | None = None
+    methods: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -111,7 +113,7 @@ def plan_one(phase: str, request: Request) -> Plan:
     for name in _SWEPT:
         typed = getattr(request, name)
         if typed is not None and "," in typed:
-            raise UsageError(_flag(name), typed, "takes one value here; hsbench compare takes lists")
+            raise UsageError(flag(name), typed, "takes one value here; hsbench compare takes lists")
     return _plan(request, (phase,), {name: (getattr(request, name),) for name in _SWEPT}, "table")
 
 
@@ -139,21 +141,13 @@ def _plan(
     request: Request, phases: tuple[str, ...], lists: dict[str, tuple[str | None, ...]], default_format: str
 ) -> Plan:
     # The cheap checks first: a typing error is answered at once, before torch is imported.
-    output = None if request.output is None else Path(request.output)
-    if request.format is None:
-        format = format_of(output, default_format)
-    else:
-        format = parse_choice(request.format, "--format", FORMATS)
     device = "auto" if request.device is None else parse_choice(request.device, "--device", DEVICES)
     cache = CACHES[0] if request.cache is None else parse_choice(request.cache, "--cache", CACHES)
     budget = DEFAULT_TIME_S if request.time is None else _seconds(request.time)
     methods = None if request.methods is None else check_methods(_items("methods", request.methods))
     captured = _captured(request)
     cells = tuple(dict.fromkeys(_cells(request, phases, lists, captured)))
-    if output is not None:
-        check_writable(output)
-        if captured is not None and output.exists() and output.samefile(captured.path):
-            raise UsageError("--output", output, "is the file of --kv; give another")
+    sink = make_sink(request, default_format, [] if captured is None else [("--kv", captured.path)])
 
     from hsbench import experiment
 
@@ -166,7 +160,7 @@ def _plan(
         methods=methods,
         device=device,
         settings=experiment.Settings(budget_s=budget, cache=cache),
-        sink=Sink(format, output),
+        sink=sink,
         warnings=tuple(dict.fromkeys(_warnings(cells))),
     )
 
@@ -225,8 +219,8 @@ def _captured_cell(phase: str, options: dict[str, Any], captured: Captured) -> C
                 _contradiction("--workload", name, f"{key} {getattr(captured, key)}", captured)
     for key in ("batch", "q_heads", "kv_heads", "head_dim", "seq"):
         typed = options[key]
-        if typed is not None and parse_size(typed, _flag(key)) != getattr(captured, key):
-            _contradiction(_flag(key), typed, f"{key} {getattr(captured, key)}", captured)
+        if typed is not None and parse_size(typed, flag(key)) != getattr(captured, key):
+            _contradiction(flag(key), typed, f"{key} {getattr(captured, key)}", captured)
         options[key] = getattr(captured, key)
     if options["dtype"] is not None and parse_choice(options["dtype"], "--dtype", DTYPES) != captured.dtype:
         _contradiction("--dtype", options["dtype"], captured.dtype, captured)
@@ -258,7 +252,7 @@ def _items(name: str, typed: str) -> list[str]:
     items = [item.strip() for item in typed.split(",")]
     if not all(items):
         raise UsageError(
-            _flag(name), typed or '""', "has an empty item; give values with one comma between them"
+            flag(name), typed or '""', "has an empty item; give values with one comma between them"
         )
     return items
 
@@ -273,5 +267,6 @@ def _seconds(typed: str) -> float:
     return value
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option that fills a field of a `Request`."""
     return "--" + name.replace("_", "-")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hsbench.cli.manifest import manifest_of
 from hsbench.cli.request import Cell, Plan
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def run(plan: Plan, summary: Summary) -> int:
 
     for warning in plan.warnings:
         warn(warning)
+    if plan.sink.wants_manifest:
+        plan.sink.manifest = manifest_of(plan)
     reports: list[Report] = []
     with plan.sink as sink:
         try:
@@ -44,7 +47,7 @@ def run(plan: Plan, summary: Summary) -> int:
                     progress.cell(len(reports), cell.label)
                     report = experiment.run_workload(
                         cell.workload,
-                        methods=plan.methods,
+                        methods=plan.methods if cell.methods is None else list(cell.methods),
                         device=plan.device,
                         settings=plan.settings,
                         captured=cell.captured,
@@ -97,7 +100,7 @@ def _not_reached(cell: Cell, plan: Plan, reports: Sequence[Report]) -> Report:
     # Which rows a cell has is known only once it runs; a cell of the same phase that did is the best guess.
     alike = [report for report in reports if report.workload.phase == cell.workload.phase and report.results]
     seen = [result.record.method for report in alike[:1] for result in report.results]
-    names = seen or plan.methods or default_families(cell.workload.phase)
+    names = seen or cell.methods or plan.methods or default_families(cell.workload.phase)
     rows = [Record.of(cell.workload, method=name, device=plan.device, status="interrupted") for name in names]
     machine, peaks = (reports[0].machine, reports[0].peaks) if reports else ({}, {})
     return Report(cell.workload, [Result(row) for row in rows], machine, peaks, interrupted=True)

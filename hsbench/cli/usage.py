@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -18,6 +19,10 @@ from hsbench.errors import HsbenchError
 #: Every error that click raises on purpose. Recent typer vendors click and older ones depend on it, so it is
 #: found through typer: BadParameter, UsageError, ClickException.
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+#: What was typed behind ``hsbench``, for the record that a run leaves of itself.
+COMMAND_LINE: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
 
 
 class CommandLineError(HsbenchError):

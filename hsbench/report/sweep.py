@@ -171,8 +171,13 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     lines = []
     if any(verdict(record) == "inconclusive" for record in records if record.family not in DENSE_FAMILIES):
         lines.append(("~", "inconclusive: the interval of the speedup holds 1, no difference shown"))
-    lines += _marked("throttled", "* the clock was held down while sampling", records)
-    lines += _marked("shared", "+ others used the device meanwhile", records)
+    slowed = [record.method for record in records if record.throttled]
+    if slowed:
+        counts = [f"{name} in {slowed.count(name)}" for name in unique(slowed)]
+        lines.append(("throttled", f"* the clock was held down while sampling: {', '.join(counts)}"))
+    shared = sum(any(result.record.shared for result in report.results) for report in reports)
+    if shared:
+        lines.append(("shared", f"+ others used the device meanwhile, in {shared} of {len(reports)} cells"))
     gaps: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.status not in ("ok", "incorrect"):
@@ -185,13 +190,6 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     if any(report.interrupted for report in reports):
         lines.append(("stopped", "the run was interrupted; rows that were not done say so"))
     return lines
-
-
-def _marked(column: str, words: str, records: list[Record]) -> list[tuple[str, str]]:
-    """A line on the rows where a column is true: how many of each method."""
-    names = [record.method for record in records if getattr(record, column)]
-    counts = [f"{name} in {names.count(name)}" for name in unique(names)]
-    return [(column, f"{words}: {', '.join(counts)}")] if counts else []
 
 
 def _where(report: Report, axes: list[str]) -> str:

@@ -107,15 +107,16 @@ class CsvWriter(_Stream):
 class JsonWriter(_Stream):
     """One document::
 
-        {"schema": "hsbench/2", "rows": [{every column}, ...],
+        {"schema": "hsbench/2", "manifest": {what the run depends on}, "rows": [{every column}, ...],
          "memory": [{"row": 0, component: bytes, ...}, ...],
          "machine": {...}, "peaks": [{"name", "value", "unit"}, ...], "complete": true}
 
     `memory` refers to `rows` by index. `complete` is false in a file whose process was killed before `close`.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, manifest: dict[str, Any] | None = None) -> None:
         super().__init__(stream)
+        self._manifest = manifest
         self._memory: list[dict[str, Any]] = []
         self._machine: dict[str, Any] = {}
         self._peaks: dict[Peak, None] = {}
@@ -131,7 +132,8 @@ class JsonWriter(_Stream):
     def _head(self) -> None:
         if self._rewinds:
             self._end = self.stream.tell()
-        self._add(f'{{"schema": {json.dumps(SCHEMA)},\n"rows": [')
+        manifest = f'\n"manifest": {json.dumps(plain(self._manifest))},' if self._manifest else ""
+        self._add(f'{{"schema": {json.dumps(SCHEMA)},{manifest}\n"rows": [')
 
     def _row(self, result: Result) -> None:
         if result.memory:
@@ -215,15 +217,18 @@ WRITERS: dict[str, Callable[[TextIO], Writer]] = {
 FORMATS = tuple(WRITERS)
 
 
-def writer_for(format: str, stream: TextIO) -> Writer:
+def writer_for(format: str, stream: TextIO, manifest: dict[str, Any] | None = None) -> Writer:
     """The writer of a `--format`.
+
+    Args:
+        manifest: what the run depends on; only a JSON document has a place for it.
 
     Raises:
         UsageError: a format that is not one of `FORMATS`.
     """
     if format not in WRITERS:
         raise UsageError("--format", format, f"must be one of {', '.join(FORMATS)}")
-    return WRITERS[format](stream)
+    return JsonWriter(stream, manifest) if format == "json" else WRITERS[format](stream)
 
 
 def _csv_line(cells: list[str]) -> str:

@@ -28,6 +28,7 @@ class Bench:
     interrupt_at: int | None = None
     cuda: bool = False
     probed: list[bool] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def workloads(self) -> list[Workload]:
@@ -62,6 +63,15 @@ class Bench:
             raise UsageError("--methods", "dense:decode-only", "no such variant for prefill")
         return list(names)
 
+    def surroundings(self, device: str) -> dict[str, Any]:
+        return {
+            "machine": {"cpu": {"model": "Test CPU", "threads": 2}, "gpu": {"name": "Test GPU"} if self.cuda else None},
+            "versions": {"hsbench": "0.1.0", "torch": "2.13.0"},
+            "libraries": {"abi": "a" * 64, "cpu": "c" * 64, "cuda": None},
+            "git": {"commit": "0123456789abcdef", "dirty": False},
+            "environment": dict(self.environment),
+        }
+
     def diagnose(self, probe: bool) -> dict[str, Any]:
         self.probed.append(probe)
         absent = {"device": "cuda", "status": "unavailable", "reason": "no GPU driver " * 12}
@@ -95,7 +105,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The mock, in place of the experiment."""
     mock = Bench()
     experiment = importlib.import_module("hsbench.experiment")
-    for name in ("run_workload", "resolve_device", "diagnose"):
+    for name in ("run_workload", "resolve_device", "diagnose", "surroundings"):
         monkeypatch.setattr(experiment, name, getattr(mock, name))
     monkeypatch.setattr("hsbench.cli.request.find_methods", mock.find_methods)
     return mock

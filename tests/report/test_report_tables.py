@@ -160,7 +160,7 @@ def test_rows_of_a_shared_run_are_marked(report):
         assert re.search(r"hierarchical\*\+ ", text) and re.search(r"dense\+ ", text)
         assert "+ others used the device while these were sampled" in text
     text = printed(source, show=render_sweep)
-    assert "shared     + others used the device meanwhile: sdpa:mem-efficient-rows in 1, dense in 1" in text
+    assert "shared     + others used the device meanwhile, in 1 of 1 cells" in text
     assert "+7.40 ms" in text and "*+4.57 ms" in text
     source.results[4].record.shared = False
     assert re.search(r"^hierarchical\* ", printed(source), re.MULTILINE)
