@@ -44,7 +44,8 @@ def taken(ok: list[Record]) -> list[list[str]]:
     shown = {key: name for key, name in columns.items() if any(getattr(r, key) is not None for r in ok)}
     if set(shown) <= {"estimated_bytes"}:
         return []
-    name, length = text.byte_unit([getattr(record, key) or 0 for record in ok for key in shown])
+    # The methods' own sizes decide the unit; what is in use of a GPU may be another order of magnitude.
+    name, length = text.byte_unit([record.peak_bytes or record.estimated_bytes or 0 for record in ok])
 
     def cell(count: int | None) -> str:
         return "" if count is None else text.amount(count, length)

@@ -263,6 +263,26 @@ def test_captured_tensors(hsbench: Run, bench: object, recorded: Any, tmp_path: 
     assert f"--replay {path}: its captured tensors cannot be had" in ran.err and "no such file" in ran.err
 
 
+def test_for_real(tmp_path: Path, capsys: object) -> None:
+    """No mock: the rows of both runs are of the same cells and methods, by the same settings."""
+    from hsbench.cli.main import main
+
+    shape = ["--seq", "200", "--q-heads", "2", "--kv-heads", "1", "--head-dim", "64", "--cache", "warm"]
+    asked = ["--methods", "sdpa:flash,reference", "--time", "0.02", "--device", "cpu"]
+    assert main(["decode", *shape, *asked, "--output", str(tmp_path / "a.csv")]) == 0
+    again = ["--replay", str(tmp_path / "a.manifest.json"), "--output", str(tmp_path / "b.csv")]
+    assert main(["compare", *again]) == 0
+    capsys.readouterr()
+    first, second = (list(csv.DictReader((tmp_path / name).open())) for name in ("a.csv", "b.csv"))
+    measured = ("time", "samples", "stop", "speedup", "gb_per_s", "percent", "baseline", "shared", "peak_bytes")
+
+    def given(row: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in row.items() if not name.startswith(measured)}
+
+    assert [given(row) for row in first] == [given(row) for row in second]
+    assert [row["status"] for row in second] == ["ok", "ok"] and second[0]["rel_error"]
+
+
 def test_replay_is_answered_before_torch(hsbench: Run, tmp_path: Path) -> None:
     import os
     import subprocess

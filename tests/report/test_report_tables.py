@@ -197,7 +197,8 @@ def test_memory_taken_stands_under_a_heading(report):
     assert "| memory MiB" in markdown([source])
     for result in source.results[3:]:
         result.record.gpu_used_bytes = 12 << 30
-    assert re.search(r"^memory GiB +peak +estimated +GPU in use$", printed(source), re.MULTILINE)
+    assert re.search(r"^memory MiB +peak +estimated +GPU in use$", printed(source), re.MULTILINE)
+    assert re.search(r"^dense +520\.0 +700\.0 +12288$", printed(source), re.MULTILINE)
     for result in source.results:  # an estimate alone is no news
         result.record.peak_bytes = result.record.gpu_used_bytes = None
     assert "estimated" not in printed(source)
