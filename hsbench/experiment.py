@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from hsbench.workload import Workload
 
 __all__ = ["Observer", "Settings", "check_methods", "diagnose", "resolve_device", "run_workload", "surroundings"]
 
+_PROBE = "probe"  # the ceiling's name among the methods in the rounds
 _SHARED_MACHINE = 0.1  # share of the cores that others may take before a report says so
 
 
@@ -84,6 +86,7 @@ def run_workload(
     settings: Settings | None = None,
     captured: Captured | None = None,
     observer: Observer | None = None,
+    capture: AbstractContextManager[object] | None = None,
 ) -> Report:
     """Runs one workload and reports a row per method.
 
@@ -94,6 +97,8 @@ def run_workload(
         settings: how to measure.
         captured: tensors to use in place of synthetic ones; the workload has their geometry.
         observer: told of progress, warnings and finished rows.
+        capture: a profiler's recording, entered around the rounds of samples. With it the methods are alone in the
+            rounds, nothing is timed, and the rows of the report say so.
 
     Returns:
         The report. Ctrl-C ends the run: rows that are done stay, the others are ``interrupted``.
@@ -104,7 +109,7 @@ def run_workload(
         NonFiniteError: the tensors hold a NaN or an infinity.
     """
     device = resolve_device(device)
-    run = _Run(workload, device, settings or Settings(), captured, observer or Observer())
+    run = _Run(workload, device, settings or Settings(), captured, observer or Observer(), capture)
     rows = [_Row(method) for method in find_methods(methods, workload.phase, device)]
     with measure.annotate("workload"):
         try:
@@ -121,10 +126,16 @@ class _Run:
     """The stages of one workload's run."""
 
     def __init__(
-        self, workload: Workload, device: str, settings: Settings, captured: Captured | None, observer: Observer
+        self,
+        workload: Workload,
+        device: str,
+        settings: Settings,
+        captured: Captured | None,
+        observer: Observer,
+        capture: AbstractContextManager[object] | None = None,
     ) -> None:
         self.workload, self.device, self.settings = workload, device, settings
-        self.captured, self.observer = captured, observer
+        self.captured, self.observer, self.capture = captured, observer, capture
         self.telemetry = measure.Telemetry(device)
         self.machine = machine.facts(device, self.telemetry)
         self.peaks: dict[str, Peak] = {}
@@ -193,7 +204,7 @@ class _Run:
 
     def _prepare(self, row: _Row, inputs: Inputs) -> None:
         self.observer.stage(f"{row.method.name}: preparing")
-        with measure.annotate(row.method.name), measure.annotate("prepare"):
+        with measure.annotate(row.method.name):
             try:
                 with row.footprint.preparing():
                     row.prepared = row.method.prepare(self.workload, inputs)
@@ -241,12 +252,16 @@ class _Run:
 
             return measure.Subject(row.method.name, row.prepared.run, before)
 
-        # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to minute.
-        ceiling = machine.ceiling_of(self.workload.phase, self.device)
-        probe = measure.Subject("probe", ceiling.run, measure.settle)
+        subjects = [subject(row) for row in rows]
+        ceiling = None
+        if self.capture is None:
+            # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to
+            # minute. A profile is of the methods alone.
+            ceiling = machine.ceiling_of(self.workload.phase, self.device)
+            subjects.append(measure.Subject(_PROBE, ceiling.run, measure.settle))
 
         def on_sample(name: str, done: int, seconds: float) -> None:
-            if name == probe.name:
+            if name == _PROBE:
                 return
             self.telemetry.read(name)
             spent[name] = spent.get(name, 0.0) + seconds
@@ -255,14 +270,15 @@ class _Run:
         self.observer.stage("sampling in turn")
         load = measure.OtherLoad()
         sampling = measure.sample_in_turn(
-            [*map(subject, rows), probe],
-            measure.clock_for(self.device),
+            subjects,
+            measure.clock_for(self.device) if self.capture is None else measure.ProfiledClock(self.device),
             measure.StopRule(settings.min_samples, settings.max_samples, settings.target, settings.budget_s),
             on_sample=on_sample,
+            capture=self.capture,
         )
         for row in rows:
             row.samples = sampling[row.method.name]
-        if times := sampling[probe.name].times_s:
+        if ceiling is not None and (times := sampling[_PROBE].times_s):
             self.peaks[ceiling.name] = Peak(ceiling.name, ceiling.rate(times), ceiling.unit)
         self._conditions(load)
         return sampling.interrupted
@@ -298,6 +314,10 @@ class _Run:
     def _account(self, rows: list[_Row]) -> None:
         done = [row for row in rows if row.result is None and row.samples.times_s]
         good = [row for row in done if row.verdict.reason is None]
+        if self.capture is not None:  # no number of a profiled run gets any further
+            for row in done:
+                self.finish(row, "ok" if row in good else "incorrect", row.verdict.reason, "profiled run, no timing")
+            return
         dense = [row for row in good if row.method.dense]
         medians = {row.method.name: measure.summarize(row.samples.times_s).median for row in done}
         baseline = min(dense, key=lambda row: medians[row.method.name], default=None)
@@ -305,7 +325,7 @@ class _Run:
             columns = self._columns(row)
             if baseline is not None and row in good:
                 columns |= self._speedup(row, baseline)
-            note = "" if row.prepared.compress is None else self._compress_note(row.prepared)
+            note = "" if row.prepared.compress is None else self._compress_note(row)
             status = "ok" if row in good else "incorrect"
             self.finish(row, status, row.verdict.reason, note, **columns)
 
@@ -339,11 +359,12 @@ class _Run:
             columns |= {"peak": peak.name, "percent_of_peak": 100 * rate / peak.value}
         return columns
 
-    def _compress_note(self, prepared: Prepared) -> str:
+    def _compress_note(self, row: _Row) -> str:
         """Times pruning and packing by itself: what it costs to compress online."""
+        prepared = row.prepared
         moved = self.workload.dense_kv_bytes + prepared.kv_bytes
         work = measure.Ceiling("compress", "GB/s", moved / 1e9, prepared.compress, "native")
-        with measure.annotate("compress"):
+        with measure.annotate(row.method.name), measure.annotate("prune"), measure.annotate("compress"):
             try:
                 probe = measure.probe(work, measure.clock_for(self.device))
             except measure.ClockError:

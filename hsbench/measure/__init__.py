@@ -10,18 +10,18 @@ It knows nothing of attention. A subject is a callable; one turn of it is
 and `sample_in_turn` takes turns, A B C A B C, until the medians are known well enough or the time is up. Only
 the run is inside the timed window. `ratio_interval` compares two subjects, round by round. `copy_ceiling`,
 `read_ceiling` and `gemm_ceiling` are the machine's ceilings, to be measured alone (`probe`) or in turn with the
-rest. NVTX ranges (domain "hsbench") nest as round / subject / prepare and sample.
+rest. NVTX ranges (domain "hsbench") nest as subject / prepare, warm-up, sample.
 
 Importing the room touches no device and does not import torch.
 """
 
 from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
-from .clock import Clock, ClockError, CudaClock, HostClock, Retake, clock_for, take_sample
+from .clock import Clock, ClockError, CudaClock, HostClock, ProfiledClock, Retake, clock_for, take_sample
 from .cpu import CpuFacts, cpu_facts
 from .footprint import Footprint
 from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
-from .ranges import annotate, mark, recorder
+from .ranges import annotate, mark, mirrored, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
 from .statistics import Ratio, Summary, ratio_interval, relative_half_width, summarize
 from .telemetry import GpuFacts, GpuProcess, Reading, Telemetry, TelemetrySummary
@@ -40,6 +40,7 @@ __all__ = [
     "HostClock",
     "OtherLoad",
     "Probe",
+    "ProfiledClock",
     "Ratio",
     "Reading",
     "Retake",
@@ -59,6 +60,7 @@ __all__ = [
     "gemm_ceiling",
     "last_level_cache_bytes",
     "mark",
+    "mirrored",
     "policy",
     "probe",
     "process_cpu_s",

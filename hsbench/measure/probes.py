@@ -143,7 +143,7 @@ def probe(ceiling: Ceiling, clock: Clock, *, count: int = 20, budget_s: float = 
         count: samples.
         budget_s: stop early after this many seconds, but not below 4 samples.
     """
-    take_sample(clock, ceiling.run, name="warmup")
+    take_sample(clock, ceiling.run, name="warm-up")
     times: list[float] = []
     begin = time.monotonic()
     while len(times) < count and (len(times) < _FEWEST or time.monotonic() - begin < budget_s):

@@ -1,14 +1,18 @@
 """NVTX ranges in the domain "hsbench", for profilers that are started around the process.
 
-Without a profiler a range costs well under a microsecond, and without the nvtx package it does nothing. Names
-are fixed words, so that a filter such as ``ncu --nvtx-include "hsbench@sample/"`` finds them all; whatever
-varies (a round, a sample's number) is the payload.
+They nest as run > workload > method > phase, where a phase is prune (and, being one operation with it, compress
+inside it), check, warm-up, prepare (what is untimed before each run) or sample; one sample is one range. Without a
+profiler a range costs well under a microsecond, and without the nvtx package it does nothing. Names are fixed words,
+so that a filter such as ``ncu --nvtx-include "hsbench@sample/"`` finds them all; whatever varies (the round) is the
+payload. No range opens or closes between the clock's start and its stop.
+
+torch.profiler does not see NVTX: while it records, ``mirrored`` opens each range there too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -45,7 +49,10 @@ class Recorder:
         return ["/".join(event.path) for event in self.events if event.kind == "open"]
 
 
+Mirror = Callable[[str, Payload], AbstractContextManager[object]]
+
 _recorder: Recorder | None = None
+_mirror: Mirror | None = None
 
 
 @contextmanager
@@ -59,6 +66,17 @@ def recorder() -> Iterator[Recorder]:
         _recorder = before
 
 
+@contextmanager
+def mirrored(mirror: Mirror) -> Iterator[None]:
+    """Open every range of the block a second time, by what ``mirror(name, payload)`` gives, inside the NVTX range."""
+    global _mirror
+    before, _mirror = _mirror, mirror
+    try:
+        yield
+    finally:
+        _mirror = before
+
+
 class annotate:  # noqa: N801 - a context manager named like nvtx's own
     """Context manager: a range of that name, nested in the ranges that are open on this thread.
 
@@ -67,7 +85,7 @@ class annotate:  # noqa: N801 - a context manager named like nvtx's own
         payload: the number that varies, if any.
     """
 
-    __slots__ = ("_name", "_payload", "_range", "_recorder")
+    __slots__ = ("_mirrored", "_name", "_payload", "_range", "_recorder")
 
     def __init__(self, name: str, payload: Payload = None) -> None:
         self._name, self._payload = name, payload
@@ -78,6 +96,10 @@ class annotate:  # noqa: N801 - a context manager named like nvtx's own
         if nvtx is not None:
             self._range = nvtx.annotate(self._name, domain=DOMAIN, payload=self._payload)
             self._range.__enter__()
+        self._mirrored: Any = None
+        if _mirror is not None:
+            self._mirrored = _mirror(self._name, self._payload)
+            self._mirrored.__enter__()
         self._recorder = _recorder  # the one that saw it open is told that it closed
         if self._recorder is not None:
             self._recorder.stack.append(self._name)
@@ -88,6 +110,8 @@ class annotate:  # noqa: N801 - a context manager named like nvtx's own
         if self._recorder is not None:
             self._recorder.events.append(Event("close", tuple(self._recorder.stack), self._payload))
             self._recorder.stack.pop()
+        if self._mirrored is not None:
+            self._mirrored.__exit__(*exc)
         if self._range is not None:
             self._range.__exit__(*exc)
 

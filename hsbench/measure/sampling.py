@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -157,6 +158,7 @@ def sample_in_turn(
     on_sample: Callable[[str, int, float], None] | None = None,
     ranges: Annotate = annotate,
     now: Callable[[], float] = time.monotonic,
+    capture: AbstractContextManager[object] | None = None,
 ) -> Sampling:
     """Time the subjects in turn until the rule ends it; see the module's text for who leaves when.
 
@@ -168,11 +170,12 @@ def sample_in_turn(
         subjects: in the order of their turns.
         clock: times one run; it may ask for a void sample to be taken again.
         rule: when to stop.
-        warmup: untimed turns of each subject before the rounds, in the range "warmup".
+        warmup: untimed turns of each subject before the rounds, in the range "warm-up".
         between: common to all turns: settling, reading telemetry. What it raises is raised.
         on_sample: told the subject's name, how many samples it has, and the seconds of the last.
         ranges: opens a range by name and payload.
         now: seconds of a monotonic clock, for the budgets.
+        capture: entered after the warm-up and left after the last round: a profiler's recording.
 
     Raises:
         ValueError: two subjects share a name.
@@ -219,10 +222,10 @@ def sample_in_turn(
     active = list(turns)
     try:
         for number in range(warmup):
-            active = [turn for turn in active if take(turn, "warmup", number) is not None]
+            active = [turn for turn in active if take(turn, "warm-up", number) is not None]
         number = 0
-        while active:
-            with ranges("round", number):
+        with capture or nullcontext():
+            while active:
                 staying = []
                 for turn in active:
                     seconds = take(turn, "sample", number)
@@ -237,11 +240,11 @@ def sample_in_turn(
                     else:
                         turn.end(rule, why)
                 active = staying
-            number += 1
-            if all(turn.within_target(rule) for turn in active):
-                for turn in active:
-                    turn.end(rule, "converged")
-                active = []
+                number += 1
+                if all(turn.within_target(rule) for turn in active):
+                    for turn in active:
+                        turn.end(rule, "converged")
+                    active = []
     except KeyboardInterrupt:
         for turn in turns:
             if turn.samples.stop == "interrupted":

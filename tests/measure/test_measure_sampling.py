@@ -298,14 +298,12 @@ def test_ranges_nest_and_carry_numbers_as_payload():
     with ranges.recorder() as recorder:
         lab.sample(StopRule(min_samples=2, budget_s=100), warmup=1, between=lambda: None)
     turn = ["{0}", "{0}/prepare", "{0}/{1}"]
-    expected = [line.format(name, "warmup") for name in "ab" for line in turn]
+    expected = [line.format(name, "warm-up") for name in "ab" for line in turn]
     for _ in range(2):
-        expected += ["round", *("round/" + line.format(name, "sample") for name in "ab" for line in turn)]
+        expected += [line.format(name, "sample") for name in "ab" for line in turn]
     assert recorder.opened() == expected
-    assert [event.payload for event in recorder.events if event.kind == "open" and event.name == "round"] == [
-        0,
-        1,
-    ]
+    payloads = [event.payload for event in recorder.events if event.kind == "open" and event.name == "sample"]
+    assert payloads == [0, 0, 1, 1], "the round"
     assert not any(character.isdigit() for event in recorder.events for character in event.name)
     assert recorder.stack == []
 
@@ -318,7 +316,26 @@ def test_other_ranges_can_be_given():
         return ranges.annotate(name)
 
     Lab(a=alike(1)).sample(StopRule(min_samples=1, max_samples=1), ranges=own)
-    assert opened == ["round", "a", "prepare", "sample"]
+    assert opened == ["a", "prepare", "sample"]
+
+
+def test_a_capture_holds_the_rounds_and_no_warm_up():
+    lab = Lab(a=alike(1))
+    with ranges.recorder() as recorder:
+        lab.sample(StopRule(min_samples=2, max_samples=2), warmup=1, capture=ranges.annotate("capture"))
+    turn = ["{0}a", "{0}a/prepare", "{0}a/{1}"]
+    warm_up = [line.format("", "warm-up") for line in turn]
+    assert recorder.opened() == [*warm_up, "capture", *(2 * [line.format("capture/", "sample") for line in turn])]
+
+
+def test_a_capture_ends_on_ctrl_c():
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with ranges.recorder() as recorder:
+        rule = StopRule(min_samples=2)
+        result = sample_in_turn([Subject("a", interrupt)], Lab(), rule, warmup=0, capture=ranges.annotate("capture"))
+    assert result.interrupted and recorder.events[-1].kind == "close" and recorder.events[-1].name == "capture"
 
 
 def test_names_must_differ():
