@@ -35,6 +35,9 @@ def compare(
     output: o.Output = None,
     manifest: o.Manifest = None,
     replay: o.Replay = None,
+    profile: o.Profile = False,
+    profiler: o.Profiler = None,
+    profile_dir: o.ProfileDir = None,
 ) -> int:
     """Measure the cross product of lists: one row per phase, method, shape and sparsity.
 

@@ -31,6 +31,9 @@ def decode(
     format: o.Format = None,
     output: o.Output = None,
     manifest: o.Manifest = None,
+    profile: o.Profile = False,
+    profiler: o.Profiler = None,
+    profile_dir: o.ProfileDir = None,
 ) -> int:
     """Measure decode attention: one new token against the whole KV cache.
 

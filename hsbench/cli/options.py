@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 _SHAPE, _SPARSITY, _RUN, _OUTPUT = "Shape", "Sparsity", "What runs", "Output"
+_PROFILE = "Looking inside"
 
 
 def _option(name: str, metavar: str, help: str, panel: str) -> Any:
@@ -87,6 +88,21 @@ Manifest = Annotated[
 ]
 Replay = Annotated[
     Text, _option("--replay", "FILE", "Repeat the run that a manifest, or a JSON of results, tells of.", _RUN)
+]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Then run once more under a profiler, and say where its report is.",
+        rich_help_panel=_PROFILE,
+        show_default=False,
+    ),
+]
+Profiler = Annotated[
+    Text, _option("--profiler", "NAME", "nsys, ncu or torch (nsys where it is, else torch).", _PROFILE)
+]
+ProfileDir = Annotated[
+    Text, _option("--profile-dir", "DIR", "Folder of the reports, made if need be (profiles/out).", _PROFILE)
 ]
 DoctorFormat = Annotated[Text, _option("--format", "FORMAT", "table or json (table).", _OUTPUT)]
 Probe = Annotated[

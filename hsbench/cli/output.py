@@ -51,6 +51,23 @@ def check_writable(path: Path, option: str = "--output") -> None:
         raise UsageError(option, path, remedy) from error
 
 
+def check_creatable(folder: Path, option: str) -> None:
+    """Make sure that files can be put into a folder, or that it can be made, without making it.
+
+    Raises:
+        UsageError: it is, or lies below, something that is no folder; or it cannot be written.
+    """
+    try:
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not above.is_dir():
+            raise UsageError(option, folder, f"{above} is not a folder; give another")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        remedy = f"cannot be written ({error.strerror or error}); give a folder that can"
+        raise UsageError(option, folder, remedy) from error
+
+
 def make_sink(request: Request, default_format: str, inputs: Iterable[tuple[str, Path]]) -> Sink:
     """Where a request's results and its manifest go; nothing is written yet.
 

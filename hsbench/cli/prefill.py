@@ -32,6 +32,9 @@ def prefill(
     format: o.Format = None,
     output: o.Output = None,
     manifest: o.Manifest = None,
+    profile: o.Profile = False,
+    profiler: o.Profiler = None,
+    profile_dir: o.ProfileDir = None,
 ) -> int:
     """Measure prefill attention: causal, the last query sees the whole KV cache.
 

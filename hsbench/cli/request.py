@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsbench.cli.output import Sink, make_sink
+from hsbench.cli.output import Sink, check_creatable, make_sink
 from hsbench.errors import UsageError
 from hsbench.methods import check_methods, find_methods
 from hsbench.workload import (
@@ -25,11 +26,13 @@ from hsbench.workload import (
 
 if TYPE_CHECKING:
     from hsbench.experiment import Settings
+    from hsbench.profiling import Profiler
     from hsbench.tensors import Captured
 
 DEVICES = ("auto", "cuda", "cpu")
 CACHES = ("cold", "warm")
 DEFAULT_TIME_S = 4.0
+DEFAULT_PROFILE_DIR = "profiles/out"
 
 #: What ``compare`` takes lists of, slowest-changing first. Sparsity changes fastest: cells that differ only
 #: in it have the same tensors.
@@ -66,6 +69,14 @@ class Request:
     manifest: str | None = None
     phase: str | None = None
     replay: str | None = None
+    profile: bool = False
+    profiler: str | None = None
+    profile_dir: str | None = None
+
+    @property
+    def profile_folder(self) -> Path:
+        """Where a profiler's reports go."""
+        return Path(DEFAULT_PROFILE_DIR if self.profile_dir is None else self.profile_dir)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class Plan:
         methods: names asked for; None for all.
         device: "cpu" or "cuda".
         warnings: what the user should know before it starts.
+        profiler: what to run every cell under once more; None for nothing.
+        profile_dir: where its reports go.
     """
 
     cells: tuple[Cell, ...]
@@ -101,6 +114,8 @@ class Plan:
     settings: Settings
     sink: Sink
     warnings: tuple[str, ...]
+    profiler: Profiler | None = None
+    profile_dir: Path = Path(DEFAULT_PROFILE_DIR)
 
 
 def plan_one(phase: str, request: Request) -> Plan:
@@ -148,10 +163,12 @@ def _plan(
     captured = _captured(request)
     cells = tuple(dict.fromkeys(_cells(request, phases, lists, captured)))
     sink = make_sink(request, default_format, [] if captured is None else [("--kv", captured.path)])
+    wanted = wanted_profiler(request)
 
     from hsbench import experiment
 
     device = experiment.resolve_device(device)
+    profiler, said = choose_profiler(wanted, device)
     for phase in phases if methods else ():
         # Which variants a family has depends on phase and device; a sweep must not find out in its last cell.
         find_methods(methods, phase, device)
@@ -161,8 +178,39 @@ def _plan(
         device=device,
         settings=experiment.Settings(budget_s=budget, cache=cache),
         sink=sink,
-        warnings=tuple(dict.fromkeys(_warnings(cells))),
+        warnings=tuple(dict.fromkeys([*_warnings(cells), *filter(None, [said])])),
+        profiler=profiler,
+        profile_dir=request.profile_folder,
     )
+
+
+def wanted_profiler(request: Request) -> str | None:
+    """The profiler's name, ``auto`` for the best one here, None for none.
+
+    Raises:
+        UsageError: an unknown one, or a folder that its reports cannot be put into.
+    """
+    if request.profiler is not None:
+        from hsbench.profiling import PROFILERS
+
+        wanted = parse_choice(request.profiler, "--profiler", tuple(PROFILERS))
+    elif request.profile or request.profile_dir is not None:  # to say where reports go is to ask for them
+        wanted = "auto"
+    else:
+        return None
+    check_creatable(request.profile_folder, "--profile-dir")
+    return wanted
+
+
+def choose_profiler(wanted: str | None, device: str) -> tuple[Profiler | None, str | None]:
+    """The profiler that :func:`wanted_profiler` means on a device, and a warning that goes with it.
+
+    Raises:
+        UnavailableError: it was asked for by name and cannot be had.
+    """
+    from hsbench.profiling import choose
+
+    return (None, None) if wanted is None else choose(None if wanted == "auto" else wanted, device)
 
 
 def _cells(

@@ -30,11 +30,18 @@ def run(plan: Plan, summary: Summary) -> int:
 
     Returns:
         The exit code, see :func:`exit_code`.
+
+    Raises:
+        ProfilerError, UnavailableError: the results are out, but a profile that was asked for could not be made.
     """
-    from hsbench import experiment
+    from hsbench import experiment, measure
+    from hsbench.cli.handoff import hand_off, run_profiled
     from hsbench.cli.progress import Progress, warn
+    from hsbench.profiling.child import orders
     from hsbench.report import console_for
 
+    if (given := orders()) is not None:
+        return run_profiled(plan, given)
     for warning in plan.warnings:
         warn(warning)
     if plan.sink.wants_manifest:
@@ -42,7 +49,7 @@ def run(plan: Plan, summary: Summary) -> int:
     reports: list[Report] = []
     with plan.sink as sink:
         try:
-            with Progress(len(plan.cells), sink.row) as progress:
+            with Progress(len(plan.cells), sink.row) as progress, measure.annotate("run"):
                 for cell in plan.cells:
                     progress.cell(len(reports), cell.label)
                     report = experiment.run_workload(
@@ -66,7 +73,15 @@ def run(plan: Plan, summary: Summary) -> int:
     # One table on stdout says it all; anything else gets its summary.
     if sink.format != "table" or sink.path is not None or len(plan.cells) > 1:
         summary(reports, console_for(sys.stderr))
-    return exit_code(reports, plan.methods)
+    code = exit_code(reports, plan.methods)
+    if plan.profiler is None or code == INTERRUPTED:
+        return code
+    try:
+        hand_off(plan, plan.profiler, reports)
+    except KeyboardInterrupt:
+        print("hsbench: interrupted under the profiler; the results above are whole", file=sys.stderr)
+        return INTERRUPTED
+    return code
 
 
 def exit_code(reports: Sequence[Report], asked: Sequence[str] | None) -> int:

@@ -1,0 +1,237 @@
+"""What a profiler is, and what all of them need: finding a tool, naming a report, running the tool, judging its end."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from hsbench.errors import HsbenchError, UnavailableError
+from hsbench.profiling.child import environment
+from hsbench.profiling.summary import Line
+from hsbench.workload import Workload, load_profiles
+
+Parsed = TypeVar("Parsed")
+
+_LAST_LINES = 8  # of a tool that failed
+_GRACE_S = (10.0, 3.0)  # after SIGINT, for it to finish its report; after SIGTERM
+
+
+class ProfilerError(HsbenchError):
+    """The profiler failed, or left no report worth opening. ``output`` holds the last lines that it printed."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = last_lines(output)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One report to make.
+
+    Attributes:
+        command: the run, as a command line that measures one workload.
+        stem: the report without its suffix; the folder is there, and no file in it has the name. It may hold dots.
+        suffix: the report's.
+        methods: the rows to profile, all of which ran ok without a profiler.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    command: tuple[str, ...]
+    stem: Path
+    suffix: str
+    methods: tuple[str, ...]
+    device: str
+
+    @property
+    def report(self) -> Path:
+        """The file to make."""
+        return self.stem.parent / (self.stem.name + self.suffix)
+
+
+class Profiler(ABC):
+    """A tool that runs a command and leaves a report.
+
+    Attributes:
+        name: what ``--profiler`` takes.
+        suffix: of its report's file name.
+        rounds: samples of each method in the profiled run.
+        one_report_per_method: whether each method gets a run and a report of its own.
+    """
+
+    name: str
+    suffix: str
+    rounds: int = 3
+    one_report_per_method: bool = False
+
+    def missing(self) -> str | None:
+        """Why this machine lacks it, with the remedy; None if it is here."""
+        return None
+
+    def nothing_to_see(self, device: str) -> str | None:
+        """Why it cannot make a report of a run on that device, with the remedy; None if it can."""
+        return None
+
+    def little_to_see(self, device: str) -> str | None:
+        """Why its report of a run on that device will hold little; None if it is made for such runs."""
+        return None
+
+    @abstractmethod
+    def command(self, job: Job) -> list[str]:
+        """The command line that makes the report."""
+
+    @abstractmethod
+    def lines(self, job: Job) -> list[Line]:
+        """What the report says of each method, from its largest share down.
+
+        Raises:
+            ProfilerError: the report cannot be read.
+        """
+
+    def how_to_open(self, report: Path) -> str:
+        """The command, or the page, that shows the report."""
+        return f"{self.name}-ui {shlex.quote(str(report))}"
+
+    def remedy(self, output: str) -> str | None:
+        """What to do about a failure that it explains in ``output``; None for one that is not known."""
+        return None
+
+    def make(self, job: Job) -> list[Line]:
+        """Runs the command, checks the report, and reads its summary. Ctrl-C ends the tool, and leaves no report.
+
+        Raises:
+            ProfilerError: the tool failed, or its report is missing or empty.
+            UnavailableError: the tool failed for lack of something that this machine could give it.
+        """
+        try:
+            code, output = run_tool(self.command(job), environment(self.name, self.rounds, job.report))
+        except BaseException:
+            remove_reports(job.stem)
+            raise
+        if remedy := self.remedy(output):
+            remove_reports(job.stem)
+            raise UnavailableError(f"--profiler {self.name}: {remedy}")
+        if code != 0:
+            remove_reports(job.stem)
+            raise ProfilerError(f"the run under {self.name} ended with exit code {code}", output)
+        if not job.report.is_file():
+            raise ProfilerError(f"{self.name} left no report {job.report}", output)
+        if job.report.stat().st_size == 0:
+            raise ProfilerError(f"{self.name} left an empty report {job.report}", output)
+        lines = self.lines(job)
+        if not lines and (job.device != "cpu" or self.little_to_see(job.device) is None):
+            raise ProfilerError(f"the report {job.report} holds no sample of {', '.join(job.methods)}", output)
+        return lines
+
+
+def find_tool(name: str, places: Sequence[str]) -> str | None:
+    """A tool's path: from the PATH, else the newest in the places (patterns) where its installer puts it."""
+    if found := shutil.which(name):
+        return found
+    candidates = [path for place in places for path in glob.glob(place) if os.access(path, os.X_OK)]
+    return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)], default=None)
+
+
+def report_stem(workload: Workload, method: str | None = None) -> str:
+    """A report's file name without suffix: phase, shape and sparsity, and the method where it is of one alone."""
+
+    def size(tokens: int) -> str:
+        return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+
+    w = workload
+    parts = [w.phase, w.name]
+    if w.name not in load_profiles():
+        parts.append(f"h{w.q_heads}x{w.kv_heads}x{w.head_dim}")
+    parts += [size(w.seq), f"b{w.batch}", w.dtype]
+    if w.phase == "prefill" and w.q_len != w.seq:
+        parts.append(f"q{size(w.q_len)}")
+    if w.key_sparsity == w.value_sparsity:
+        parts.append(f"s{w.key_sparsity:g}")
+    else:
+        parts.append(f"k{w.key_sparsity:g}-v{w.value_sparsity:g}")
+    if method is not None:
+        parts.append(method.replace(":", "-"))
+    return "-".join(parts)
+
+
+def unused_stem(folder: Path, stem: str) -> str:
+    """``stem``, or the first of ``stem-2``, ``stem-3``, ... that no file in the folder has: nothing is overwritten."""
+    taken = {path.name for path in folder.iterdir()}
+    number, candidate = 1, stem
+    while any(name.startswith(f"{candidate}.") for name in taken):
+        number += 1
+        candidate = f"{stem}-{number}"
+    return candidate
+
+
+def remove_reports(stem: Path) -> None:
+    """Removes what an attempt left: the report, and files beside it that differ in suffix."""
+    for path in stem.parent.iterdir():
+        if path.name.startswith(f"{stem.name}.") and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def last_lines(output: str) -> str:
+    """The last lines of a tool's output that say something."""
+    return "\n".join([line.rstrip() for line in output.splitlines() if line.strip()][-_LAST_LINES:])
+
+
+def run_tool(command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Runs a tool to its end; returns its exit code and all that it printed.
+
+    It gets a process group of its own: on Ctrl-C the group is interrupted once, as a whole, and given time to end; no
+    process of it outlives this call.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=None if environment is None else os.environ | environment,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate()
+        return process.returncode, output
+    except BaseException:
+        for number, grace in zip((signal.SIGINT, signal.SIGTERM), _GRACE_S, strict=True):
+            _signal(process, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=grace)
+                break
+        _signal(process, signal.SIGKILL)  # also what the tool itself has left behind
+        process.wait()
+        raise
+
+
+def ask(command: Sequence[str], parse: Callable[[str], Parsed]) -> Parsed:
+    """What a tool says of a report.
+
+    Raises:
+        ProfilerError: it fails, or says something else than it should.
+    """
+    code, output = run_tool(command)
+    if code != 0:
+        raise ProfilerError(f"{shlex.join(command)} ended with exit code {code}", output)
+    try:
+        return parse(output)
+    except (ValueError, KeyError, IndexError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ProfilerError(f"{shlex.join(command)} gave something else than expected ({said})", output) from error
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,62 @@
+"""The other side: what a run does that finds itself under a profiler of ours.
+
+Two environment variables say so, set by the process that started the profiler. They are no interface: what starts a
+run under a profiler is ``--profile``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNDER = "HSBENCH_PROFILED"  # "nsys 3": the profiler, and samples of each method
+_REPORT = "HSBENCH_PROFILE_REPORT"  # where a profiler inside the process writes its report
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a profiled run is to do: samples of each method, and the report to write if the profiler is torch's."""
+
+    profiler: str
+    rounds: int
+    report: Path
+
+
+def environment(profiler: str, rounds: int, report: Path) -> dict[str, str]:
+    """The variables that make a run a profiled one."""
+    return {_UNDER: f"{profiler} {rounds}", _REPORT: str(report)}
+
+
+def orders() -> Orders | None:
+    """What this process is to do under a profiler; None for a run of its own, which is to be timed."""
+    under = os.environ.get(_UNDER)
+    if not under:
+        return None
+    profiler, _, rounds = under.partition(" ")
+    return Orders(profiler, int(rounds), Path(os.environ[_REPORT]))
+
+
+@contextmanager
+def recording(orders: Orders, device: str) -> Iterator[None]:
+    """The profiler records what happens inside the block, and nothing before it."""
+    if orders.profiler == "torch":
+        from hsbench.profiling.torch_trace import recorded
+
+        with recorded(orders.report, device):
+            yield
+        return
+    import torch
+
+    if not torch.cuda.is_available():  # nothing to open the capture with, and no kernels to see
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
