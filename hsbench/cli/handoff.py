@@ -27,15 +27,16 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
     from hsbench.profiling import summary_lines
     from hsbench.profiling.base import ProfilerError
 
+    if not any(_ran_ok(report) for report in reports):
+        _say("hsbench: nothing to profile: no row ran ok")
+        return
     try:
         plan.profile_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         remedy = f"cannot be made ({error.strerror or error}); give another folder"
         raise UsageError("--profile-dir", plan.profile_dir, remedy) from error
-    jobs = 0
     for cell, report in zip(plan.cells, reports, strict=True):
         for job in _jobs(plan, profiler, cell, report):
-            jobs += 1
             _say(f"hsbench: profiling {cell.label} with {profiler.name}: {', '.join(job.methods)}")
             try:
                 lines = profiler.make(job)
@@ -45,8 +46,6 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
             _say(f"profile    {job.report}", *(f"           {line}" for line in summary_lines(lines)))
             _say(f"           profiled run, no timing: shares are of a method's time under {profiler.name}")
             _say(f"open       {profiler.how_to_open(job.report)}")
-    if not jobs:
-        _say("hsbench: nothing to profile: no row ran ok")
 
 
 def run_profiled(plan: Plan, given: Orders) -> int:
@@ -70,6 +69,7 @@ def run_profiled(plan: Plan, given: Orders) -> int:
             device=plan.device,
             settings=settings,
             captured=cell.captured,
+            observer=experiment.Observer(),
             capture=recording(given, plan.device),
         )
     failed = [result.record for result in report.results if result.record.status != "ok"]
@@ -115,7 +115,7 @@ def command_of(cell: Cell, plan: Plan, methods: Sequence[str]) -> list[str]:
 def _jobs(plan: Plan, profiler: Profiler, cell: Cell, report: Report) -> Iterator[Job]:
     from hsbench.profiling import Job, report_stem, unused_stem
 
-    ok = [result.record.method for result in report.results if result.record.status == "ok"]
+    ok = _ran_ok(report)
     groups = [[method] for method in ok] if profiler.one_report_per_method else [ok] if ok else []
     for methods in groups:
         stem = report_stem(cell.workload, methods[0] if profiler.one_report_per_method else None)
@@ -126,6 +126,10 @@ def _jobs(plan: Plan, profiler: Profiler, cell: Cell, report: Report) -> Iterato
             methods=tuple(methods),
             device=plan.device,
         )
+
+
+def _ran_ok(report: Report) -> list[str]:
+    return [result.record.method for result in report.results if result.record.status == "ok"]
 
 
 def _say(*lines: str) -> None:

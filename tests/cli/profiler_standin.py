@@ -1,0 +1,61 @@
+"""Stands for nsys and ncu: an executable that notes its command line, runs the command, and leaves report files.
+
+Installed by copying under the tool's name (see ``install``). The variables say what it does besides:
+    STANDIN_LOG     file to which each command line is added, as a line of JSON
+    STANDIN_MODE    ok; empty or missing (the report); fails; forbidden (ncu's counters); stats-fail
+    STANDIN_RUN     "" leaves the command out
+    STANDIN_STATS   file that is printed where the tool is asked for a summary
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+#: Options of the real tools that are followed by a value of their own.
+VALUED = ("--nvtx-include", "--clock-control", "--set", "--launch-count", "--export", "-o")
+
+
+def install(folder: Path, name: str) -> Path:
+    """Put the stand-in into a folder under a tool's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tool = folder / name
+    tool.write_text(f"#!{sys.executable}\n" + Path(__file__).read_text())
+    tool.chmod(0o755)
+    return tool
+
+
+def main() -> int:
+    tool, words = Path(sys.argv[0]).name, sys.argv[1:]
+    with open(os.environ["STANDIN_LOG"], "a") as log:
+        log.write(json.dumps([tool, *words]) + "\n")
+    mode = os.environ.get("STANDIN_MODE", "ok")
+    if "stats" in words[:1] or "--import" in words:
+        print(Path(os.environ["STANDIN_STATS"]).read_text())
+        return 3 if mode == "stats-fail" else 0
+    words = words[1:] if tool == "nsys" else words
+    options: dict[str, str] = {}
+    while words and words[0].startswith("-"):
+        name, equals, value = words.pop(0).partition("=")
+        options[name] = value if equals else words.pop(0) if name in VALUED else ""
+    report = options.get("--output", "") + ".nsys-rep" if tool == "nsys" else options.get("--export", "")
+    if mode == "forbidden":
+        print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU counters")
+        return 1
+    if mode == "fails":
+        print("first words\n\nthe tool's last words", file=sys.stderr)
+        Path(report).write_bytes(b"half a report")
+        return 7
+    code = subprocess.run(words).returncode if os.environ.get("STANDIN_RUN", "1") else 0
+    if mode != "missing":
+        Path(report).write_bytes(b"" if mode == "empty" else b"a report")
+    if tool == "nsys":
+        print(f"Generated:\n    {report}")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

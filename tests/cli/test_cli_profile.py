@@ -1,0 +1,530 @@
+"""--profile: what is handed to which profiler, what comes back, and every way in which that can fail.
+
+nsys and ncu are stand-ins on the PATH that note their command lines. Most tests leave the profiled run itself out, and
+measure nothing either; the last ones run everything for real.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import hsbench as package
+from hsbench import profiling
+from hsbench.cli.handoff import command_of
+from hsbench.cli.main import main
+from hsbench.cli.request import Request, plan_one, plan_sweep
+from hsbench.profiling import ncu, nsys
+
+Run = Callable[..., object]
+HERE = Path(__file__).parent
+DATA = HERE.parent / "profiling" / "data"
+SMALL = ("--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--device", "cpu", "--time", "0.05")
+
+
+def load_standin() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("profiler_standin", HERE / "profiler_standin.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Standin:
+    """The stand-ins on the PATH, and what they were asked."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root, self._monkeypatch = root, monkeypatch
+        self._log = root / "log"
+        self._module = load_standin()
+        monkeypatch.setenv("STANDIN_LOG", str(self._log))
+        monkeypatch.setenv("STANDIN_RUN", "")
+        monkeypatch.chdir(root)
+        # No tool that is really here.
+        monkeypatch.setattr(nsys, "_PLACES", ())
+        monkeypatch.setattr(ncu, "_PLACES", ())
+        (root / "bin").mkdir()
+        monkeypatch.setenv("PATH", str(root / "bin"))
+
+    def install(self, name: str, mode: str = "ok") -> None:
+        self._module.install(self._root / "bin", name)
+        stats = {"nsys": "nsys_stats.csv", "ncu": "ncu_raw.csv"}[name]
+        self._monkeypatch.setenv("STANDIN_MODE", mode)
+        self._monkeypatch.setenv("STANDIN_STATS", str(DATA / stats))
+
+    def run_the_command(self) -> None:
+        self._monkeypatch.setenv("STANDIN_RUN", "1")
+
+    @property
+    def asked(self) -> list[list[str]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+
+    @property
+    def files(self) -> list[str]:
+        folder = self._root / "profiles" / "out"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Standin:
+    return Standin(tmp_path, monkeypatch)
+
+
+# ---- Which profiler ----------------------------------------------------------------------------------------
+def test_nsys_is_taken_where_it_is_found(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    ran = hsbench("decode", "--profile")
+    assert ran.code == 0, ran.err
+    assert standin.asked[0][:2] == ["nsys", "profile"]
+    assert "takes torch" not in ran.err
+
+
+def test_torch_is_taken_where_nsys_is_not_found(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    bench.rows = lambda workload: [("dense", "unavailable")]
+    ran = hsbench("decode", "--profile")
+    (said,) = [line for line in ran.err.splitlines() if "torch.profiler" in line]
+    assert "nsys is not on the PATH" in said and "install Nsight Systems" in said
+
+
+def test_torch_is_taken_on_the_cpu(hsbench: Run, bench: object, standin: Standin) -> None:
+    """nsys would show CUDA work, of which there is none."""
+    standin.install("nsys")
+    bench.rows = lambda workload: [("dense", "unavailable")]
+    ran = hsbench("decode", "--profile")
+    (said,) = [line for line in ran.err.splitlines() if "torch.profiler" in line]
+    assert "this run is on the CPU" in said and standin.asked == []
+
+
+@pytest.mark.parametrize("name", ["nsys", "ncu"])
+def test_a_missing_profiler_is_said_before_anything_runs(
+    hsbench: Run, bench: object, standin: Standin, name: str
+) -> None:
+    bench.cuda = True
+    ran = hsbench("decode", "--profile", "--profiler", name)
+    assert (ran.code, ran.out, bench.calls) == (4, "", [])
+    assert ran.err.startswith(f"hsbench: error: --profiler {name}: {name} is not on the PATH: install Nsight")
+    assert ran.err.count("\n") == 1 and "--profiler torch" in ran.err
+    assert standin.files == []
+
+
+def test_ncu_without_a_gpu(hsbench: Run, bench: object, standin: Standin) -> None:
+    standin.install("ncu")
+    ran = hsbench("decode", "--profiler", "ncu")
+    assert (ran.code, bench.calls) == (4, [])
+    assert "this run is on the CPU" in ran.err and "--profiler torch" in ran.err
+
+
+def test_nsys_on_the_cpu_is_done_and_warned_of(hsbench: Run, bench: object, standin: Standin) -> None:
+    standin.install("nsys")
+    ran = hsbench("decode", "--profiler", "nsys")
+    assert ran.code == 0
+    assert "hsbench: warning: --profiler nsys: nsys shows CUDA work and this run is on the CPU" in ran.err
+
+
+def test_a_tool_beside_the_path_is_found(
+    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    for version in ("2024.9.1", "2024.10.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "nsys").write_bytes((tmp_path / "bin" / "nsys").read_bytes())
+        (tmp_path / version / "nsys").chmod(0o755)
+    (tmp_path / "bin" / "nsys").unlink()
+    monkeypatch.setattr(nsys, "_PLACES", (f"{tmp_path}/*/nsys",))
+    command = profiling.PROFILERS["nsys"]().command(
+        profiling.Job(("run",), tmp_path / "x", ".nsys-rep", ("dense",), "cuda")
+    )
+    assert command[0] == str(tmp_path / "2024.10.1" / "nsys"), "the newest"
+    assert hsbench("decode", "--profile").code == 0
+
+
+# ---- What is wrong with a command line ---------------------------------------------------------------------
+def test_an_unknown_profiler(hsbench: Run, bench: object, standin: Standin) -> None:
+    ran = hsbench("decode", "--profiler", "nsyss")
+    assert (ran.code, bench.calls) == (2, [])
+    assert ran.err == "hsbench: error: --profiler nsyss: unknown (did you mean nsys?); one of nsys, ncu, torch\n"
+
+
+@pytest.mark.parametrize("where", ["file", "file/below", "file/below/that"])
+def test_a_folder_that_cannot_be_made(hsbench: Run, bench: object, standin: Standin, where: str) -> None:
+    Path("file").write_text("in the way")
+    ran = hsbench("decode", "--profile-dir", where)
+    assert (ran.code, bench.calls) == (2, [])
+    assert ran.err.startswith(f"hsbench: error: --profile-dir {where}: ") and "is not a folder" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_the_folder_is_not_made_before_there_is_a_report(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.rows = lambda workload: [("dense", "oom")]
+    ran = hsbench("decode", "--profile-dir", "profiles/out")
+    assert ran.code == 4 and "nothing to profile: no row ran ok" in ran.err
+    assert not Path("profiles").exists()
+
+
+def test_without_any_of_the_options_nothing_is_profiled(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    ran = hsbench("decode")
+    assert (ran.code, ran.err, standin.asked, standin.files) == (0, "", [], [])
+
+
+# ---- The command lines -------------------------------------------------------------------------------------
+def test_the_command_line_of_nsys(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    hsbench("decode", "--seq", "128k", "--sparsity", "0.5", "--profile")
+    profile, stats = standin.asked
+    stem = "profiles/out/decode-Llama-3.1-8B-128k-b1-fp16-s0.5"
+    assert profile == [
+        "nsys", "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none", "--capture-range=cudaProfilerApi",
+        "--capture-range-end=stop", "--cuda-graph-trace=node", f"--output={stem}",
+        sys.executable, "-m", "hsbench", "decode", "--seq", "131072", "--batch", "1", "--q-heads", "32",
+        "--kv-heads", "8", "--head-dim", "128", "--dtype", "fp16", "--key-sparsity", "0.5", "--value-sparsity", "0.5",
+        "--sink", "0", "--local", "0", "--seed", "0", "--methods", "dense,hierarchical", "--device", "cuda",
+        "--cache", "cold", "--workload", "Llama-3.1-8B", "--tensors", "gaussian",
+    ]  # fmt: skip
+    reports = "--report=nvtx_gpu_proj_trace,cuda_gpu_trace"
+    assert stats == ["nsys", "stats", "--force-export=true", reports, "--format=csv", f"{stem}.nsys-rep"]
+
+
+def test_the_command_lines_of_ncu(hsbench: Run, bench: object, standin: Standin) -> None:
+    """A report per method: each gets its few launches."""
+    bench.cuda = True
+    bench.rows = lambda workload: [("dense", "ok"), ("sdpa:flash", "ok"), ("hierarchical", "unsupported")]
+    standin.install("ncu")
+    ran = hsbench("decode", "--profiler", "ncu")
+    assert ran.code == 0, ran.err
+    stem = "profiles/out/decode-Llama-3.1-8B-32k-b1-fp16-s0.5-"
+    runs = [words for words in standin.asked if "--import" not in words]
+    for words, method, file in zip(runs, ["dense", "sdpa:flash"], ["dense", "sdpa-flash"], strict=True):
+        at = words.index(sys.executable)
+        assert words[:at] == [
+            "ncu", "--nvtx", "--nvtx-include", "hsbench@sample/", "--clock-control", "none", "--set", "detailed",
+            "--launch-count", "8", "--export", f"{stem}{file}.ncu-rep",
+        ]  # fmt: skip
+        assert words[words.index("--methods") + 1] == method
+    asked = [words for words in standin.asked if "--import" in words]
+    assert asked[0] == [
+        "ncu", "--import", f"{stem}dense.ncu-rep", "--page", "raw", "--csv", "--print-units", "base"
+    ]  # fmt: skip
+    assert f"open       ncu-ui {stem}dense.ncu-rep" in ran.err and "decode_kernel" in ran.err
+
+
+def test_only_rows_that_ran_ok_are_profiled(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    bench.rows = lambda w: [("dense", "ok"), ("hierarchical", "ok" if w.seq == 1024 else "oom"), ("sdpa:math", "oom")]
+    standin.install("nsys")
+    assert hsbench("compare", "--seq", "1k,2k", "--profile").code == 0
+    runs = [words for words in standin.asked if words[1] == "profile"]
+    assert [words[words.index("--methods") + 1] for words in runs] == ["dense,hierarchical", "dense"]
+    assert standin.files == [
+        "decode-Llama-3.1-8B-1k-b1-fp16-s0.5.nsys-rep",
+        "decode-Llama-3.1-8B-2k-b1-fp16-s0.5.nsys-rep",
+    ]
+
+
+def test_a_cell_without_a_row_that_ran_ok_is_left_out(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    bench.rows = lambda w: [("dense", "ok" if w.seq == 2048 else "oom")]
+    standin.install("nsys")
+    assert hsbench("compare", "--seq", "1k,2k", "--profile").code == 0
+    assert standin.files == ["decode-Llama-3.1-8B-2k-b1-fp16-s0.5.nsys-rep"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(),
+        Request(workload="qwen3-8b", seq="100", batch="3", dtype="bf16", seed="7", sink="64", local="65"),
+        Request(q_heads="4", kv_heads="2", head_dim="64", key_sparsity="0.1", value_sparsity="0.3", tensors="outliers"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_the_run_under_the_profiler_is_the_very_same(bench: object, phase: str, request_: Request) -> None:
+    """Its command line, read again, is the same cell."""
+    if phase == "prefill":
+        request_ = Request(**{**vars(request_), "q_len": "64"})
+    plan = plan_one(phase, request_)
+    words = command_of(plan.cells[0], plan, ["dense", "sdpa:flash-rows"])
+    assert words[:4] == [sys.executable, "-m", "hsbench", phase]
+    options = dict(zip(words[4::2], words[5::2], strict=True))
+    again = plan_one(phase, Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
+    assert again.cells == plan.cells
+    assert (again.device, again.settings.cache) == (plan.device, plan.settings.cache)
+    assert again.methods == ["dense", "sdpa:flash-rows"]
+
+
+def test_a_cell_of_captured_tensors_names_file_and_layer(bench: object, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "kv.safetensors"
+    named = {f"layers.2.{n}": torch.zeros(1, 2, 96, 64).half() for n in "kv"}
+    save_file({**named, "layers.2.q": torch.zeros(1, 8, 5, 64).half()}, path)
+    for plan in (plan_one("decode", Request(kv=str(path))), plan_sweep(Request(kv=str(path), phase="prefill"))):
+        words = command_of(plan.cells[0], plan, ["dense"])
+        options = dict(zip(words[4::2], words[5::2], strict=True))
+        again = plan_one(words[3], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
+        assert again.cells == plan.cells
+
+
+# ---- What comes back ---------------------------------------------------------------------------------------
+def test_what_is_said_of_a_report(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    plain = hsbench("decode", "--format", "csv")
+    ran = hsbench("decode", "--format", "csv", "--profile")
+    assert ran.out == plain.out, "the results are the unprofiled run's"
+    assert len(bench.calls) == 2, "and nothing was measured for the profile in this process"
+    said = ran.err[ran.err.index("hsbench: profiling") :].splitlines()
+    report = "profiles/out/decode-Llama-3.1-8B-32k-b1-fp16-s0.5.nsys-rep"
+    assert said[1] == f"profile    {report}" and Path(report).read_bytes() == b"a report"
+    assert [line.split() for line in said[2:-2]] == [
+        ["method", "kernel", "calls", "share"],
+        ["dense", "decode_kernel", "2", "95%"],
+        ["merge_kernel", "2", "5%"],
+        ["sdpa:flash", "flash_fwd_splitkv_kernel", "1", "100%"],
+    ]
+    assert "profiled run, no timing" in said[-2]
+    assert said[-1] == f"open       nsys-ui {report}"
+
+
+def test_a_second_report_does_not_overwrite_the_first(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    for _ in range(3):
+        assert hsbench("decode", "--profile").code == 0
+    stem = "decode-Llama-3.1-8B-32k-b1-fp16-s0.5"
+    assert standin.files == [f"{stem}-2.nsys-rep", f"{stem}-3.nsys-rep", f"{stem}.nsys-rep"]
+
+
+def test_profile_dir(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    ran = hsbench("decode", "--profile-dir", "here/and there")
+    assert ran.code == 0 and standin.files == []
+    report = "here/and there/decode-Llama-3.1-8B-32k-b1-fp16-s0.5.nsys-rep"
+    assert Path(report).exists() and f"open       nsys-ui '{report}'" in ran.err, "quoted for a shell"
+
+
+# ---- What can fail -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("empty", "left an empty report profiles/out/decode-"),
+        ("missing", "left no report profiles/out/decode-"),
+        ("fails", "the run under nsys ended with exit code 7"),
+        ("stats-fail", "nsys stats --force-export=true"),
+    ],
+)
+def test_a_report_that_is_none_is_an_error(
+    hsbench: Run, bench: object, standin: Standin, mode: str, message: str
+) -> None:
+    bench.cuda = True
+    standin.install("nsys", mode)
+    ran = hsbench("decode", "--profile")
+    assert ran.code == 1
+    assert "hierarchical" in ran.out, "the results are out all the same"
+    assert message in ran.err.splitlines()[-1]
+    assert "open  " not in ran.err
+    if mode == "fails":
+        assert "  | first words\n  | the tool's last words\n" in ran.err
+        assert standin.files == [], "half a report is no report"
+
+
+def test_a_report_without_a_sample_is_an_error(
+    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_text("SKIPPED: profiles/out/x.sqlite does not contain CUDA trace data.\n")
+    monkeypatch.setenv("STANDIN_STATS", str(nothing))
+    ran = hsbench("decode", "--profile")
+    assert ran.code == 1 and "holds no sample of dense, hierarchical" in ran.err
+    assert "  | SKIPPED" in ran.err or "  | Generated" in ran.err
+
+
+def test_counters_that_the_driver_keeps(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("ncu", "forbidden")
+    ran = hsbench("decode", "--profiler", "ncu")
+    assert ran.code == 4
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in ran.err.splitlines()[-1]
+
+
+def test_a_failed_check_is_still_exit_3(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    bench.rows = lambda workload: [("dense", "ok"), ("hierarchical", "incorrect")]
+    standin.install("nsys")
+    assert hsbench("decode", "--profile").code == 3
+    (profile, _) = standin.asked
+    assert profile[profile.index("--methods") + 1] == "dense"
+
+
+def test_an_interrupted_run_is_not_profiled(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    bench.interrupt_at = 1
+    standin.install("nsys")
+    assert hsbench("decode", "--profile").code == 130
+    assert standin.asked == []
+
+
+def test_ctrl_c_under_the_profiler_keeps_the_results(
+    hsbench: Run, bench: object, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object, job: object) -> None:
+        raise KeyboardInterrupt
+
+    bench.cuda = True
+    standin.install("nsys")
+    monkeypatch.setattr(profiling.PROFILERS["nsys"], "make", interrupt)
+    ran = hsbench("decode", "--profile", "--format", "csv")
+    assert ran.code == 130 and ran.out.count("\n") == 3
+    assert ran.err.endswith("hsbench: interrupted under the profiler; the results above are whole\n")
+
+
+# ---- For real ----------------------------------------------------------------------------------------------
+def run_small(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(["decode", *SMALL, "--methods", "sdpa:flash,sdpa:math", *argv])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run under a profiler is a process of its own, and finds the package under test."""
+    root = str(Path(package.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def test_torch_profiler_for_real(
+    standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_small(capsys, "--profiler", "torch")
+    assert code == 0, err
+    (name,) = standin.files
+    assert name == "decode-custom-h4x2x64-512-b1-fp16-s0.5.trace.json"
+    events = json.loads(Path("profiles/out", name).read_text())["traceEvents"]
+    ranges = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert ranges.count("sample") == 2 * 3, "one sample is one range"
+    assert {"sdpa:flash", "sdpa:math", "prepare"} <= set(ranges)
+    assert not {"warm-up", "check", "generate"} & set(ranges), "the report opens at the first sample"
+    summary = err[err.index("profile    ") :]
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in summary and "aten::bmm" in summary
+    assert "profiled run, no timing" in summary and name in summary.splitlines()[-1]
+    assert " ms " not in summary and " us " not in summary
+    assert "time" in out and "no timing" not in out, "the table is the unprofiled run's"
+
+
+def test_the_run_under_nsys_times_nothing(
+    standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in runs what it is given; its exit code, had anything in it failed, would be the profiler's."""
+    standin.install("nsys")
+    standin.run_the_command()
+    code, out, err = run_small(capsys, "--profiler", "nsys")
+    assert code == 0, err
+    assert standin.files == ["decode-custom-h4x2x64-512-b1-fp16-s0.5.nsys-rep"]
+
+
+def profiled(*argv: str) -> subprocess.CompletedProcess[str]:
+    """A run that finds itself under a profiler."""
+    root = str(Path(package.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root, "HSBENCH_PROFILED": "nsys 2", "HSBENCH_PROFILE_REPORT": "x"}
+    command = [sys.executable, "-m", "hsbench", "decode", *SMALL, *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
+    ran = profiled("--methods", "sdpa:flash,sdpa:math", "--output", str(tmp_path / "r.csv"))
+    assert not (tmp_path / "r.csv").exists()
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "".join(f"{name}: ok, profiled run, no timing\n" for name in ("sdpa:flash", "sdpa:math"))
+
+
+def test_a_row_that_fails_under_the_profiler_alone_fails_the_profile(
+    hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HSBENCH_PROFILED", "nsys 2")
+    monkeypatch.setenv("HSBENCH_PROFILE_REPORT", "x")
+    bench.rows = lambda workload: [("dense", "ok"), ("hierarchical", "oom")]
+    ran = hsbench("decode", "--format", "json")
+    assert (ran.code, ran.out.splitlines()[0]) == (1, "dense: ok, profiled run, no timing")
+    assert ran.err == "hsbench: hierarchical: oom under the profiler: made to be oom\n"
+    (call,) = bench.calls
+    assert (call["settings"].min_samples, call["settings"].max_samples) == (2, 2)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_no_process_outlives_ctrl_c(tmp_path: Path, deaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the tool, nor what it started, nor a tool that does not listen."""
+    from hsbench.profiling import base
+
+    monkeypatch.setattr(base, "_GRACE_S", (0.5, 0.5))
+    listens = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN);" * deaf
+    sleep = f"import os, signal, time; {listens} open(r'{tmp_path}/%s', 'w').write(str(os.getpid())); time.sleep(60)"
+    inner = [sys.executable, "-c", sleep % "inner"]
+    outer = f"import subprocess; p = subprocess.Popen({inner!r}); {sleep % 'outer'}"
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    def wait_for(process: subprocess.Popen[str]) -> tuple[str, str]:
+        while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("inner", "outer")):
+            time.sleep(0.01)
+        monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+        raise KeyboardInterrupt
+
+    communicate = subprocess.Popen.communicate
+    monkeypatch.setattr(subprocess.Popen, "communicate", wait_for)
+    with pytest.raises(KeyboardInterrupt):
+        base.run_tool([sys.executable, "-c", outer])
+    for name in ("inner", "outer"):
+        pid = int((tmp_path / name).read_text())
+        for _ in range(200):
+            if not alive(pid):
+                break
+            time.sleep(0.01)
+        assert not alive(pid), f"{name} lives on"
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_ctrl_c_ends_the_whole_hand_off(standin: Standin, importable: None, tmp_path: Path) -> None:
+    """A terminal's Ctrl-C, while a tool that takes its time runs: exit code 130, the results, and no report."""
+    tool = tmp_path / "bin" / "nsys"
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys, time\n"
+        "stem = [w for w in sys.argv if w.startswith('--output=')][0][9:]\n"
+        "open(stem + '.nsys-rep', 'w').write('half'); open('started', 'w').write('x'); time.sleep(60)\n"
+    )
+    tool.chmod(0o755)
+    command = [sys.executable, "-m", "hsbench", "decode", *SMALL, "--methods", "sdpa:flash", "--profiler", "nsys"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Path("started").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "sdpa:flash" in out and "the results above are whole" in err and "Traceback" not in err
+    assert standin.files == []

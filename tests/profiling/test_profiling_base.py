@@ -1,0 +1,84 @@
+"""Names of reports, and tools as processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsbench.profiling import report_stem, unused_stem
+from hsbench.profiling.base import ProfilerError, ask, find_tool, remove_reports, run_tool
+from hsbench.workload import make_workload
+
+
+@pytest.mark.parametrize(
+    ("phase", "options", "stem"),
+    [
+        ("decode", {"seq": "128k"}, "decode-Llama-3.1-8B-128k-b1-fp16-s0.5"),
+        ("decode", {"seq": 1000, "dtype": "bf16", "batch": 8}, "decode-Llama-3.1-8B-1000-b8-bf16-s0.5"),
+        ("prefill", {"seq": "8k", "sparsity": 0.25}, "prefill-Llama-3.1-8B-8k-b1-fp16-s0.25"),
+        ("prefill", {"seq": "32k", "q_len": "2k"}, "prefill-Llama-3.1-8B-32k-b1-fp16-q2k-s0.5"),
+        ("decode", {"seq": "2k", "key_sparsity": 0}, "decode-Llama-3.1-8B-2k-b1-fp16-k0-v0.5"),
+        ("decode", {"seq": "2k", "q_heads": 4, "kv_heads": 2}, "decode-custom-h4x2x128-2k-b1-fp16-s0.5"),
+    ],
+)
+def test_a_report_is_named_after_phase_shape_and_sparsity(phase: str, options: dict[str, object], stem: str) -> None:
+    workload = make_workload(phase, **options)
+    assert report_stem(workload) == stem
+    assert report_stem(workload, "sdpa:flash-rows") == f"{stem}-sdpa-flash-rows"
+
+
+def test_reports_of_a_sweep_differ_in_name() -> None:
+    cells = [
+        make_workload(phase, workload=name, seq=seq, batch=batch, dtype=dtype, sparsity=sparsity)
+        for phase in ("decode", "prefill")
+        for name in ("Llama-3.1-8B", "Mistral-7B-v0.3")
+        for seq in (1024, 1025)
+        for batch in (1, 2)
+        for dtype in ("fp16", "bf16")
+        for sparsity in (0.25, 0.5)
+    ]
+    assert len({report_stem(cell) for cell in cells}) == len(set(cells))
+
+
+def test_unused_stem(tmp_path: Path) -> None:
+    assert unused_stem(tmp_path, "x-s0.5") == "x-s0.5"
+    (tmp_path / "x-s0.5.sqlite").touch()  # nsys would write that too
+    (tmp_path / "x-s0.55.nsys-rep").touch()
+    assert unused_stem(tmp_path, "x-s0.5") == "x-s0.5-2"
+    (tmp_path / "x-s0.5-2.nsys-rep").touch()
+    assert unused_stem(tmp_path, "x-s0.5") == "x-s0.5-3"
+
+
+def test_remove_reports_leaves_others_alone(tmp_path: Path) -> None:
+    for name in ("x-s0.5.nsys-rep", "x-s0.5.sqlite", "x-s0.5-2.nsys-rep", "x-s0.55.nsys-rep", "y"):
+        (tmp_path / name).touch()
+    remove_reports(tmp_path / "x-s0.5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-s0.5-2.nsys-rep", "x-s0.55.nsys-rep", "y"]
+
+
+def test_run_tool_gives_both_streams_and_the_code() -> None:
+    code = "import sys, os; print('out', flush=True); print(os.environ['GIVEN'], file=sys.stderr); sys.exit(3)"
+    assert run_tool([sys.executable, "-c", code], {"GIVEN": "err"}) == (3, "out\nerr\n")
+
+
+def test_ask() -> None:
+    def say(text: str) -> list[str]:
+        return [sys.executable, "-c", f"print({text!r})"]
+
+    assert ask(say("12"), int) == 12
+    with pytest.raises(ProfilerError, match="something else than expected") as caught:
+        ask(say("twelve"), int)
+    assert caught.value.output == "twelve"
+
+
+def test_find_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_tool("tool", (f"{tmp_path}/*/tool",)) is None
+    for version in ("9.2", "10.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "tool").touch(0o755)
+    assert find_tool("tool", (f"{tmp_path}/*/tool",)) == str(tmp_path / "10.1" / "tool")
+    (tmp_path / "tool").touch(0o755)
+    assert find_tool("tool", (f"{tmp_path}/*/tool",)) == str(tmp_path / "tool"), "the PATH first"

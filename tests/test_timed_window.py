@@ -1,0 +1,155 @@
+"""Nothing but the run is inside the timed window: no range opens or closes there, and no telemetry is read."""
+
+from __future__ import annotations
+
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from hsbench import machine, measure, native
+from hsbench.experiment import Observer, Settings, run_workload
+from hsbench.measure import clock as clock_module
+from hsbench.measure import ranges
+from hsbench.workload import make_workload
+
+MISSING = native.why_missing("cpu")
+needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+TINY = {"q_heads": 4, "kv_heads": 2, "head_dim": 64, "seq": 300}
+QUICK = Settings(budget_s=30.0, min_samples=3, max_samples=3, target=0.0)
+START, STOP = "clock starts", "clock stops"
+
+
+class Log(list):
+    """All that happens, in order: the clock's readings between what might disturb them."""
+
+    def windows(self) -> list[list[object]]:
+        """What lies between each start of the clock and its stop."""
+        windows, inside = [], None
+        for event in self:
+            if event == START:
+                assert inside is None, "the clock was started twice"
+                inside = []
+            elif event == STOP:
+                windows.append(inside)
+                inside = None
+            elif inside is not None:
+                inside.append(event)
+        assert inside is None
+        return windows
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+    """A log of the host clock's readings, ranges (ours and mirrored ones), telemetry and the observer's calls."""
+    log = Log()
+
+    def reading() -> int:
+        log.append(STOP if sum(event in (START, STOP) for event in log) % 2 else START)
+        return time.perf_counter_ns()
+
+    @contextmanager
+    def mirror(name: str, payload: object) -> Iterator[None]:
+        log.append(f"mirror opens {name}")
+        yield
+        log.append(f"mirror closes {name}")
+
+    def read(self: measure.Telemetry, tag: str | None = None) -> measure.Reading:
+        log.append(f"telemetry {tag}")
+        return measure.Reading()
+
+    def ceiling(device: str, kind: str) -> measure.Ceiling:
+        return measure.Ceiling(kind, "GB/s", 1e-3, lambda: time.sleep(1e-4), "native")
+
+    fake = types.SimpleNamespace(perf_counter_ns=reading, perf_counter=time.perf_counter)
+    monkeypatch.setattr(clock_module, "time", fake)
+    monkeypatch.setattr(measure.Telemetry, "read", read)
+    monkeypatch.setattr(machine, "ceiling", ceiling)
+    with measure.recorder() as recorder, measure.mirrored(mirror):
+        recorder.events = log
+        yield log
+
+
+class Watcher(Observer):
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def sampled(self, method: str, done: int, total_hint: int | None, elapsed_s: float) -> None:
+        self._log.append(f"observer {method}")
+
+
+@needs_native
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_only_the_run_is_between_start_and_stop(log: Log, phase: str) -> None:
+    names = ["sdpa:flash", "dense", "hierarchical", *["unstructured"] * (phase == "decode")]
+    report = run_workload(
+        make_workload(phase, **TINY), methods=names, device="cpu", settings=QUICK, observer=Watcher(log)
+    )
+    assert {row.record.status for row in report.results} == {"ok"}
+    windows = log.windows()
+    assert len(windows) >= 4 * (len(names) + 1), "a warm-up and three samples of each, and of the probe"
+    assert windows == [[] for _ in windows]
+    # And all of it happened outside: the test listens to the right things.
+    for name in names:
+        assert log.count(f"telemetry {name}") == log.count(f"observer {name}") == 3
+    samples = [event for event in log if isinstance(event, ranges.Event) and event.name == "sample"]
+    assert len(samples) == 2 * 3 * (len(names) + 1) and log.count("mirror opens sample") == 3 * (len(names) + 1)
+
+
+def test_each_sample_is_one_range_around_its_window(log: Log) -> None:
+    run_workload(make_workload("decode", **TINY), methods=["sdpa:flash"], device="cpu", settings=QUICK)
+    at = [
+        index
+        for index, event in enumerate(log)
+        if isinstance(event, ranges.Event) and event.path == ("workload", "sdpa:flash", "sample")
+    ]
+    kinds = [[event if isinstance(event, str) else event.kind for event in log[a : b + 1]] for a, b in pairs(at)]
+    assert kinds == 3 * [["open", START, STOP, "close"]]
+
+
+def pairs(indices: list[int]) -> Iterator[tuple[int, int]]:
+    return zip(indices[::2], indices[1::2], strict=True)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda: measure.annotate("inside").__enter__().__exit__(None, None, None),
+        lambda: measure.mark("inside"),
+        lambda: measure.Telemetry("cpu").read("inside"),
+    ],
+    ids=["range", "mark", "telemetry"],
+)
+def test_what_is_inside_would_be_seen(log: Log, disturb: Callable[[], None]) -> None:
+    measure.take_sample(measure.HostClock(), disturb)
+    assert log.windows() != [[]]
+
+
+class FakeCuda:
+    """torch.cuda as far as the clock needs it, its events in the log; a spin of any length is long enough."""
+
+    def __init__(self, log: list[object]) -> None:
+        self._log, self._names = log, iter((START, STOP))
+
+    def _sleep(self, cycles: int) -> None:
+        self._log.append("spin")
+
+    def Event(self, *, enable_timing: bool) -> Any:  # noqa: N802 - torch's name
+        name = next(self._names)
+        return types.SimpleNamespace(
+            record=lambda: self._log.append(name),
+            query=lambda: False,
+            synchronize=lambda: None,
+            elapsed_time=lambda end: 1.0,
+        )
+
+
+def test_nothing_is_queued_between_the_events_of_cuda_but_the_run(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", FakeCuda(log))
+    clock = measure.CudaClock()
+    measure.take_sample(clock, lambda: log.append("run"), lambda: log.append("prepare"))
+    assert log.windows() == [["spin"], ["run"]], "the spin kernel's calibration, and the sample"
