@@ -35,6 +35,7 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
     except OSError as error:
         remedy = f"cannot be made ({error.strerror or error}); give another folder"
         raise UsageError("--profile-dir", plan.profile_dir, remedy) from error
+    _free_gpu_memory(plan.device)
     for cell, report in zip(plan.cells, reports, strict=True):
         for job in _jobs(plan, profiler, cell, report):
             _say(f"hsbench: profiling {cell.label} with {profiler.name}: {', '.join(job.methods)}")
@@ -126,6 +127,18 @@ def _jobs(plan: Plan, profiler: Profiler, cell: Cell, report: Report) -> Iterato
             methods=tuple(methods),
             device=plan.device,
         )
+
+
+def _free_gpu_memory(device: str) -> None:
+    """Gives back what torch keeps for this process's next tensors: the profiled run needs it."""
+    if device == "cuda":
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _ran_ok(report: Report) -> list[str]:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -189,31 +190,34 @@ def last_lines(output: str) -> str:
 def run_tool(command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Runs a tool to its end; returns its exit code and all that it printed.
 
-    It gets a process group of its own: on Ctrl-C the group is interrupted once, as a whole, and given time to end; no
-    process of it outlives this call.
+    It gets a process group of its own: on Ctrl-C the group is interrupted once, as a whole, and given time to end; then
+    no process of it outlives this call.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=None if environment is None else os.environ | environment,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate()
-        return process.returncode, output
-    except BaseException:
-        for number, grace in zip((signal.SIGINT, signal.SIGTERM), _GRACE_S, strict=True):
-            _signal(process, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=grace)
-                break
-        _signal(process, signal.SIGKILL)  # also what the tool itself has left behind
-        process.wait()
-        raise
+    # Into a file: a pipe would be held open by a service that the tool leaves running.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=None if environment is None else os.environ | environment,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            try:
+                for number, grace in zip((signal.SIGINT, signal.SIGTERM), _GRACE_S, strict=True):
+                    _signal(process, number)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=grace)
+                        break
+            finally:  # an impatient second Ctrl-C, too
+                _signal(process, signal.SIGKILL)  # also what the tool itself has left behind
+                process.wait()
+            raise
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
 
 
 def ask(command: Sequence[str], parse: Callable[[str], Parsed]) -> Parsed:
@@ -232,6 +236,6 @@ def ask(command: Sequence[str], parse: Callable[[str], Parsed]) -> Parsed:
         raise ProfilerError(f"{shlex.join(command)} gave something else than expected ({said})", output) from error
 
 
-def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)

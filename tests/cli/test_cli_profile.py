@@ -478,17 +478,14 @@ def test_no_process_outlives_ctrl_c(tmp_path: Path, deaf: bool, monkeypatch: pyt
     inner = [sys.executable, "-c", sleep % "inner"]
     outer = f"import subprocess; p = subprocess.Popen({inner!r}); {sleep % 'outer'}"
 
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    def wait_for(process: subprocess.Popen[str]) -> tuple[str, str]:
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
         while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in ("inner", "outer")):
             time.sleep(0.01)
-        monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+        monkeypatch.setattr(subprocess.Popen, "wait", real_wait)
         raise KeyboardInterrupt
 
-    communicate = subprocess.Popen.communicate
-    monkeypatch.setattr(subprocess.Popen, "communicate", wait_for)
+    real_wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         base.run_tool([sys.executable, "-c", outer])
     for name in ("inner", "outer"):

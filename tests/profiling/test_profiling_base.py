@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_remove_reports_leaves_others_alone(tmp_path: Path) -> None:
 def test_run_tool_gives_both_streams_and_the_code() -> None:
     code = "import sys, os; print('out', flush=True); print(os.environ['GIVEN'], file=sys.stderr); sys.exit(3)"
     assert run_tool([sys.executable, "-c", code], {"GIVEN": "err"}) == (3, "out\nerr\n")
+
+
+def test_run_tool_does_not_wait_for_what_the_tool_leaves_behind() -> None:
+    """A service that a tool starts once, and that holds its streams open."""
+    inner = [sys.executable, "-c", "import time; time.sleep(5)"]
+    begin = time.monotonic()
+    assert run_tool([sys.executable, "-c", f"import subprocess; subprocess.Popen({inner!r})"])[0] == 0
+    assert time.monotonic() - begin < 4
 
 
 def test_ask() -> None:
