@@ -136,14 +136,14 @@ class Operation:
         self._device, self.params = device, params
         wants = f"{self._function}_workspace"
         if self._library.has(wants):
-            with on(device):  # how much a GPU's kernels want depends on the GPU
+            with current(device):  # how much a GPU's kernels want depends on the GPU
                 size = self._library.number(wants, params)
             self._workspace = memory.scratch(size, device)
             params.workspace = self._workspace.data_ptr()
 
     def run(self) -> None:
         """Runs it; on CUDA, on the stream that is current now."""
-        with on(self._device):
+        with current(self._device):
             if self._device.type == "cuda":
                 import torch
 
@@ -162,7 +162,7 @@ def on_device(device: Any) -> dict[str, int]:
     return {"threads": threads(), "isa": requested_isa()} if device.type == "cpu" else {}
 
 
-def on(device: Any) -> AbstractContextManager[Any]:
+def current(device: Any) -> AbstractContextManager[Any]:
     """Makes a torch.device the current one, which is where a CUDA kernel runs; nothing to do on the CPU."""
     if device.type != "cuda":
         return nullcontext()
