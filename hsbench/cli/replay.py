@@ -9,13 +9,13 @@ from typing import Any
 
 from hsbench.cli.manifest import captured_source, differences, manifest_of, read_manifest
 from hsbench.cli.output import make_sink
-from hsbench.cli.request import CACHES, DEVICES, Cell, Plan, Request, flag
+from hsbench.cli.request import CACHES, DEVICES, Cell, Plan, Request, choose_profiler, flag, wanted_profiler
 from hsbench.errors import UsageError
 from hsbench.methods import check_methods, find_methods
 from hsbench.workload import Workload, make_workload, parse_choice
 
 #: What may be asked for beside ``--replay``; everything else is the manifest's.
-_BESIDE = ("replay", "output", "format", "manifest", "device")
+_BESIDE = ("replay", "output", "format", "manifest", "device", "profile", "profiler", "profile_dir")
 
 #: What reading a field of the wrong kind or value ends in.
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UsageError)
@@ -29,7 +29,7 @@ def plan_replay(request: Request) -> Plan:
     Raises:
         UsageError: an option that contradicts it; a file that is no manifest, is damaged, or names captured tensors
             that are not there any more.
-        UnavailableError: its device is not there.
+        UnavailableError: its device is not there, or the profiler that was asked for.
     """
     for name, typed in vars(request).items():
         if name not in _BESIDE and typed not in (None, False):
@@ -48,14 +48,16 @@ def plan_replay(request: Request) -> Plan:
             raise ValueError("no cells")
     except _DAMAGE as error:
         raise _damaged(path, error) from error
-    wanted = device if request.device is None else parse_choice(request.device, "--device", DEVICES)
+    device_asked = device if request.device is None else parse_choice(request.device, "--device", DEVICES)
     cells = [_cell(path, entry, workload) for entry, workload in zip(entries, workloads, strict=True)]
     inputs = [("--replay", path), *(("--kv", cell.captured.path) for cell in cells if cell.captured)]
     sink = make_sink(request, "csv", inputs)
+    profiler_asked = wanted_profiler(request)
 
     from hsbench import experiment
 
-    now_on = experiment.resolve_device(wanted)
+    now_on = experiment.resolve_device(device_asked)
+    profiler, said = choose_profiler(profiler_asked, now_on)
     try:
         settings = experiment.Settings(**run["settings"])
         _check_settings(settings)
@@ -68,16 +70,16 @@ def plan_replay(request: Request) -> Plan:
             find_methods(asked, cell.workload.phase, now_on)
         except UsageError as error:
             remedy = f"the run of --replay {path} asked for methods that are not there ({error})"
-            raise UsageError("--device", wanted, remedy) from error
-    plan = Plan(tuple(cells), asked, now_on, settings, sink, ())
+            raise UsageError("--device", device_asked, remedy) from error
+    plan = Plan(tuple(cells), asked, now_on, settings, sink, (), profiler, request.profile_folder)
     changed = differences(then, manifest_of(plan))
     changed += [
         f"{cell.workload.tensors} holds other tensors"
         for cell, entry in zip(cells, entries, strict=True)
         if cell.captured and captured_source(cell)["sha256"] != entry["captured"].get("sha256")
     ]
-    warning = f"--replay {path}: not all is as it was: {'; '.join(dict.fromkeys(changed))}"
-    return replace(plan, warnings=(warning,) if changed else ())
+    warnings = [f"--replay {path}: not all is as it was: {'; '.join(dict.fromkeys(changed))}"] if changed else []
+    return replace(plan, warnings=(*warnings, *said))
 
 
 def _workload(fields: dict[str, Any]) -> Workload:

@@ -178,7 +178,7 @@ def _plan(
         device=device,
         settings=experiment.Settings(budget_s=budget, cache=cache),
         sink=sink,
-        warnings=tuple(dict.fromkeys([*_warnings(cells), *filter(None, [said])])),
+        warnings=tuple(dict.fromkeys([*_warnings(cells), *said])),
         profiler=profiler,
         profile_dir=request.profile_folder,
     )
@@ -202,15 +202,18 @@ def wanted_profiler(request: Request) -> str | None:
     return wanted
 
 
-def choose_profiler(wanted: str | None, device: str) -> tuple[Profiler | None, str | None]:
-    """The profiler that :func:`wanted_profiler` means on a device, and a warning that goes with it.
+def choose_profiler(wanted: str | None, device: str) -> tuple[Profiler | None, tuple[str, ...]]:
+    """The profiler that :func:`wanted_profiler` means on a device, and warnings that go with it.
 
     Raises:
         UnavailableError: it was asked for by name and cannot be had.
     """
+    if wanted is None:
+        return None, ()
     from hsbench.profiling import choose
 
-    return (None, None) if wanted is None else choose(None if wanted == "auto" else wanted, device)
+    profiler, said = choose(None if wanted == "auto" else wanted, device)
+    return profiler, () if said is None else (said,)
 
 
 def _cells(

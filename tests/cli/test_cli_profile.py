@@ -319,6 +319,29 @@ def test_profile_dir(hsbench: Run, bench: object, standin: Standin) -> None:
     assert Path(report).exists() and f"open       nsys-ui '{report}'" in ran.err, "quoted for a shell"
 
 
+def test_a_manifest_is_the_unprofiled_runs(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    assert hsbench("decode", "--output", "r.csv", "--profile").code == 0
+    (profile, _) = standin.asked
+    assert not {"--output", "--manifest", "--format"} & set(profile)
+    assert json.loads(Path("r.manifest.json").read_text())["command"][-1] == "--profile"
+
+
+def test_a_replay_can_be_profiled(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    hsbench("compare", "--seq", "1k,2k", "--cache", "warm", "--output", "then.csv")
+    assert standin.asked == []
+    ran = hsbench("compare", "--replay", "then.manifest.json", "--profile-dir", "inside")
+    assert ran.code == 0 and ran.err.count("open       nsys-ui inside/decode-") == 2
+    runs = [words for words in standin.asked if words[1] == "profile"]
+    assert [words[words.index("--seq") + 1] for words in runs] == ["1024", "2048"]
+    assert all(words[words.index("--cache") + 1] == "warm" for words in runs)
+    ran = hsbench("compare", "--replay", "then.manifest.json", "--device", "cpu", "--profiler", "ncu")
+    assert ran.code == 4 and "this run is on the CPU" in ran.err, "of the device that it is replayed on"
+
+
 # ---- What can fail -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("mode", "message"),
@@ -448,9 +471,10 @@ def profiled(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
-    ran = profiled("--methods", "sdpa:flash,sdpa:math", "--output", str(tmp_path / "r.csv"))
-    assert not (tmp_path / "r.csv").exists()
+    files = ("--output", str(tmp_path / "r.csv"), "--manifest", str(tmp_path / "m.json"))
+    ran = profiled("--methods", "sdpa:flash,sdpa:math", *files)
     assert ran.returncode == 0, ran.stderr
+    assert list(tmp_path.iterdir()) == []
     assert ran.stdout == "".join(f"{name}: ok, profiled run, no timing\n" for name in ("sdpa:flash", "sdpa:math"))
 
 
