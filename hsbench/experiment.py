@@ -7,14 +7,13 @@ A row that cannot run is a row with a status and a reason; the others go on.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from hsbench import check, conditions, machine, measure
+from hsbench import accounting, check, conditions, machine, measure
 from hsbench.diagnosis import diagnose
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
 from hsbench.machine import resolve_device, surroundings
@@ -164,12 +163,7 @@ class _Run:
         """Closes a row and tells the observer."""
         prepared = row.prepared
         if prepared is not None:
-            columns |= {
-                "achieved_sparsity": prepared.achieved_sparsity,
-                "kv_bytes": prepared.kv_bytes,
-                "kv_ratio": self.workload.dense_kv_bytes / prepared.kv_bytes,
-                "read_bytes": prepared.kv_bytes,
-            }
+            columns |= accounting.storage(self.workload, prepared)
         if row.footprint is not None:
             columns |= row.footprint.columns()
         record = Record.of(
@@ -322,67 +316,25 @@ class _Run:
         medians = {row.method.name: measure.summarize(row.samples.times_s).median for row in done}
         baseline = min(dense, key=lambda row: medians[row.method.name], default=None)
         for row in done:
-            columns = self._columns(row)
+            columns = self._columns(row, medians[row.method.name])
             if baseline is not None and row in good:
-                columns |= self._speedup(row, baseline)
+                name, against = baseline.method.name, baseline.samples.times_s
+                columns |= accounting.speedup(row.samples.times_s, name, against)
             note = "" if row.prepared.compress is None else self._compress_note(row)
-            status = "ok" if row in good else "incorrect"
-            self.finish(row, status, row.verdict.reason, note, **columns)
+            self.finish(row, "ok" if row in good else "incorrect", row.verdict.reason, note, **columns)
 
-    def _columns(self, row: _Row) -> dict[str, object]:
-        summary = measure.summarize(row.samples.times_s)
-        telemetry = self.telemetry.summary(row.method.name)
-        columns: dict[str, object] = {
-            "time_us": summary.median * 1e6,
-            "time_us_p25": summary.p25 * 1e6,
-            "time_us_p75": summary.p75 * 1e6,
-            "samples": summary.n,
-            "stop": row.samples.stop,
+    def _columns(self, row: _Row, median_s: float) -> dict[str, object]:
+        return {
+            **accounting.times(row.samples),
+            **accounting.rates(self.workload, row.prepared, median_s, self.peaks.values()),
+            **accounting.gpu_state(self.telemetry.summary(row.method.name), self.shared),
             "rel_error": row.verdict.rel_error,
             "cache": self.cache,
-            "sm_clock_mhz": telemetry.sm_clock_mhz,
-            "power_w": telemetry.power_w,
-            "throttled": telemetry.throttled,
-            "memory_clock_mhz": telemetry.memory_clock_mhz,
-            "temperature_c": telemetry.temperature_c,
-            "throttle_reasons": "+".join(telemetry.reasons) or None,
-            "throttled_share": telemetry.throttled_share,
-            "shared": self.shared,
         }
-        if self.workload.phase == "decode":
-            rate = row.prepared.kv_bytes / summary.median / 1e9
-            columns["gb_per_s"] = rate
-        else:
-            rate = self.workload.flops / summary.median / 1e12
-            columns["tflop_per_s"] = rate
-        for peak in self.peaks.values():
-            columns |= {"peak": peak.name, "percent_of_peak": 100 * rate / peak.value}
-        return columns
 
     def _compress_note(self, row: _Row) -> str:
-        """Times pruning and packing by itself: what it costs to compress online."""
-        prepared = row.prepared
-        moved = self.workload.dense_kv_bytes + prepared.kv_bytes
-        work = measure.Ceiling("compress", "GB/s", moved / 1e9, prepared.compress, "native")
         with measure.annotate(row.method.name), measure.annotate("prune"), measure.annotate("compress"):
-            try:
-                probe = measure.probe(work, measure.clock_for(self.device))
-            except measure.ClockError:
-                return ""
-        seconds = statistics.median(probe.samples)
-        return f"prunes and packs K and V in {seconds * 1e3:.3g} ms, {moved / seconds / 1e9:.0f} GB/s read and written"
-
-    def _speedup(self, row: _Row, baseline: _Row) -> dict[str, object]:
-        if row is baseline:
-            ratio = measure.Ratio(1.0, 1.0, 1.0, True)
-        else:
-            ratio = measure.ratio_interval(baseline.samples.times_s, row.samples.times_s)
-        return {
-            "speedup": ratio.ratio,
-            "speedup_lo": ratio.lo,
-            "speedup_hi": ratio.hi,
-            "baseline": baseline.method.name,
-        }
+            return accounting.compress_note(self.workload, row.prepared, measure.clock_for(self.device))
 
     def _failed(self, row: _Row, error: Exception) -> None:
         """Closes the row of a method that raised; what is not a known kind of failure is raised again."""
