@@ -1,7 +1,10 @@
-"""Nothing but the run is inside the timed window: no range opens or closes there, and no telemetry is read."""
+"""Nothing but the run is inside the timed window: no range opens or closes there, NVML is not called, and no memory is
+accounted for."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ import torch
 from hsbench import machine, measure, native
 from hsbench.experiment import Observer, Settings, run_workload
 from hsbench.measure import clock as clock_module
+from hsbench.measure import footprint as footprint_module
 from hsbench.measure import ranges
 from hsbench.workload import make_workload
 
@@ -43,9 +47,55 @@ class Log(list):
         return windows
 
 
+class Nvml:
+    """A pynvml of a GPU that its power limit holds down; each call is in the log."""
+
+    NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = NVML_MEMORY_ERROR_TYPE_UNCORRECTED = NVML_VOLATILE_ECC = 0
+    ANSWERS = {
+        "nvmlInit": None,
+        "nvmlDeviceGetClockInfo": 1755,
+        "nvmlDeviceGetPowerUsage": 698_000,
+        "nvmlDeviceGetTemperature": 55,
+        "nvmlDeviceGetCurrentClocksEventReasons": 0x4 | 0x1,
+        "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=80 << 30, used=3 << 30),
+        "nvmlDeviceGetComputeRunningProcesses": [types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=1)],
+    }
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+
+        def answer(*_: object) -> Any:
+            self._log.append(name)
+            if name not in self.ANSWERS:
+                raise self.NVMLError
+            return self.ANSWERS[name]
+
+        return answer
+
+
+class Watched(measure.Telemetry):
+    """Telemetry of a GPU that only the fake NVML knows, whatever the device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("cuda")
+
+    def _find(self, device: str) -> str:
+        return "handle"
+
+    def _reserved_bytes(self) -> int:
+        return 0
+
+
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
-    """A log of the host clock's readings, ranges (ours and mirrored ones), telemetry and the observer's calls."""
+    """A log of the host clock's readings, ranges (ours and mirrored ones), calls of NVML, and memory accounts."""
     log = Log()
 
     def reading() -> int:
@@ -58,16 +108,20 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
         yield
         log.append(f"mirror closes {name}")
 
-    def read(self: measure.Telemetry, tag: str | None = None) -> measure.Reading:
-        log.append(f"telemetry {tag}")
-        return measure.Reading()
+    def account(self: object) -> int:
+        log.append("memory account")
+        return 7 << 20
 
     def ceiling(device: str, kind: str) -> measure.Ceiling:
         return measure.Ceiling(kind, "GB/s", 1e-3, lambda: time.sleep(1e-4), "native")
 
     fake = types.SimpleNamespace(perf_counter_ns=reading, perf_counter=time.perf_counter)
     monkeypatch.setattr(clock_module, "time", fake)
-    monkeypatch.setattr(measure.Telemetry, "read", read)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(log))
+    monkeypatch.setattr(measure, "Telemetry", Watched)
+    for name in ("used", "peak", "reset"):
+        monkeypatch.setattr(footprint_module._Resident, name, account)
+    monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: 0.0))
     monkeypatch.setattr(machine, "ceiling", ceiling)
     with measure.recorder() as recorder, measure.mirrored(mirror):
         recorder.events = log
@@ -94,10 +148,22 @@ def test_only_the_run_is_between_start_and_stop(log: Log, phase: str) -> None:
     assert len(windows) >= 4 * (len(names) + 1), "a warm-up and three samples of each, and of the probe"
     assert windows == [[] for _ in windows]
     # And all of it happened outside: the test listens to the right things.
-    for name in names:
-        assert log.count(f"telemetry {name}") == log.count(f"observer {name}") == 3
+    assert [log.count(f"observer {name}") for name in names] == [3] * len(names)
+    assert log.count("nvmlDeviceGetPowerUsage") == 3 * len(names), "after each sample"
+    assert "nvmlDeviceGetComputeRunningProcesses" in log and log.count("nvmlDeviceGetMemoryInfo") > len(names)
+    assert log.count("memory account") > 2 * len(names)
     samples = [event for event in log if isinstance(event, ranges.Event) and event.name == "sample"]
     assert len(samples) == 2 * 3 * (len(names) + 1) and log.count("mirror opens sample") == 3 * (len(names) + 1)
+
+
+def test_what_was_seen_between_the_samples_is_in_the_row(log: Log) -> None:
+    workload = make_workload("decode", **TINY)
+    (result,) = run_workload(workload, methods=["sdpa:flash"], device="cpu", settings=QUICK).results
+    row = result.record
+    assert (row.sm_clock_mhz, row.memory_clock_mhz, row.power_w, row.temperature_c) == (1755, 1755, 698, 55)
+    assert (row.throttled, row.throttle_reasons, row.throttled_share) == (True, "sw_power_cap", 1.0)
+    assert (row.gpu_used_bytes, row.peak_bytes) == (3 << 30, 0)
+    assert row.marks == "*"
 
 
 def test_each_sample_is_one_range_around_its_window(log: Log) -> None:
@@ -120,9 +186,10 @@ def pairs(indices: list[int]) -> Iterator[tuple[int, int]]:
     [
         lambda: measure.annotate("inside").__enter__().__exit__(None, None, None),
         lambda: measure.mark("inside"),
-        lambda: measure.Telemetry("cpu").read("inside"),
+        lambda: measure.Telemetry("cuda").read(),
+        lambda: measure.Footprint("cpu").running().__enter__(),
     ],
-    ids=["range", "mark", "telemetry"],
+    ids=["range", "mark", "telemetry", "memory"],
 )
 def test_what_is_inside_would_be_seen(log: Log, disturb: Callable[[], None]) -> None:
     measure.take_sample(measure.HostClock(), disturb)
