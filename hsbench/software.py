@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import os
@@ -30,6 +31,15 @@ TOOLS = {
     "nvcc": "CUDA toolkit, builds the CUDA kernels at install",
     "g++": "builds the CPU kernels at install",
 }
+#: Where installers put programs that they leave off the PATH, as patterns.
+_PLACES = {
+    "nsys": (
+        "/opt/nvidia/nsight-systems*/*/bin/nsys",
+        "/opt/nvidia/nsight-systems*/bin/nsys",
+        "/usr/local/cuda*/bin/nsys",
+    ),
+    "ncu": ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
+}
 #: Python packages that hsbench can do without at a loss.
 PACKAGES = ("nvidia-ml-py", "nvtx")
 _DOTTED = re.compile(r"\d+(?:\.\d+)+")
@@ -54,9 +64,17 @@ def libraries() -> dict[str, str | None]:
     return {name: _sha256(native.LIB / file) for name, file in files.items()}
 
 
+def find_tool(name: str) -> str | None:
+    """A tool's path: from the PATH, else the newest where its installers put it; None where there is no such tool."""
+    if found := shutil.which(name):
+        return found
+    candidates = [path for place in _PLACES.get(name, ()) for path in glob.glob(place) if os.access(path, os.X_OK)]
+    return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)], default=None)
+
+
 def tool_version(name: str, *, timeout_s: float = 10.0) -> str | None:
-    """The version that a tool on the PATH tells; "" for one that tells none; None where there is no such tool."""
-    path = shutil.which(name)
+    """The version that a tool tells; "" for one that tells none; None where there is no such tool."""
+    path = find_tool(name)
     if path is None:
         return None
     said = _output([path, "--version"], timeout_s)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "tools" / "draw_trace.py"
-pytestmark = pytest.mark.skipif(not PATH.exists(), reason="needs hsbench's source folder")
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_trace", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import draw_trace as tool
 
 
 def event(cat: str, name: str, ts: float, dur: float) -> dict[str, object]:
@@ -50,7 +40,6 @@ def boxes(svg: str) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_one_round_is_drawn_to_scale() -> None:
-    tool = load()
     drawn = boxes(tool.draw(trace(), 1, "a & b"))
     assert {name: len(bars) for name, bars in drawn.items()} == {
         "a": 1, "b": 1, "prepare": 2, "sample": 2, "aten::mat<mul>": 1, "k": 1,
@@ -64,17 +53,17 @@ def test_one_round_is_drawn_to_scale() -> None:
 
 def test_a_trace_of_something_else_is_refused() -> None:
     with pytest.raises(SystemExit, match="--profiler torch"):
-        load().draw([event("cpu_op", "aten::add", 0, 1)], 0, "")
+        tool.draw([event("cpu_op", "aten::add", 0, 1)], 0, "")
 
 
 def test_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.trace.json").write_text(json.dumps({"traceEvents": trace()}))
     monkeypatch.setattr(sys, "argv", ["draw_trace.py", str(tmp_path / "x.trace.json"), str(tmp_path / "x.svg")])
-    load().main()
+    tool.main()
     svg = (tmp_path / "x.svg").read_text(encoding="utf-8")
     assert "x · one round" in svg and boxes(svg)
 
 
 def test_the_picture_in_the_docs_is_one_of_these() -> None:
-    picture = PATH.parents[1] / "docs" / "trace.svg"
+    picture = Path(__file__).parents[1] / "docs" / "trace.svg"
     assert {"dense", "hierarchical", "sample"} <= set(boxes(picture.read_text(encoding="utf-8")))

@@ -68,6 +68,18 @@ def test_a_tool_that_is_not_there() -> None:
     assert software.package_version("pytest") == pytest.__version__
 
 
+def test_a_tool_beside_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(software, "_PLACES", {"tool": (f"{tmp_path}/*/tool",)})
+    assert software.find_tool("tool") is None
+    for version in ("9.2", "10.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "tool").touch(0o755)
+    assert software.find_tool("tool") == str(tmp_path / "10.1" / "tool")
+    (tmp_path / "tool").touch(0o755)
+    assert software.find_tool("tool") == str(tmp_path / "tool"), "the PATH first"
+
+
 def test_switches_but_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in software.environment():
         monkeypatch.delenv(name)

@@ -1,13 +1,10 @@
-"""What a profiler is, and what all of them need: finding a tool, naming a report, running the tool, judging its end."""
+"""What a profiler is, and what all of them need: naming a report, running the tool, judging its end."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +17,8 @@ from typing import TypeVar
 from hsbench.errors import HsbenchError, UnavailableError
 from hsbench.profiling.child import environment
 from hsbench.profiling.summary import Line
+from hsbench.report import text
+from hsbench.software import find_tool
 from hsbench.workload import Workload, load_profiles
 
 Parsed = TypeVar("Parsed")
@@ -135,19 +134,35 @@ class Profiler(ABC):
         return lines
 
 
-def find_tool(name: str, places: Sequence[str]) -> str | None:
-    """A tool's path: from the PATH, else the newest in the places (patterns) where its installer puts it."""
-    if found := shutil.which(name):
-        return found
-    candidates = [path for place in places for path in glob.glob(place) if os.access(path, os.X_OK)]
-    return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)], default=None)
+class Program(Profiler):
+    """A profiler that is a program of NVIDIA's.
+
+    Attributes:
+        product: what it belongs to, as NVIDIA calls it.
+    """
+
+    product: str
+
+    @property
+    def path(self) -> str:
+        """The program; its bare name where it is missing."""
+        return find_tool(self.name) or self.name
+
+    def missing(self) -> str | None:
+        if find_tool(self.name) is not None:
+            return None
+        page = f"developer.nvidia.com/{self.product.lower().replace(' ', '-')}"
+        return (
+            f"{self.name} is not on the PATH: install {self.product} "
+            f"(it comes with the CUDA toolkit, or by itself from {page})"
+        )
 
 
 def report_stem(workload: Workload, method: str | None = None) -> str:
     """A report's file name without suffix: phase, shape and sparsity, and the method where it is of one alone."""
 
     def size(tokens: int) -> str:
-        return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+        return text.size(tokens).replace(",", "")
 
     w = workload
     parts = [w.phase, w.name]

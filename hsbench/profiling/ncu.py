@@ -5,13 +5,9 @@ from __future__ import annotations
 import csv
 
 from hsbench.measure.ranges import DOMAIN
-from hsbench.profiling.base import Job, Profiler, ask, find_tool
+from hsbench.profiling.base import Job, Program, ask
 from hsbench.profiling.summary import Line, by_share, short_name
 
-_PLACES = (
-    "/opt/nvidia/nsight-compute/*/ncu",
-    "/usr/local/cuda*/bin/ncu",
-)
 #: A sample of ours launches one kernel or two. Of a method that launches hundreds, the first say enough: each is run
 #: again for every group of counters.
 _LAUNCHES = 8
@@ -25,20 +21,13 @@ _METRICS = {
 _REGISTERS = "launch__registers_per_thread"
 
 
-class Ncu(Profiler):
+class Ncu(Program):
     name = "ncu"
+    product = "Nsight Compute"
     suffix = ".ncu-rep"
     rounds = 1
     # The limit on launches counts over the whole process: with all methods in one, the first would use it up.
     one_report_per_method = True
-
-    def missing(self) -> str | None:
-        if find_tool("ncu", _PLACES) is not None:
-            return None
-        return (
-            "ncu is not on the PATH: install Nsight Compute (it comes with the CUDA toolkit, or by itself from "
-            "developer.nvidia.com/nsight-compute)"
-        )
 
     def nothing_to_see(self, device: str) -> str | None:
         if device.startswith("cuda"):
@@ -47,7 +36,7 @@ class Ncu(Profiler):
 
     def command(self, job: Job) -> list[str]:
         return [
-            self._tool,
+            self.path,
             "--nvtx",
             "--nvtx-include",
             f"{DOMAIN}@sample/",
@@ -63,7 +52,7 @@ class Ncu(Profiler):
         ]
 
     def lines(self, job: Job) -> list[Line]:
-        command = [self._tool, "--import", str(job.report), "--page", "raw", "--csv", "--print-units", "base"]
+        command = [self.path, "--import", str(job.report), "--page", "raw", "--csv", "--print-units", "base"]
         return ask(command, lambda output: parse_raw(output, job.methods[0]))
 
     def remedy(self, output: str) -> str | None:
@@ -73,10 +62,6 @@ class Ncu(Profiler):
             "the driver keeps its performance counters for administrators: run as one, or have one set "
             "NVreg_RestrictProfilingToAdminUsers=0 (developer.nvidia.com/ERR_NVGPUCTRPERM), or give --profiler nsys"
         )
-
-    @property
-    def _tool(self) -> str:
-        return find_tool("ncu", _PLACES) or "ncu"
 
 
 def parse_raw(output: str, method: str) -> list[Line]:

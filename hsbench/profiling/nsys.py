@@ -5,28 +5,16 @@ from __future__ import annotations
 import csv
 
 from hsbench.measure.ranges import DOMAIN
-from hsbench.profiling.base import Job, Profiler, ask, find_tool
+from hsbench.profiling.base import Job, Program, ask
 from hsbench.profiling.summary import Line, Span, joined, short_name
 
-_PLACES = (
-    "/opt/nvidia/nsight-systems*/*/bin/nsys",
-    "/opt/nvidia/nsight-systems*/bin/nsys",
-    "/usr/local/cuda*/bin/nsys",
-)
 _REPORTS = ("nvtx_gpu_proj_trace", "cuda_gpu_trace")
 
 
-class Nsys(Profiler):
+class Nsys(Program):
     name = "nsys"
+    product = "Nsight Systems"
     suffix = ".nsys-rep"
-
-    def missing(self) -> str | None:
-        if find_tool("nsys", _PLACES) is not None:
-            return None
-        return (
-            "nsys is not on the PATH: install Nsight Systems (it comes with the CUDA toolkit, or by itself from "
-            "developer.nvidia.com/nsight-systems)"
-        )
 
     def little_to_see(self, device: str) -> str | None:
         if device.startswith("cuda"):
@@ -35,7 +23,7 @@ class Nsys(Profiler):
 
     def command(self, job: Job) -> list[str]:
         return [
-            self._tool,
+            self.path,
             "profile",
             "--trace=cuda,nvtx",
             "--sample=none",
@@ -49,11 +37,7 @@ class Nsys(Profiler):
 
     def lines(self, job: Job) -> list[Line]:
         options = ["--force-export=true", f"--report={','.join(_REPORTS)}", "--format=csv"]
-        return ask([self._tool, "stats", *options, str(job.report)], parse_stats)
-
-    @property
-    def _tool(self) -> str:
-        return find_tool("nsys", _PLACES) or "nsys"
+        return ask([self.path, "stats", *options, str(job.report)], parse_stats)
 
 
 def parse_stats(output: str) -> list[Line]:

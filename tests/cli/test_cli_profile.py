@@ -6,7 +6,6 @@ measure nothing either; the last ones run everything for real.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,28 +14,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import hsbench as package
-from hsbench import profiling
+import profiler_standin
+from hsbench import profiling, software
 from hsbench.cli.handoff import command_of
 from hsbench.cli.main import main
 from hsbench.cli.request import Request, plan_one, plan_sweep
-from hsbench.profiling import ncu, nsys
 
 Run = Callable[..., object]
-HERE = Path(__file__).parent
-DATA = HERE.parent / "profiling" / "data"
+DATA = Path(__file__).parents[1] / "profiling" / "data"
 SMALL = ("--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--device", "cpu", "--time", "0.05")
-
-
-def load_standin() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("profiler_standin", HERE / "profiler_standin.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Standin:
@@ -45,18 +35,16 @@ class Standin:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._root, self._monkeypatch = root, monkeypatch
         self._log = root / "log"
-        self._module = load_standin()
         monkeypatch.setenv("STANDIN_LOG", str(self._log))
         monkeypatch.setenv("STANDIN_RUN", "")
         monkeypatch.chdir(root)
         # No tool that is really here.
-        monkeypatch.setattr(nsys, "_PLACES", ())
-        monkeypatch.setattr(ncu, "_PLACES", ())
+        monkeypatch.setattr(software, "_PLACES", {})
         (root / "bin").mkdir()
         monkeypatch.setenv("PATH", str(root / "bin"))
 
     def install(self, name: str, mode: str = "ok") -> None:
-        self._module.install(self._root / "bin", name)
+        profiler_standin.install(self._root / "bin", name)
         stats = {"nsys": "nsys_stats.csv", "ncu": "ncu_raw.csv"}[name]
         self._monkeypatch.setenv("STANDIN_MODE", mode)
         self._monkeypatch.setenv("STANDIN_STATS", str(DATA / stats))
@@ -142,7 +130,7 @@ def test_a_tool_beside_the_path_is_found(
         (tmp_path / version / "nsys").write_bytes((tmp_path / "bin" / "nsys").read_bytes())
         (tmp_path / version / "nsys").chmod(0o755)
     (tmp_path / "bin" / "nsys").unlink()
-    monkeypatch.setattr(nsys, "_PLACES", (f"{tmp_path}/*/nsys",))
+    monkeypatch.setattr(software, "_PLACES", {"nsys": (f"{tmp_path}/*/nsys",)})
     command = profiling.PROFILERS["nsys"]().command(
         profiling.Job(("run",), tmp_path / "x", ".nsys-rep", ("dense",), "cuda")
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hsbench.profiling import report_stem, unused_stem
-from hsbench.profiling.base import ProfilerError, ask, find_tool, remove_reports, run_tool
+from hsbench.profiling.base import ProfilerError, ask, remove_reports, run_tool
 from hsbench.workload import make_workload
 
 
@@ -80,14 +80,3 @@ def test_ask() -> None:
     with pytest.raises(ProfilerError, match="something else than expected") as caught:
         ask(say("twelve"), int)
     assert caught.value.output == "twelve"
-
-
-def test_find_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_tool("tool", (f"{tmp_path}/*/tool",)) is None
-    for version in ("9.2", "10.1"):
-        (tmp_path / version).mkdir()
-        (tmp_path / version / "tool").touch(0o755)
-    assert find_tool("tool", (f"{tmp_path}/*/tool",)) == str(tmp_path / "10.1" / "tool")
-    (tmp_path / "tool").touch(0o755)
-    assert find_tool("tool", (f"{tmp_path}/*/tool",)) == str(tmp_path / "tool"), "the PATH first"
