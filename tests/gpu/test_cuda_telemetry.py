@@ -42,6 +42,13 @@ def test_what_nvml_and_torch_both_know(telemetry: measure.Telemetry) -> None:
         assert abs(telemetry.memory_used_bytes() - (total - free)) < 2048 * MIB
 
 
+def test_a_reading_and_its_summary(telemetry: measure.Telemetry) -> None:
+    reading = telemetry.read("a")
+    assert reading.sm_clock_mhz > 0
+    summary = telemetry.summary("a")
+    assert summary.sm_clock_mhz == reading.sm_clock_mhz and summary.throttled is not None
+
+
 def test_memory_that_is_taken_shows(telemetry: measure.Telemetry) -> None:
     before = telemetry.memory_used_bytes()
     footprint = measure.Footprint("cuda")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hsbench.measure import CudaClock, Flusher, Telemetry, last_level_cache_bytes, take_sample
+from hsbench.measure import CudaClock, Flusher, last_level_cache_bytes, take_sample
 from hsbench.measure.clock import ClockError
 from hsbench.measure.probes import copy_ceiling, gemm_ceiling, probe, read_ceiling
 
@@ -69,14 +69,6 @@ def test_a_flush_makes_a_small_read_slower(torch):
     warm = sorted(take_sample(clock, run, run) for _ in range(15))[7]
     cold = sorted(take_sample(clock, run, flush) for _ in range(15))[7]
     assert cold > 1.1 * warm
-
-
-def test_telemetry_reads_the_device(torch):
-    telemetry = Telemetry("cuda")
-    assert telemetry.missing is None
-    assert telemetry.facts.name == torch.cuda.get_device_name()
-    assert telemetry.read("a").sm_clock_mhz > 0
-    assert telemetry.summary("a").throttled is not None
 
 
 def test_ceilings_are_those_of_a_gpu(torch):
