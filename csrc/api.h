@@ -36,6 +36,8 @@ HSB_EXPORT int hsb_cuda_decode(const hsb_decode_params *p);
 HSB_EXPORT int64_t hsb_cuda_decode_workspace(const hsb_decode_params *p);
 HSB_EXPORT int hsb_cuda_decode_bitmap(const hsb_decode_params *p);
 HSB_EXPORT int64_t hsb_cuda_decode_bitmap_workspace(const hsb_decode_params *p);
+HSB_EXPORT int hsb_cuda_prefill(const hsb_prefill_params *p);
+HSB_EXPORT int64_t hsb_cuda_prefill_workspace(const hsb_prefill_params *p);
 HSB_EXPORT int hsb_cuda_compress(const hsb_compress_params *p);
 HSB_EXPORT int64_t hsb_cuda_compress_workspace(const hsb_compress_params *p);
 HSB_EXPORT int hsb_cuda_compress_bitmap(const hsb_compress_bitmap_params *p);

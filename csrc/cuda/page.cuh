@@ -45,6 +45,8 @@
 
 namespace hsb::cuda {
 
+HSB_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 constexpr int kBlock = 64;        // tokens
 constexpr int kPanelCols = 64;    // 128 bytes
 constexpr int kChunkBytes = 16;   // what a swizzle moves: 8 values

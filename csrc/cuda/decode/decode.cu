@@ -4,32 +4,13 @@
 
 #include "api.h"
 #include "cuda/launch.h"
+#include "cuda/page_pool.h"
 #include "cuda/runtime.h"
 
 namespace hsb::cuda {
 namespace {
 
 constexpr std::int64_t kAlign = 64;
-
-void check_shape(const hsb_decode_params &p) {
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0 && p.seq > 0, "sizes must be positive");
-    HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
-              "q_heads must be 1 to 16 times kv_heads, and a multiple");
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
-    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < (1 << 30), "more than 2^30 blocks: cut the batch");
-}
-
-void check_pages(const hsb_pages &pages, int head_dim) {
-    HSB_CHECK(pages.map || !pages.dense != !pages.sparse, "only a cache of one kind of page needs no map");
-    HSB_CHECK(!pages.dense || pages.dense_page_bytes == dense_page_bytes(head_dim),
-              "dense_page_bytes is not this layout's");
-    HSB_CHECK(!pages.sparse || pages.sparse_page_bytes == sparse_page_bytes(head_dim),
-              "sparse_page_bytes is not this layout's");
-    HSB_CHECK(pages.dense || pages.sparse, "no pages");
-    for (const void *pool : {pages.dense, pages.sparse})
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(pool) % 16 == 0, "pools must be 16-byte aligned");
-}
 
 Partition partition_of(const hsb_decode_params &p, const Device &device) {
     const auto pages = static_cast<std::int32_t>(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads);
@@ -42,20 +23,15 @@ std::int64_t counter_bytes(const hsb_decode_params &p) {
 }
 
 std::int64_t workspace_bytes(const hsb_decode_params &p) {
-    check_shape(p);
+    check_attention_shape(p);
     const std::int64_t partials = partition_of(p, current_device()).parts * 2;
     const std::int64_t floats = partials * partial_floats(p.q_heads / p.kv_heads, p.head_dim);
     return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
 }
 
-// The largest page that a map can name: dense where there are dense pages.
-int page_bytes(const hsb_pages &pages, int head_dim) {
-    return pages.dense ? dense_page_bytes(head_dim) : sparse_page_bytes(head_dim);
-}
-
 template <class T, int HeadDim, int Tiles>
 void run(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
-    a.stages = choose_stages(page_bytes(p.k, HeadDim), page_bytes(p.v, HeadDim), device.shared_bytes,
+    a.stages = choose_stages(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes,
                              max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
     const int shared_bytes = a.stages.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
@@ -78,13 +54,8 @@ void choose(const hsb_decode_params &p, DecodeArguments &a, const Device &device
         choose<T, 128>(p, a, device);
 }
 
-PagePool pool_of(const hsb_pages &pages) {
-    return {static_cast<const unsigned char *>(pages.dense), static_cast<const unsigned char *>(pages.sparse),
-            pages.map};
-}
-
 void decode(const hsb_decode_params &p) {
-    check_shape(p);
+    check_attention_shape(p);
     check_pages(p.k, p.head_dim);
     check_pages(p.v, p.head_dim);
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");

@@ -63,7 +63,7 @@ __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to
                 to.out[column][strip * kStripRows + lane / 4] = running.out[tile][strip][head];
                 to.out[column][strip * kStripRows + lane / 4 + 8] = running.out[tile][strip][head + 2];
             }
-            const float sum = sum_over_tokens(running.sum[tile][head]);
+            const float sum = sum_over_rows(running.sum[tile][head]);
             if (lane / 4 == 0) {
                 to.max[column] = running.max[tile][head];
                 to.sum[column] = sum;
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
             float s[Tiles][kBlock / kStripRows][4] = {};
             const std::uint32_t key = pages.wait_key();
             if (pages.key_is_sparse())
-                multiply_sparse<T, KeyPage<HeadDim>, Tiles>(s, key, q, lane);
+                multiply_sparse<T, KeyPage<HeadDim>>(s, key, q, lane);
             else
-                multiply_dense<T, KeyPage<HeadDim>, Tiles>(s, key, q, lane);
+                multiply_dense<T, KeyPage<HeadDim>>(s, key, q, lane);
             pages.refill_key();
             if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
 
@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
 
             const std::uint32_t value = pages.wait_value();
             if (pages.value_is_sparse())
-                multiply_sparse<T, ValuePage<HeadDim>, Tiles>(running.out, value, p, lane);
+                multiply_sparse<T, ValuePage<HeadDim>>(running.out, value, p, lane);
             else
-                multiply_dense<T, ValuePage<HeadDim>, Tiles>(running.out, value, p, lane);
+                multiply_dense<T, ValuePage<HeadDim>>(running.out, value, p, lane);
             // The last V page of a segment makes room for the warp's result first.
             refill_later = page + warps >= high;
             if (!refill_later) {

@@ -1,11 +1,8 @@
 // Partial results of one query head, put together by one warp in the order of their index: lanes share the head's dims.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/fragments.cuh"
 #include "cuda/ptx/math.cuh"
-#include "softmax.cuh"
 
 namespace hsb::cuda {
 
@@ -97,14 +94,6 @@ __device__ __forceinline__ void store_dims(float *to, const float (&from)[kDims]
     else
         *reinterpret_cast<float2 *>(to) = make_float2(from[0], from[1]);
 }
-
-// The output is a mean of rows of V, so it is in range; only the rounding of probabilities can carry it beyond.
-// NaN stays NaN.
-__device__ __forceinline__ float within(float x, float largest) {
-    return x > largest ? largest : x < -largest ? -largest : x;
-}
-__device__ __forceinline__ float within(float x, __half) { return within(x, 65504.0f); }
-__device__ __forceinline__ float within(float x, __nv_bfloat16) { return within(x, 3.38953139e38f); }
 
 // out[head_dim] and lse of one query head.
 template <class T, int HeadDim>

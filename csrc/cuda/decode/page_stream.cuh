@@ -1,7 +1,8 @@
 // The page pairs of one warp, in order: looks them up in the block map, asks for them `stages` ahead, hands them over.
 #pragma once
 
-#include "page_product.cuh"
+#include "cuda/page_pool.h"
+#include "cuda/page_product.cuh"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -11,13 +12,6 @@
 #endif
 
 namespace hsb::cuda {
-
-// K or V of the cache: hsb_pages on the device.
-struct PagePool {
-    const unsigned char *dense;
-    const unsigned char *sparse;
-    const std::int32_t *map;  // null: page i of the line is slot i of the one pool there is
-};
 
 template <int HeadDim>
 class PageStream {

@@ -26,8 +26,6 @@
 
 namespace hsb::cuda {
 
-HSB_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // The cut of `pages` page pairs into `parts`: the first pages % parts of them are one longer.
 struct Partition {
     std::int32_t pages;

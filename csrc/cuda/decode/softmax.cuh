@@ -9,9 +9,7 @@
 // or twice that exponent where scores are so large that adding kSlack rounds: well within fp16.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/fragments.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
@@ -19,27 +17,6 @@
 namespace hsb::cuda {
 
 constexpr float kSlack = 6.0f;
-
-__device__ __forceinline__ std::uint32_t pack(float low, float high, __half) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return reinterpret_cast<const std::uint32_t &>(pair);
-}
-__device__ __forceinline__ std::uint32_t pack(float low, float high, __nv_bfloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const std::uint32_t &>(pair);
-}
-
-__device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
-
-// Maximum and sum over the lanes that hold the same heads: those with the same lane % 4.
-__device__ __forceinline__ float max_over_tokens(float x) {
-    for (int lanes = 4; lanes < 32; lanes *= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lanes));
-    return x;
-}
-__device__ __forceinline__ float sum_over_tokens(float x) {
-    for (int lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(~0u, x, lanes);
-    return x;
-}
 
 template <int HeadDim, int Tiles>
 struct Running {
@@ -71,7 +48,7 @@ struct Running {
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
             for (int head = 0; head < 2; ++head) {
-                const float higher = fmaxf(max[tile][head], max_over_tokens(highest[tile][head]));
+                const float higher = fmaxf(max[tile][head], max_over_rows(highest[tile][head]));
                 // From -inf (nothing seen yet) the factor is 0. The difference first: it is exact where it matters.
                 const float factor = ptx::exp2_approx((max[tile][head] - higher) * log2_scale);
                 max[tile][head] = higher;

@@ -1,0 +1,110 @@
+// The page pairs of one (batch, kv head), in order, for all warps of a CTA: looks them up in the block map, asks for them
+// stages - 1 ahead, hands them over.
+#pragma once
+
+#include "cuda/page_pool.h"
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#include "ring_sm90.cuh"
+#else
+#include "ring_sm80.cuh"
+#endif
+
+namespace hsb::cuda {
+
+// K or V of one (batch, kv head): pages `line` .. `line + pages - 1` of the map.
+template <int HeadDim>
+class PageLine {
+public:
+    __device__ PageLine(const PagePool &pool, std::int32_t line, std::int32_t pages)
+        : pool_(pool), line_(line), pages_(pages) {}
+
+    // The map's entry; of a page past the end, that of the last.
+    __device__ std::int32_t entry(std::int32_t page) const {
+        const std::int32_t at = line_ + min(page, pages_ - 1);
+        return pool_.map ? __ldg(pool_.map + at) : at * 2 + (pool_.dense ? 0 : 1);
+    }
+    __device__ PageCopy copy(std::int32_t entry) const {
+        if (is_sparse(entry))
+            return {pool_.sparse + slot_of(entry) * sparse_page_bytes(HeadDim), sparse_page_bytes(HeadDim)};
+        return {pool_.dense + slot_of(entry) * dense_page_bytes(HeadDim), dense_page_bytes(HeadDim)};
+    }
+    // Of 32 pages from `first` on, the lanes of a warp together: bit i is set where page first + i is 2:4.
+    __device__ std::uint32_t kinds(std::int32_t first) const {
+        return __ballot_sync(~0u, is_sparse(entry(first + static_cast<int>(threadIdx.x) % 32)));
+    }
+
+private:
+    const PagePool &pool_;
+    std::int32_t line_, pages_;
+};
+
+template <int HeadDim, int Warps>
+class PrefillPageStream {
+public:
+    using Ring = PrefillRing<Warps>;
+
+    // All warps of the CTA do the same, in everything here.
+    __device__ PrefillPageStream(const PagePool &key, const PagePool &value, const PrefillStages &stages,
+                                 std::uint32_t shared, std::int32_t line, std::int32_t pages)
+        : key_(key, line, pages), value_(value, line, pages), ring_(stages, shared), stages_(stages.stages),
+          pages_(pages), next_(Ring::first_load()) {
+        look_up_next();
+        ring_.open();  // while the map is on its way
+        for (int stage = 0; stage < stages_ - 1; ++stage) load(stage, stage, 0);
+    }
+
+    // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before.
+    __device__ void wait(std::int32_t page) {
+        if (page % 32 == 0) {
+            key_kinds_ = key_.kinds(page);
+            value_kinds_ = value_.kinds(page);
+        }
+        ring_.wait_full(stage_, phase_);
+        const bool wraps = stage_ == 0;
+        load(page + stages_ - 1, wraps ? stages_ - 1 : stage_ - 1, wraps ? phase_ : phase_ ^ 1);
+    }
+
+    __device__ std::uint32_t key_address() const { return ring_.key_address(stage_); }
+    __device__ std::uint32_t value_address() const { return ring_.value_address(stage_); }
+    __device__ bool key_is_sparse(std::int32_t page) const { return key_kinds_ >> page % 32 & 1; }
+    __device__ bool value_is_sparse(std::int32_t page) const { return value_kinds_ >> page % 32 & 1; }
+
+    // This warp is done with the current page pair.
+    __device__ void release() {
+        ring_.release(stage_);
+        if (++stage_ == stages_) {
+            stage_ = 0;
+            phase_ ^= 1;
+        }
+    }
+
+private:
+    __device__ void look_up_next() {
+        key_entry_ = key_.entry(next_);
+        value_entry_ = value_.entry(next_);
+    }
+
+    // Asks for `page`, if it is this warp's to ask for.
+    __device__ void load(std::int32_t page, int stage, std::uint32_t phase) {
+        if (page != next_) return;
+        if (page < pages_)
+            ring_.load(stage, phase, key_.copy(key_entry_), value_.copy(value_entry_));
+        else
+            ring_.load_nothing();
+        next_ += Ring::kLoadStep;
+        look_up_next();  // has at least a page's time to come
+    }
+
+    PageLine<HeadDim> key_, value_;
+    Ring ring_;
+    int stages_;
+    std::int32_t pages_;
+    std::int32_t next_;                          // the page that this warp asks for next, and its
+    std::int32_t key_entry_, value_entry_;       // entries in the maps
+    std::uint32_t key_kinds_ = 0, value_kinds_ = 0;  // of the current 32 pages
+    int stage_ = 0;
+    std::uint32_t phase_ = 0;
+};
+
+}  // namespace hsb::cuda

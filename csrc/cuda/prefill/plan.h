@@ -1,0 +1,63 @@
+// How prefill on the sm80 path is cut, and what a block of threads keeps in shared memory.
+//
+// A CTA is one tile of consecutive queries of one query head; each of its warps has a slice of them and runs over all pages
+// that its own queries see. CTAs start in the order of their index, so the tiles that see most tokens come first, those
+// of all heads, and the heads of a group, which read the same pages, side by side:
+//
+//   CTA     0               1               ..    q_heads - 1         q_heads
+//           last tile,      last tile,            last tile,          last tile but one,    ..
+//           head 0          head 1                last head           head 0
+//
+// Shared memory is one ring of stages, each a K page and a V page as they lie in the pools, for all warps of the CTA:
+//
+//   | stage 0: K, V | stage 1: K, V | .. | barriers u64 [stages][full, empty] |
+#pragma once
+
+#include "cuda/page.cuh"
+
+namespace hsb::cuda {
+
+// Compile-time shape of a CTA.
+template <int Tiles_, int Warps_, int Ctas_>
+struct QueryTile {
+    static constexpr int kTiles = Tiles_;       // of 8 queries, per warp
+    static constexpr int kWarps = Warps_;
+    static constexpr int kCtas = Ctas_;         // per multiprocessor
+    static constexpr int kWarpQueries = kTiles * 8;
+    static constexpr int kQueries = kWarps * kWarpQueries;
+    static constexpr int kThreads = kWarps * 32;
+};
+
+// A page to be copied.
+struct PageCopy {
+    const unsigned char *from;
+    int bytes;
+};
+
+struct PrefillStages {
+    static constexpr int kMax = 4;    // more in flight gains nothing: arithmetic is the limit
+    static constexpr int kAlign = 128;
+
+    std::int32_t key_bytes;    // the largest K page that the map may hold
+    std::int32_t value_bytes;
+    std::int32_t stages;
+
+    HSB_HOST_DEVICE constexpr int stage_bytes() const { return key_bytes + value_bytes; }
+    HSB_HOST_DEVICE constexpr int ring_bytes() const { return stages * stage_bytes(); }
+    HSB_HOST_DEVICE constexpr int shared_bytes() const { return ring_bytes() + stages * 16; }
+};
+
+// As many stages as fit. `shared_limit` is what one CTA may have; where several share a multiprocessor, each loses the
+// 1 KiB that the system keeps per CTA.
+constexpr PrefillStages choose_prefill_stages(int key_bytes, int value_bytes, int shared_limit, int ctas) {
+    constexpr int kSystemBytes = 1 << 10;
+    const int limit = (shared_limit + kSystemBytes) / ctas - kSystemBytes;
+    PrefillStages s{key_bytes, value_bytes, PrefillStages::kMax};
+    while (s.stages > 0 && s.shared_bytes() > limit) --s.stages;
+    return s;
+}
+static_assert(choose_prefill_stages(9216, 9216, 101376, 1).stages == 4, "2:4 pages on sm_89");
+static_assert(choose_prefill_stages(16384, 16384, 101376, 1).stages == 3, "dense pages on sm_89");
+static_assert(choose_prefill_stages(16384, 16384, 232448, 2).stages == 3, "dense pages on sm_90, two CTAs");
+
+}  // namespace hsb::cuda

@@ -1,0 +1,56 @@
+#include "prefill.h"
+
+#include <cmath>
+
+#include "api.h"
+#include "cuda/page_pool.h"
+
+namespace hsb::cuda {
+namespace {
+
+void check(const hsb_prefill_params &p) {
+    check_attention_shape(p);
+    HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
+    HSB_CHECK(p.seq < (1 << 30), "seq must be below 2^30");
+    HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
+}
+
+// The one place where a path is chosen. The sm90 kernel is wgmma.sp, which only sm_90a's own machine code has
+// (__CUDA_ARCH_FEAT_SM90_ALL): compiled for anything else, the PTX for newer chips among it, its body is empty. So AUTO
+// must ask for compute capability 9.x and for that machine code, and take sm80 where either is missing.
+hsb_path choose_path(const hsb_prefill_params &p, const Device & /*device*/) {
+    HSB_CHECK(p.path != HSB_PATH_SM90, "this library has no sm90 prefill kernel: ask for path sm80, or for auto");
+    return HSB_PATH_SM80;
+}
+
+void prefill(const hsb_prefill_params &p) {
+    check(p);
+    check_pages(p.k, p.head_dim);
+    check_pages(p.v, p.head_dim);
+    HSB_CHECK(p.q && p.out && p.lse, "q, out and lse are required");
+    for (const void *tensor : {p.q, static_cast<const void *>(p.out)})
+        HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
+    HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
+    const Device device = current_device();
+    choose_path(p, device);
+    prefill_sm80(p, device);
+}
+
+}  // namespace
+
+ScoreScale score_scale(float scale) {
+    // Not 0: masked products are -inf, and -inf * 0 would be NaN.
+    constexpr float kSmallest = 1e-30f, kLog2E = 1.44269504f;
+    return {std::fmax(std::fabs(scale), kSmallest) * kLog2E, scale < 0 ? 0x80008000u : 0u};
+}
+
+}  // namespace hsb::cuda
+
+// No path keeps anything between its CTAs.
+extern "C" int64_t hsb_cuda_prefill_workspace(const hsb_prefill_params *p) {
+    return hsb::guarded([&] { hsb::cuda::check(*p); }) ? -1 : 0;
+}
+
+extern "C" int hsb_cuda_prefill(const hsb_prefill_params *p) {
+    return hsb::guarded([&] { hsb::cuda::prefill(*p); });
+}

@@ -1,0 +1,65 @@
+#include "sm80.cuh"
+
+#include "cuda/launch.h"
+#include "prefill.h"
+
+namespace hsb::cuda {
+namespace {
+
+#ifndef TN_T
+#define TN_T 3
+#endif
+#ifndef TN_W
+#define TN_W 8
+#endif
+#ifndef TN_C
+#define TN_C 1
+#endif
+using Tile = QueryTile<TN_T, TN_W, TN_C>;
+
+template <class T, int HeadDim>
+void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device) {
+    const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
+    a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, Tile::kCtas);
+    if (a.stages.stages < 3) a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, 1);
+    HSB_CHECK(a.stages.stages >= 2, "two page pairs do not fit into shared memory");
+    a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Tile::kQueries));
+    const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * a.heads;
+    HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
+    const int results = Tile::kQueries * HeadDim * 2;
+    const int shared_bytes = a.stages.shared_bytes() > results ? a.stages.shared_bytes() : results;
+    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(ctas), Tile::kThreads, shared_bytes, p.stream, a);
+}
+
+template <class T>
+void choose(const hsb_prefill_params &p, PrefillArguments &a, const Device &device) {
+    if (p.head_dim == 64)
+        run<T, 64>(p, a, device);
+    else
+        run<T, 128>(p, a, device);
+}
+
+}  // namespace
+
+void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
+    const ScoreScale scale = score_scale(p.scale);
+    PrefillArguments a{};
+    a.q = p.q;
+    a.out = p.out;
+    a.lse = p.lse;
+    a.k = pool_of(p.k);
+    a.v = pool_of(p.v);
+    a.q_len = static_cast<std::int32_t>(p.q_len);
+    a.seq = static_cast<std::int32_t>(p.seq);
+    a.heads = p.batch * p.q_heads;
+    a.group = p.q_heads / p.kv_heads;
+    a.scale = scale.log2;
+    a.slack = kPrefillSlack / scale.log2;
+    a.flip = scale.flip;
+    if (p.dtype == HSB_FP16)
+        choose<__half>(p, a, device);
+    else
+        choose<__nv_bfloat16>(p, a, device);
+}
+
+}  // namespace hsb::cuda
