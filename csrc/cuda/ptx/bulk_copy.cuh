@@ -32,6 +32,32 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// The same by one lane of a warp that has converged, whichever the hardware elects.
+__device__ __forceinline__ void mbarrier_arrive_elected(std::uint32_t barrier) {
+    asm volatile(
+        "{\n"
+        ".reg .pred elected;\n"
+        "elect.sync _|elected, 0xffffffff;\n"
+        "@elected mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+        "}" ::"r"(barrier)
+        : "memory");
+}
+
+// Whether the phase of the given parity is complete; may wait for it a little.
+__device__ __forceinline__ bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
+    int done;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done;
+}
+
 // Waits for the phase of the given parity to complete.
 __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
     asm volatile(

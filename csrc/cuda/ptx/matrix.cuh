@@ -13,6 +13,14 @@ __device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&tiles)[4], std::uint
                  : "r"(address));
 }
 
+// Stores four tiles, each transposed; lane l gives the address of row l % 8 (16 bytes), a column in registers, of tile
+// l / 8. sm_90 and newer.
+__device__ __forceinline__ void stmatrix_x4_trans(std::uint32_t address, const std::uint32_t (&tiles)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(tiles[0]),
+                 "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
+                 : "memory");
+}
+
 // One tile, transposed within the warp.
 __device__ __forceinline__ std::uint32_t movmatrix_trans(std::uint32_t tile) {
     std::uint32_t transposed;
