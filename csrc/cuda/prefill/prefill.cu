@@ -1,6 +1,7 @@
 #include "prefill.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "api.h"
 #include "cuda/page_pool.h"
@@ -15,12 +16,17 @@ void check(const hsb_prefill_params &p) {
     HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
 }
 
-// The one place where a path is chosen. The sm90 kernel is wgmma.sp, which only sm_90a's own machine code has
-// (__CUDA_ARCH_FEAT_SM90_ALL): compiled for anything else, the PTX for newer chips among it, its body is empty. So AUTO
-// must ask for compute capability 9.x and for that machine code, and take sm80 where either is missing.
-hsb_path choose_path(const hsb_prefill_params &p, const Device & /*device*/) {
-    HSB_CHECK(p.path != HSB_PATH_SM90, "this library has no sm90 prefill kernel: ask for path sm80, or for auto");
-    return HSB_PATH_SM80;
+// Only sm_90a's own machine code has wgmma.sp; the kernel's body is empty in anything else, the PTX for newer chips among
+// it. CMake's name for it contains "90a".
+bool can_take_sm90(const Device &device) {
+    return device.capability == 90 && std::strstr(hsb_cuda_architectures(), "90a") != nullptr;
+}
+
+hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
+    const bool can = can_take_sm90(device);
+    HSB_CHECK(p.path != HSB_PATH_SM90 || can,
+              "path sm90 needs a GPU of compute capability 9.0 and a library with code for 90a: take path sm80, or auto");
+    return p.path == HSB_PATH_SM80 || !can ? HSB_PATH_SM80 : HSB_PATH_SM90;
 }
 
 void prefill(const hsb_prefill_params &p) {
@@ -32,8 +38,10 @@ void prefill(const hsb_prefill_params &p) {
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     const Device device = current_device();
-    choose_path(p, device);
-    prefill_sm80(p, device);
+    if (choose_path(p, device) == HSB_PATH_SM90)
+        prefill_sm90(p, device);
+    else
+        prefill_sm80(p, device);
 }
 
 }  // namespace
