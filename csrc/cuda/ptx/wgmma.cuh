@@ -1,14 +1,15 @@
 // Warpgroup products (sm_90a): four warps multiply a tile in shared memory with another one, asynchronously, and keep
 // the sums in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //
-//   C [64 x 96] += A [64 x k] B [k x 96]     A: rows of k contiguous 16-bit values. B: its 96 columns likewise ("K-major")
+//   C [64 x 96] += A [64 x k] B [k x 96]     A: rows of k contiguous 16-bit values. B: its columns likewise ("K-major")
 //
 // Warp w of the group holds rows 16 w .. 16 w + 15 of C, and in them every lane what a C fragment of mma.cuh holds:
-// c[4 j + i] is element i of the fragment of columns 8 j .. 8 j + 7. The sparse A [64 x 32] has 2 of 4 kept, and is stored
-// as its 16 kept columns; warp w's lanes hand over the metadata of its 16 rows, the registers of mma_sp_m16n8k32.
+// c[4 j + i] is element i of the fragment of columns 8 j .. 8 j + 7. The sparse A [64 x 32] has 2 of 4 kept, and is
+// stored as its 16 kept columns; warp w's lanes hand over the metadata of its 16 rows, the registers of
+// mma_sp_m16n8k32.
 //
-// Between a product's start and the wait for it, its registers, those of the metadata too, are the tensor cores': the
-// compiler does not keep other values out of them once they are dead.
+// Between a product's start and the wait for it, its registers, those of the metadata too, are the tensor cores':
+// the compiler does not keep other values out of metadata's registers once they are dead to it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -73,7 +74,8 @@ __device__ __forceinline__ void wgmma_wait(WgmmaSums &c) {
 }
 
 // c += A B, k = 16; c = A B where `accumulate` is false.
-__device__ __forceinline__ void wgmma_m64n96k16(WgmmaSums &c, std::uint64_t a, std::uint64_t b, bool accumulate, __half) {
+__device__ __forceinline__ void wgmma_m64n96k16(WgmmaSums &c, std::uint64_t a, std::uint64_t b, bool accumulate,
+                                                __half) {
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %50, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 " HSB_SUMS ", %48, %49, add, 1, 1, 0, 0;\n}"
                  : HSB_SUMS_OF_C
@@ -89,8 +91,8 @@ __device__ __forceinline__ void wgmma_m64n96k16(WgmmaSums &c, std::uint64_t a, s
 
 // The same with a sparse A, k = 32. Selector: which two lanes of each quad hold the metadata.
 template <int Selector>
-__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b, std::uint32_t metadata,
-                                                   bool accumulate, __half) {
+__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b,
+                                                   std::uint32_t metadata, bool accumulate, __half) {
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %52, 0;\n"
                  "wgmma.mma_async.sp.sync.aligned.m64n96k32.f32.f16.f16 " HSB_SUMS
                  ", %48, %49, %50, %51, add, 1, 1, 0, 0;\n}"
@@ -98,8 +100,8 @@ __device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a
                  : "l"(a), "l"(b), "r"(metadata), "n"(Selector), "r"(static_cast<int>(accumulate)));
 }
 template <int Selector>
-__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b, std::uint32_t metadata,
-                                                   bool accumulate, __nv_bfloat16) {
+__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b,
+                                                   std::uint32_t metadata, bool accumulate, __nv_bfloat16) {
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %52, 0;\n"
                  "wgmma.mma_async.sp.sync.aligned.m64n96k32.f32.bf16.bf16 " HSB_SUMS
                  ", %48, %49, %50, %51, add, 1, 1, 0, 0;\n}"
