@@ -14,16 +14,17 @@
 namespace hsb::cuda {
 
 // ldmatrix addresses of A's 16 x 16 tiles: lane l gives row l % 16, chunk l / 16 of the tile's two. The swizzle depends
-// on the row within the strip only, so a strip further down is a constant away.
+// on the row within the strip only, so a strip further down is a constant away; and as rows are aligned to their 64 or
+// 128 bytes, a step on is an XOR away: one register serves all. Pages are 128-byte aligned.
 template <class T, class Shape, int FirstStrip = 0, int FirstStep = 0, int Tiles, int Strips, int Steps>
 __device__ __forceinline__ void multiply_dense(float (&c)[Tiles][Strips][4], std::uint32_t page,
                                                const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
     static_assert(FirstStrip + Strips <= Shape::kStrips && (FirstStep + Steps) * kStepCols <= Shape::kCols, "beyond A");
+    const std::uint32_t first = page + swizzled_chunk<128>(lane % 16, lane / 16);
 #pragma unroll
     for (int i = 0; i < Steps * 2; ++i) {
         const int step = FirstStep * 2 + i;  // of 16 cols
-        const std::uint32_t of_lane =
-            page + step / 4 * (Shape::kRows * 128) + swizzled_chunk<128>(lane % 16, step % 4 * 2 + lane / 16);
+        const std::uint32_t of_lane = (first ^ step % 4 * 2 * kChunkBytes) + step / 4 * (Shape::kRows * 128);
 #pragma unroll
         for (int strip = 0; strip < Strips; ++strip) {
             std::uint32_t a[4];
@@ -41,6 +42,7 @@ template <class T, class Shape, int FirstStrip = 0, int FirstStep = 0, int Tiles
 __device__ __forceinline__ void multiply_sparse(float (&c)[Tiles][Strips][4], std::uint32_t page,
                                                 const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
     static_assert(FirstStrip + Strips <= Shape::kStrips && (FirstStep + Steps) * kStepCols <= Shape::kCols, "beyond A");
+    const std::uint32_t first = page + Shape::value_chunk(lane % 16, lane / 16);
     std::uint32_t metadata[Strips];  // for a pair of steps
 #pragma unroll
     for (int i = 0; i < Steps; ++i) {
@@ -50,7 +52,7 @@ __device__ __forceinline__ void multiply_sparse(float (&c)[Tiles][Strips][4], st
             for (int strip = 0; strip < Strips; ++strip)
                 metadata[strip] =
                     ptx::load_shared_u32(page + Shape::metadata_word(FirstStrip + strip, step / 2, lane));
-        const std::uint32_t of_lane = page + Shape::value_chunk(lane % 16, step * 2 + lane / 16);
+        const std::uint32_t of_lane = first ^ step * 2 * kChunkBytes;
 #pragma unroll
         for (int strip = 0; strip < Strips; ++strip) {
             std::uint32_t a[4];

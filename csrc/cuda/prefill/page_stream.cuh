@@ -39,6 +39,13 @@ private:
     std::int32_t line_, pages_;
 };
 
+// A page pair in shared memory.
+struct PagePair {
+    std::uint32_t key, value;  // shared addresses
+    bool key_is_sparse, value_is_sparse;
+    int stage;
+};
+
 template <int HeadDim, int Warps>
 class PrefillPageStream {
 public:
@@ -54,8 +61,8 @@ public:
         for (int stage = 0; stage < stages_ - 1; ++stage) load(stage, stage, 0);
     }
 
-    // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before.
-    __device__ void wait(std::int32_t page) {
+    // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before, which is released.
+    __device__ PagePair wait(std::int32_t page) {
         if (page % 32 == 0) {
             key_kinds_ = key_.kinds(page);
             value_kinds_ = value_.kinds(page);
@@ -63,21 +70,17 @@ public:
         ring_.wait_full(stage_, phase_);
         const bool wraps = stage_ == 0;
         load(page + stages_ - 1, wraps ? stages_ - 1 : stage_ - 1, wraps ? phase_ : phase_ ^ 1);
-    }
-
-    __device__ std::uint32_t key_address() const { return ring_.key_address(stage_); }
-    __device__ std::uint32_t value_address() const { return ring_.value_address(stage_); }
-    __device__ bool key_is_sparse(std::int32_t page) const { return key_kinds_ >> page % 32 & 1; }
-    __device__ bool value_is_sparse(std::int32_t page) const { return value_kinds_ >> page % 32 & 1; }
-
-    // This warp is done with the current page pair.
-    __device__ void release() {
-        ring_.release(stage_);
+        const PagePair pair{ring_.key_address(stage_), ring_.value_address(stage_), (key_kinds_ >> page % 32 & 1) != 0,
+                            (value_kinds_ >> page % 32 & 1) != 0, stage_};
         if (++stage_ == stages_) {
             stage_ = 0;
             phase_ ^= 1;
         }
+        return pair;
     }
+
+    // This warp is done with the pair.
+    __device__ void release(const PagePair &pair) { ring_.release(pair.stage); }
 
 private:
     __device__ void look_up_next() {
@@ -100,10 +103,10 @@ private:
     Ring ring_;
     int stages_;
     std::int32_t pages_;
-    std::int32_t next_;                          // the page that this warp asks for next, and its
-    std::int32_t key_entry_, value_entry_;       // entries in the maps
+    std::int32_t next_;                              // the page that this warp asks for next, and its
+    std::int32_t key_entry_, value_entry_;           // entries in the maps
     std::uint32_t key_kinds_ = 0, value_kinds_ = 0;  // of the current 32 pages
-    int stage_ = 0;
+    int stage_ = 0;                                  // of the page to wait for next
     std::uint32_t phase_ = 0;
 };
 

@@ -36,6 +36,7 @@ struct PageCopy {
 
 struct PrefillStages {
     static constexpr int kMax = 4;    // more in flight gains nothing: arithmetic is the limit
+    static constexpr int kMin = 2;    // one in use, one on its way
     static constexpr int kAlign = 128;
 
     std::int32_t key_bytes;    // the largest K page that the map may hold

@@ -6,23 +6,16 @@
 namespace hsb::cuda {
 namespace {
 
-#ifndef TN_T
-#define TN_T 3
-#endif
-#ifndef TN_W
-#define TN_W 8
-#endif
-#ifndef TN_C
-#define TN_C 1
-#endif
-using Tile = QueryTile<TN_T, TN_W, TN_C>;
+// 24 queries a warp are as many as registers allow; two CTAs of 4 warps were 5 % faster than one of 8 (H200).
+using Tile = QueryTile<3, 4, 2>;
 
 template <class T, int HeadDim>
 void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device) {
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
     a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, Tile::kCtas);
-    if (a.stages.stages < 3) a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, 1);
-    HSB_CHECK(a.stages.stages >= 2, "two page pairs do not fit into shared memory");
+    if (a.stages.stages < PrefillStages::kMin)
+        a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, 1);
+    HSB_CHECK(a.stages.stages >= PrefillStages::kMin, "two page pairs do not fit into shared memory");
     a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Tile::kQueries));
     const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * a.heads;
     HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
@@ -54,7 +47,6 @@ void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.heads = p.batch * p.q_heads;
     a.group = p.q_heads / p.kv_heads;
     a.scale = scale.log2;
-    a.slack = kPrefillSlack / scale.log2;
     a.flip = scale.flip;
     if (p.dtype == HSB_FP16)
         choose<__half>(p, a, device);

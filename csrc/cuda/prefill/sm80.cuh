@@ -10,6 +10,7 @@
 
 #include "cuda/page_product.cuh"
 #include "cuda/ptx/global.cuh"
+#include "cuda/ptx/place.cuh"
 #include "page_stream.cuh"
 #include "softmax.cuh"
 
@@ -28,8 +29,29 @@ struct PrefillArguments {
     std::int32_t group;        // query heads per kv head
     std::int32_t tiles;        // per head
     float scale;               // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
-    float slack;               // kPrefillSlack in units of the product
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+};
+
+// Which queries are a warp's: plan.h.
+template <class Tile>
+struct WarpQueries {
+    std::int32_t head;        // of batch * q_heads
+    std::int32_t tile_first;  // the CTA's first query
+    std::int32_t warp, lane;
+    std::int32_t first;       // the warp's
+    std::int32_t valid;       // so many of the warp's queries exist, if any do
+    std::int64_t row;         // of `first`, among all queries
+
+    __device__ explicit WarpQueries(const PrefillArguments &a) {
+        const int block = ptx::block_index(), thread = ptx::thread_index();
+        head = block % a.heads;
+        tile_first = (a.tiles - 1 - block / a.heads) * Tile::kQueries;
+        warp = thread / 32;
+        lane = thread % 32;
+        first = tile_first + warp * Tile::kWarpQueries;
+        valid = a.q_len - first;
+        row = static_cast<std::int64_t>(head) * a.q_len + first;
+    }
 };
 
 // Q^T of a warp's queries, from global memory: B fragments per step of 32 dims. Queries beyond `valid` are zero.
@@ -66,7 +88,7 @@ __device__ __forceinline__ void store_results(T *out, float *lse, PrefillRunning
             const float sum = sum_over_rows(running.sum[tile][i]);
             inverse[i] = 1.0f / sum;
             const int query = tile * 8 + lane % 4 * 2 + i;
-            if (lane / 4 == 0 && query < valid) lse[query] = running.offset(tile, i, scale) * kLn2 + logf(sum);
+            if (lane / 4 == 0 && query < valid) lse[query] = running.offset_log2(tile, i, scale) * kLn2 + logf(sum);
         }
 #pragma unroll
         for (int strip = 0; strip < HeadDim / kStripRows; ++strip)
@@ -89,60 +111,87 @@ __device__ __forceinline__ void store_results(T *out, float *lse, PrefillRunning
     }
 }
 
+// s += K q of the pair's K page.
+template <class T, int HeadDim, int Tiles>
+__device__ __forceinline__ void multiply_key(Scores<Tiles> &s, const PagePair &pair,
+                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], int lane) {
+    using Shape = KeyPage<HeadDim>;
+    if (pair.key_is_sparse) {
+        multiply_sparse<T, Shape, 0>(s[0], pair.key, q, lane);
+        multiply_sparse<T, Shape, 2>(s[1], pair.key, q, lane);
+    } else {
+        multiply_dense<T, Shape, 0>(s[0], pair.key, q, lane);
+        multiply_dense<T, Shape, 2>(s[1], pair.key, q, lane);
+    }
+}
+
+// out += V^T p of the pair's V page.
+template <class T, int HeadDim, int Tiles>
+__device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kStripRows][4], const PagePair &pair,
+                                               const Probabilities<Tiles> &p, int lane) {
+    using Shape = ValuePage<HeadDim>;
+    if (pair.value_is_sparse) {
+        multiply_sparse<T, Shape, 0, 0>(out, pair.value, p[0], lane);
+        multiply_sparse<T, Shape, 0, 1>(out, pair.value, p[1], lane);
+    } else {
+        multiply_dense<T, Shape, 0, 0>(out, pair.value, p[0], lane);
+        multiply_dense<T, Shape, 0, 1>(out, pair.value, p[1], lane);
+    }
+}
+
 template <class T, int HeadDim, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     prefill_sm80_kernel(const __grid_constant__ PrefillArguments a) {
     constexpr int kTiles = Tile::kTiles;
     extern __shared__ __align__(PrefillStages::kAlign) unsigned char shared[];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const std::int32_t head = blockIdx.x % a.heads;
-    const std::int32_t tile_first = (a.tiles - 1 - static_cast<std::int32_t>(blockIdx.x / a.heads)) * Tile::kQueries;
-    const std::int32_t first = tile_first + warp * Tile::kWarpQueries;  // of this warp's queries
-    const std::int32_t valid = a.q_len - first;                         // so many of them exist, if any do
-    const std::int64_t row = static_cast<std::int64_t>(head) * a.q_len + first;
+    const WarpQueries<Tile> own(a);
+    const int lane = own.lane;
 
     // Query i sees tokens 0 .. i + past. Pages below `whole` are seen by all queries of the warp, from `end` on by none.
     const std::int32_t past = a.seq - a.q_len;
-    const std::int32_t last = min(first + Tile::kWarpQueries, a.q_len) - 1;
-    const std::int32_t whole = (first + past + 1) / kBlock;
-    const std::int32_t end = valid > 0 ? (last + past) / kBlock + 1 : 0;
-    const std::int32_t pages = (min(tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
+    const std::int32_t last = min(own.first + Tile::kWarpQueries, a.q_len) - 1;
+    const std::int32_t whole = (own.first + past + 1) / kBlock;
+    const std::int32_t end = own.valid > 0 ? (last + past) / kBlock + 1 : 0;
+    const std::int32_t pages = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
     const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
 
     PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages, ptx::shared_address(shared),
-                                                    head / a.group * blocks, pages);
+                                                    own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
-    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + row * HeadDim, valid, a.flip, lane);
+    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);
     PrefillRunning<HeadDim, kTiles> running;
     running.clear();
 
 #pragma unroll 1
     for (std::int32_t page = 0; page < pages; ++page) {
-        stream.wait(page);
+        const PagePair pair = stream.wait(page);
         if (page < end) {
-            float s[kTiles][kBlock / kStripRows][4] = {};
-            if (stream.key_is_sparse(page))
-                multiply_sparse<T, KeyPage<HeadDim>>(s, stream.key_address(), q, lane);
-            else
-                multiply_dense<T, KeyPage<HeadDim>>(s, stream.key_address(), q, lane);
-            if (page >= whole) mask_future<kTiles>(s, first + past + lane % 4 * 2 - page * kBlock - lane / 4);
-
-            std::uint32_t p[kTiles][kBlock / kStepCols][4];
-            softmax<T, HeadDim, kTiles>(p, s, running, a.scale, a.slack);
-
-            if (stream.value_is_sparse(page))
-                multiply_sparse<T, ValuePage<HeadDim>>(running.out, stream.value_address(), p, lane);
-            else
-                multiply_dense<T, ValuePage<HeadDim>>(running.out, stream.value_address(), p, lane);
+            Probabilities<kTiles> p;
+            float sum[kTiles][2];
+            for (bool again = false;;) {
+                Scores<kTiles> s = {};
+                multiply_key<T, HeadDim>(s, pair, q, lane);
+                if (page >= whole || again || running.large) {  // one branch for all that is rare
+                    mask_future<kTiles>(s, own.first + past + lane % 4 * 2 - page * kBlock - lane / 4);
+                    if (again) running.raise(s, a.scale);
+                    if (running.large) running.subtract_from(s);
+                }
+                const bool too_high = probabilities<T>(p, sum, s, running, a.scale);
+                if (!too_high || again) break;
+                again = true;
+            }
+            running.add(sum);
+            multiply_value<T, HeadDim>(running.out, pair, p, lane);
         }
-        stream.release();
+        stream.release(pair);
     }
 
     __syncthreads();  // all are done with the ring, which now takes the results
-    unsigned char *const room = shared + warp * (Tile::kWarpQueries * HeadDim * 2);
-    if (valid > 0)
-        store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + row * HeadDim, a.lse + row, running, valid, a.scale,
-                                          room, lane);
+    const WarpQueries<Tile> again(a);
+    if (again.valid <= 0) return;
+    unsigned char *const room = shared + again.warp * (Tile::kWarpQueries * HeadDim * 2);
+    store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + again.row * HeadDim, a.lse + again.row, running,
+                                      again.valid, a.scale, room, again.lane);
 }
 
 }  // namespace hsb::cuda

@@ -1,12 +1,14 @@
 // Online softmax of one warp over S^T, in registers, and the warp's running result: each warp has its queries to itself,
 // so nothing is exchanged with others.
 //
-// The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds it
-// by kPrefillSlack (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kPrefillSlack.
+// The reference that scores are taken relative to is a bound, and raised late: probabilities are computed first, and only
+// if one reaches 2 is the page done again, with a reference kHeadroom (in powers of 2) above the highest score so far.
+// After the first pages that hardly happens. No maximum is needed until then: a 16-bit float of at least 2, of either
+// type, has its bit 14 set, so the check is one OR per pair.
 //
 // Exponents are computed as s * scale - offset with offset = reference * scale, one FMA. The rounding of offset is the same
-// for all tokens and drops out of the result, but it must stay small beside 1, or 2^exponent overflows. Once a reference
-// passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters, and the offset is 0.
+// for all tokens and drops out of the result, but it must stay small beside 1, or 2^exponent overflows. Once an offset
+// passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters.
 #pragma once
 
 #include "cuda/fragments.cuh"
@@ -16,17 +18,27 @@
 
 namespace hsb::cuda {
 
-constexpr float kPrefillSlack = 8.0f;
+// Scores may rise by 2^(kHeadroom + 1) before a page is done again; and 16-bit floats hold what is 2^(24 - kHeadroom)
+// below the highest.
+constexpr float kHeadroom = 5.0f;
 constexpr float kLargeOffset = 1 << 20;  // a float's step is 2^-4 there
+
+// S^T of one page, as two halves of 32 tokens: [half][tile of 8 queries][strip of 16 tokens][C fragment].
+template <int Tiles>
+using Scores = float[2][Tiles][2][4];
+
+// P^T of one page, as B fragments [32 tokens x 8 queries]: [half][tile][step][register].
+template <int Tiles>
+using Probabilities = std::uint32_t[2][Tiles][1][4];
 
 template <int HeadDim, int Tiles>
 struct PrefillRunning {
     static constexpr int kStrips = HeadDim / kStripRows;
 
     float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
-    float reference[Tiles][2];     // of queries 2t, 2t + 1, in units of S; the same in all lanes of one t
+    float offset[Tiles][2];        // of queries 2t, 2t + 1, in powers of 2; the same in all lanes of one t
     float sum[Tiles][2];           // over this thread's tokens only
-    bool large;                    // the same in all lanes: subtract first
+    bool large;                    // the same in all lanes: offset holds the reference itself, in units of S
 
     __device__ __forceinline__ void clear() {
         large = false;
@@ -38,40 +50,58 @@ struct PrefillRunning {
                 for (int i = 0; i < 4; ++i) out[tile][strip][i] = 0.0f;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                reference[tile][i] = negative_infinity();
+                offset[tile][i] = negative_infinity();
                 sum[tile][i] = 0.0f;
             }
         }
     }
 
-    // What the sums and outputs of a query are relative to, in powers of 2. Rounded here, not within an FMA: every use
-    // must mean the same number.
-    __device__ __forceinline__ float offset(int tile, int i, float scale) const {
-        return __fmul_rn(reference[tile][i], scale);
+    __device__ __forceinline__ void add(const float (&more)[Tiles][2]) {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) sum[tile][i] += more[tile][i];
     }
 
-    // `highest`: of this thread's new scores. Each query has seen a token by now: the first page holds token 0.
-    __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float scale) {
-        float higher[Tiles][2];
+    // What the sums and outputs of a query are relative to, in powers of 2.
+    __device__ __forceinline__ float offset_log2(int tile, int i, float scale) const {
+        return large ? offset[tile][i] * scale : offset[tile][i];
+    }
+
+    // Raises the references to kHeadroom above the scores. Each query has seen a token by now: the first page holds
+    // token 0.
+    __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale) {
+        float highest[Tiles][2];
         bool will_be_large = large;
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                higher[tile][i] = fmaxf(reference[tile][i], max_over_rows(highest[tile][i]));
-                will_be_large |= fabsf(higher[tile][i] * scale) > kLargeOffset;
+                float x = negative_infinity();
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+#pragma unroll
+                    for (int strip = 0; strip < 2; ++strip)
+                        x = fmaxf(x, fmaxf(s[half][tile][strip][i], s[half][tile][strip][i + 2]));
+                highest[tile][i] = max_over_rows(x);
+                will_be_large |= fabsf(highest[tile][i] * scale) > kLargeOffset;
             }
         will_be_large = __any_sync(~0u, will_be_large);
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                // From -inf (nothing seen yet) the factor is 0.
-                const float fall = large           ? (reference[tile][i] - higher[tile][i]) * scale
-                                   : will_be_large ? fmaf(-higher[tile][i], scale, offset(tile, i, scale))
-                                                   : offset(tile, i, scale) - __fmul_rn(higher[tile][i], scale);
+                const float old = offset[tile][i];
+                float fall;  // of what is relative to the old reference, in powers of 2; from -inf (nothing yet) to -inf
+                if (!will_be_large) {
+                    offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kHeadroom));
+                    fall = old - offset[tile][i];
+                } else {
+                    const float reference = highest[tile][i] + kHeadroom / scale;
+                    offset[tile][i] = fmaxf(large ? old : old / scale, reference);
+                    fall = large ? (old - offset[tile][i]) * scale : fmaf(-offset[tile][i], scale, old);
+                }
                 const float factor = ptx::exp2_approx(fall);
-                reference[tile][i] = higher[tile][i];
                 sum[tile][i] *= factor;
 #pragma unroll
                 for (int strip = 0; strip < kStrips; ++strip) {
@@ -81,67 +111,71 @@ struct PrefillRunning {
             }
         large = will_be_large;
     }
+
+    // Once a reference is large: takes it off the scores beforehand.
+    __device__ __forceinline__ void subtract_from(Scores<Tiles> &s) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+                for (int strip = 0; strip < 2; ++strip)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) s[half][tile][strip][i] -= offset[tile][i % 2];
+    }
 };
 
 // Scores of tokens that a query may not see to -inf. `ahead`: this thread's first query's last token less the first
 // token of its C fragments; the others follow from the fragment's layout.
 template <int Tiles>
-__device__ __forceinline__ void mask_future(float (&s)[Tiles][4][4], int ahead) {
+__device__ __forceinline__ void mask_future(Scores<Tiles> &s, int ahead) {
 #pragma unroll
-    for (int tile = 0; tile < Tiles; ++tile)
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int strip = 0; strip < 4; ++strip)
+        for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                if (strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2) s[tile][strip][i] = negative_infinity();
+            for (int strip = 0; strip < 2; ++strip)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (half * 32 + strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2)
+                        s[half][tile][strip][i] = negative_infinity();
 }
 
-// Scores to probabilities, as B fragments [64 tokens x 8 queries] for the product with V^T: p[tile][step of 32 tokens].
-// A C fragment's tile of 8 tokens x 8 queries, transposed, is exactly a B register. `slack`: kPrefillSlack in units of S.
+// Scores to probabilities and, per query, their sum over this thread's tokens. A C fragment's tile of 8 tokens x 8 queries,
+// transposed, is exactly a B register. Returns whether a probability reaches 2 in any lane: then nothing here is of use.
 template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
-                                        PrefillRunning<HeadDim, Tiles> &running, float scale, float slack) {
-    float highest[Tiles][2];
-    bool rises = false;
+__device__ __forceinline__ bool probabilities(Probabilities<Tiles> &p, float (&sum)[Tiles][2], const Scores<Tiles> &s,
+                                              const PrefillRunning<HeadDim, Tiles> &running, float scale) {
+    constexpr std::uint32_t kAtLeast2 = 0x40004000;
+    std::uint32_t seen = 0;
+    float offset[Tiles][2];
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            highest[tile][i] = fmaxf(s[tile][0][i], s[tile][0][i + 2]);
-#pragma unroll
-            for (int strip = 1; strip < 4; ++strip)
-                highest[tile][i] = fmaxf(highest[tile][i], fmaxf(s[tile][strip][i], s[tile][strip][i + 2]));
-            rises |= highest[tile][i] - running.reference[tile][i] > slack;
+            offset[tile][i] = running.large ? 0.0f : running.offset[tile][i];
+            sum[tile][i] = 0.0f;
         }
-    if (__any_sync(~0u, rises)) running.raise(highest, scale);
-
-    if (running.large)
 #pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile)
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int strip = 0; strip < 4; ++strip)
+        for (int strip = 0; strip < 2; ++strip)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) s[tile][strip][i] -= running.reference[tile][i % 2];
-
+            for (int tile = 0; tile < Tiles; ++tile) {
+                float x[4];
 #pragma unroll
-    for (int tile = 0; tile < Tiles; ++tile) {
-        float offset[2];
+                for (int i = 0; i < 4; ++i) {
+                    x[i] = ptx::exp2_approx(fmaf(s[half][tile][strip][i], scale, -offset[tile][i % 2]));
+                    sum[tile][i % 2] += x[i];
+                }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) offset[i] = running.large ? 0.0f : running.offset(tile, i, scale);
-#pragma unroll
-        for (int strip = 0; strip < 4; ++strip) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float probability = ptx::exp2_approx(fmaf(s[tile][strip][i], scale, -offset[i % 2]));
-                running.sum[tile][i % 2] += probability;
-                s[tile][strip][i] = probability;
+                for (int rows = 0; rows < 2; ++rows) {
+                    const std::uint32_t pair = pack(x[rows * 2], x[rows * 2 + 1], T());
+                    seen |= pair;
+                    p[half][tile][0][strip * 2 + rows] = ptx::movmatrix_trans(pair);
+                }
             }
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                p[tile][strip / 2][strip % 2 * 2 + half] =
-                    ptx::movmatrix_trans(pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1], T()));
-        }
-    }
+    return __any_sync(~0u, (seen & kAtLeast2) != 0);
 }
 
 }  // namespace hsb::cuda
