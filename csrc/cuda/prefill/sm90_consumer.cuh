@@ -170,17 +170,19 @@ private:
         mask_future(s_, a_.seq - a_.q_len + first_row_ + lane_ % 4 * 2 - (page * kBlock + warp_ * 16 + lane_ / 4));
     }
 
+    __device__ __forceinline__ float scale() const { return shifted_ ? kShiftedScale : a_.log2_scale; }
     __device__ __forceinline__ std::uint32_t shift_of(int query) const {
         return base_ + Layout::kShift + (group_ * kGroupQueries + query) * 4;
     }
     __device__ __forceinline__ void shift_scores() {
+        if (shifted_)
 #pragma unroll
-        for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
+            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
     }
 
     // The page's probabilities, into the current buffer; whether any passed its reference.
-    __device__ __forceinline__ bool store_probabilities() {
-        return softmax_.template store_probabilities<T>(s_, probability_ + buffer_ * kPanel + store_at_, a_.log2_scale,
+    __device__ __forceinline__ bool store_probabilities(float log2_scale) {
+        return softmax_.template store_probabilities<T>(s_, probability_ + buffer_ * kPanel + store_at_, log2_scale,
                                                         a_.never);
     }
 
@@ -202,7 +204,6 @@ private:
         start_scores<Sparse>(key(stage), metadata);
         ptx::wgmma_wait<0>(s_);
         mask(stage);
-        if (shifted_) shift_scores();
     }
 
     // Raises the references that the page's scores passed, scales what has been summed, and stores the page's
@@ -217,8 +218,10 @@ private:
         for (int j = 0; j < kScores; j += 4) {
 #pragma unroll
             for (int i = j; i < j + 2; ++i)  // takes back what this page has added, by the same arithmetic
-                softmax_.sum[column_of(i)] -=
-                    softmax_.power(s_[i], i, a_.log2_scale) + softmax_.power(s_[i + 2], i, a_.log2_scale);
+                softmax_.sum[column_of(i)] -= softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
+            if (shifted_)
+#pragma unroll
+                for (int i = j; i < j + 4; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
             ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
             stay_in_order();
         }
@@ -238,13 +241,13 @@ private:
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
             const float max = ptx::load_shared_f32(highest + query_of(c, lane_) * 4), old = softmax_.reference[c];
-            float now = fminf(old, -fmaf(max, a_.log2_scale, kMargin));
-            float down = old - now;
+            float now = fminf(old, -fmaf(max, a_.log2_scale, kMargin)), down = old - now;
             if (shifted_) {
-                // By how much the shift goes down: to the page's maximum, but never below the reference so far.
-                const float by = fmaxf(max, old == kNothingSeen ? max : -(old + kMargin) / a_.log2_scale);
-                down = old + fmaf(by, a_.log2_scale, kMargin);
-                now = -kMargin;
+                // By how much scores go down: the maximum to kMargin below 1, but never above the reference so far.
+                const float by = fmaxf(max + (kShiftedReference + kMargin) / a_.log2_scale,
+                                       (kShiftedReference - old) / a_.log2_scale);
+                now = kShiftedReference;
+                down = fmaf(by, a_.log2_scale, old - now);
                 const std::uint32_t shift = shift_of(query_of(c, lane_));
                 if (warp_ == 0 && lane_ < 4) ptx::store_shared_f32(shift, ptx::load_shared_f32(shift) - by);
             }
@@ -258,11 +261,11 @@ private:
                 out_[half][i] *= factor;
                 out_[half][i + 2] *= factor;
             }
-            stay_in_order();
         }
         sync();
         scores_again<Sparse>(stage);
-        store_probabilities();
+        shift_scores();
+        store_probabilities(a_.log2_scale);
         ptx::fence_proxy_async_shared();
         sync();
     }
@@ -294,8 +297,7 @@ private:
 
             ptx::wgmma_wait<1>(s_);
             if (left <= kEdgePages) mask(stage_.index);
-            if (shifted_) shift_scores();
-            const bool rises = store_probabilities();
+            const bool rises = store_probabilities(scale());
 
             if (!value_there) ptx::mbarrier_wait(base_ + Layout::kValueFull + stage_.index * 8, stage_.parity);
             if (!key_there) ptx::mbarrier_wait(base_ + Layout::kKeyFull + next.index * 8, next.parity);
@@ -380,7 +382,7 @@ private:
     std::uint32_t store_at_, metadata_at_;
     Stage stage_;
     int buffer_ = 0;           // of the two for probabilities
-    bool shifted_ = false;     // scores are so large that they are shifted first
+    bool shifted_ = false;     // see kLarge
     WgmmaSums s_;
     WgmmaSums out_[kHalves];
     Softmax softmax_;

@@ -9,7 +9,7 @@
 //   - If one did, which the barrier that publishes the probabilities tells the whole group, the page is done again: its
 //     scores recomputed, its column maxima found, references raised to kMargin above them, O and the sums scaled.
 //
-// The first page meets references of minus infinity, as it were, and is always done again. Weights below 2^-(24 - kMargin)
+// The first page meets references of minus infinity, as it were, and is always done again. Weights below 2^-(25 - kMargin)
 // of a query's largest one so far count as 0 in fp16.
 #pragma once
 
@@ -26,11 +26,15 @@ namespace hsb::cuda::sm90 {
 
 using ptx::WgmmaSums;
 
-constexpr float kMargin = 3.0f;   // powers of 2 by which a raised reference exceeds the maximum
+constexpr float kMargin = 4.0f;   // powers of 2 by which a raised reference exceeds the maximum
 constexpr float kNothingSeen = 1e30f;
-// Scores so large, in powers of 2, that rounding score * scale and reference apart could cost more than the margin. They
-// are shifted first, exactly, by their column's maximum.
+// Scores so large, in powers of 2, that rounding score * scale and reference apart could cost more than the margin. From
+// the first of them on a group works differently: a shift per column, by its maximum, is taken from the scores first, which
+// is exact. Only the path that raises does so; to be sent there by every page, the group meets pages with a scale of
+// nearly 0 and a reference that makes every probability 4.
 constexpr float kLarge = 1 << 20;
+constexpr float kShiftedScale = 1e-38f;   // not 0, for masked scores are -inf
+constexpr float kShiftedReference = 2.0f;
 constexpr std::uint32_t kTwoOrMore = 0x40004000u;
 
 constexpr int kScores = kGroupQueries / 2;   // of a thread

@@ -32,11 +32,12 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// The same by one lane of a warp that has converged, whichever the hardware elects.
+// The same by one lane of a warp, whichever the hardware elects, after all lanes' earlier accesses.
 __device__ __forceinline__ void mbarrier_arrive_elected(std::uint32_t barrier) {
     asm volatile(
         "{\n"
         ".reg .pred elected;\n"
+        "bar.warp.sync 0xffffffff;\n"
         "elect.sync _|elected, 0xffffffff;\n"
         "@elected mbarrier.arrive.shared::cta.b64 _, [%0];\n"
         "}" ::"r"(barrier)
