@@ -3,10 +3,11 @@
 They nest as run > workload > method > phase, where a phase is prune (and, being one operation with it, compress
 inside it), check, warm-up, prepare (what is untimed before each run) or sample; one sample is one range. Without a
 profiler a range costs well under a microsecond, and without the nvtx package it does nothing. Names are fixed words,
-so that a filter such as ``ncu --nvtx-include "hsbench@sample/"`` finds them all; whatever varies (the round) is the
-payload. No range opens or closes between the clock's start and its stop.
+so that a profiler adds up the same range over all rounds; whatever varies (the round) is the payload. No range opens or
+closes between the clock's start and its stop.
 
-torch.profiler does not see NVTX: while it records, ``mirrored`` opens each range there too.
+Some profilers cannot go by NVTX: torch.profiler does not see it, and ncu is told by other means which ranges to count.
+While one of them records, ``mirrored`` opens each range there too.
 """
 
 from __future__ import annotations

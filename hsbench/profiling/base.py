@@ -23,7 +23,7 @@ from hsbench.workload import Workload, load_profiles
 
 Parsed = TypeVar("Parsed")
 
-_LAST_LINES = 8  # of a tool that failed
+_LAST_LINES = 12  # of a tool that failed
 _GRACE_S = (10.0, 3.0)  # after SIGINT, for it to finish its report; after SIGTERM
 
 

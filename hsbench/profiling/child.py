@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,12 @@ def orders() -> Orders | None:
 
 @contextmanager
 def recording(orders: Orders, device: str) -> Iterator[None]:
-    """The profiler records what happens inside the block, and nothing before it."""
+    """The profiler records what happens inside the block, and nothing before it; of it, ncu only the samples.
+
+    ncu takes few launches, so that a sample's preparation (poisoned outputs, flushed caches) must not be among them.
+    It is told when, through CUDA's own calls: a choice by NVTX range would find nothing wherever a range fails to
+    reach ncu, with the nvtx package missing or its messages going unheard.
+    """
     if orders.profiler == "torch":
         from hsbench.profiling.torch_trace import recorded
 
@@ -52,7 +57,25 @@ def recording(orders: Orders, device: str) -> Iterator[None]:
 
     if not torch.cuda.is_available():  # nothing to open the capture with, and no kernels to see
         yield
-        return
+    elif orders.profiler == "ncu":
+        from hsbench.measure import mirrored
+
+        with mirrored(_only_samples):
+            yield
+    else:
+        with _captured():
+            yield
+
+
+def _only_samples(name: str, payload: object) -> AbstractContextManager[object]:
+    return _captured() if name == "sample" else nullcontext()
+
+
+@contextmanager
+def _captured() -> Iterator[None]:
+    """The capture of nsys or ncu is open inside the block, for all that is queued there and for nothing else."""
+    import torch
+
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 
-from hsbench.measure.ranges import DOMAIN
 from hsbench.profiling.base import Job, Program, ask
 from hsbench.profiling.summary import Line, by_share, short_name
 
@@ -37,9 +36,12 @@ class Ncu(Program):
     def command(self, job: Job) -> list[str]:
         return [
             self.path,
-            "--nvtx",
-            "--nvtx-include",
-            f"{DOMAIN}@sample/",
+            # What is counted is what the run itself opens and closes the profiler around: its samples (see child).
+            "--target-processes",
+            "all",
+            "--profile-from-start",
+            "off",
+            "--nvtx",  # so that the report names each launch's ranges; nothing is chosen by them
             "--clock-control",
             "none",
             "--set",

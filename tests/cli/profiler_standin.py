@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 #: Options of the real tools that are followed by a value of their own.
-VALUED = ("--nvtx-include", "--clock-control", "--set", "--launch-count", "--export", "-o")
+VALUED = ("--target-processes", "--profile-from-start", "--clock-control", "--set", "--launch-count", "--export", "-o")
 
 
 def install(folder: Path, name: str) -> Path:

@@ -199,8 +199,8 @@ def test_the_command_lines_of_ncu(hsbench: Run, bench: object, standin: Standin)
     for words, method, file in zip(runs, ["dense", "sdpa:flash"], ["dense", "sdpa-flash"], strict=True):
         at = words.index(sys.executable)
         assert words[:at] == [
-            "ncu", "--nvtx", "--nvtx-include", "hsbench@sample/", "--clock-control", "none", "--set", "detailed",
-            "--launch-count", "8", "--export", f"{stem}{file}.ncu-rep",
+            "ncu", "--target-processes", "all", "--profile-from-start", "off", "--nvtx", "--clock-control", "none",
+            "--set", "detailed", "--launch-count", "8", "--export", f"{stem}{file}.ncu-rep",
         ]  # fmt: skip
         assert words[words.index("--methods") + 1] == method
     asked = [words for words in standin.asked if "--import" in words]
