@@ -174,11 +174,6 @@ private:
     __device__ __forceinline__ std::uint32_t shift_of(int query) const {
         return base_ + Layout::kShift + (group_ * kGroupQueries + query) * 4;
     }
-    __device__ __forceinline__ void shift_scores() {
-        if (shifted_)
-#pragma unroll
-            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
-    }
 
     // The page's probabilities, into the current buffer; whether any passed its reference.
     __device__ __forceinline__ bool store_probabilities(float log2_scale) {
@@ -211,17 +206,15 @@ private:
     template <bool Sparse>
     __device__ __forceinline__ void raise(int stage) {
         constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
-        const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow;
+        const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow, shifts = highest + kRow;
         scores_again<Sparse>(stage);  // the exponentials took their registers
         const std::uint32_t mine = maxima + (warp_ * 8 + lane_ / 4) * kRow + lane_ % 4 * 8;
 #pragma unroll
         for (int j = 0; j < kScores; j += 4) {
 #pragma unroll
             for (int i = j; i < j + 2; ++i)  // takes back what this page has added, by the same arithmetic
-                softmax_.sum[column_of(i)] -= softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
-            if (shifted_)
-#pragma unroll
-                for (int i = j; i < j + 4; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
+                softmax_.sum[column_of(i)] -=
+                    softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
             ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
             stay_in_order();
         }
@@ -232,24 +225,27 @@ private:
         if (column < kGroupQueries) {
             float max = negative_infinity();
 #pragma unroll 8
-            for (int row = 0; row < 32; ++row) max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
+            for (int row = 0; row < 32; ++row)
+                max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
             ptx::store_shared_f32(highest + column * 4, max);
             large = max > negative_infinity() && fabsf(max * a_.log2_scale) > kLarge;
         }
+        const bool was_shifted = shifted_;
         if (any_of_group(large)) shifted_ = true;
 
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-            const float max = ptx::load_shared_f32(highest + query_of(c, lane_) * 4), old = softmax_.reference[c];
+            const int query = query_of(c, lane_);
+            const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference[c];
             float now = fminf(old, -fmaf(max, a_.log2_scale, kMargin)), down = old - now;
             if (shifted_) {
-                // By how much scores go down: the maximum to kMargin below 1, but never above the reference so far.
-                const float by = fmaxf(max + (kShiftedReference + kMargin) / a_.log2_scale,
-                                       (kShiftedReference - old) / a_.log2_scale);
-                now = kShiftedReference;
-                down = fmaf(by, a_.log2_scale, old - now);
-                const std::uint32_t shift = shift_of(query_of(c, lane_));
-                if (warp_ == 0 && lane_ < 4) ptx::store_shared_f32(shift, ptx::load_shared_f32(shift) - by);
+                // The shift is the negative of a maximum, exactly, so that what it leaves of that score is 0.
+                const float before =
+                    was_shifted ? -ptx::load_shared_f32(shift_of(query)) : -(old + kMargin) / a_.log2_scale;
+                const float top = fmaxf(max, before);
+                now = -kMargin;
+                down = was_shifted ? (top - before) * a_.log2_scale : fmaf(top, a_.log2_scale, old + kMargin);
+                if (warp_ == 0 && lane_ < 4) ptx::store_shared_f32(shifts + query * 4, -top);
             }
             // Sums may have become infinite; where the old reference was so low, they do not count any more.
             const float factor = ptx::exp2_approx(-down);
@@ -263,21 +259,31 @@ private:
             }
         }
         sync();
+        if (shifted_) {
+            if (column < kGroupQueries)
+                ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
+            sync();
+        }
         scores_again<Sparse>(stage);
-        shift_scores();
+        if (shifted_)
+#pragma unroll
+            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
         store_probabilities(a_.log2_scale);
+        if (shifted_)
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) softmax_.reference[c] = kShiftedReference;
         ptx::fence_proxy_async_shared();
         sync();
     }
 
-    // Keeps the compiler from moving instructions across, which would need more registers than there are: a branch that is
-    // never taken.
+    // Keeps the compiler from moving instructions across, which would need more registers than there are: a branch that
+    // is never taken.
     __device__ __forceinline__ void stay_in_order() const {
         if (a_.never) asm volatile("brkpt;");
     }
 
     // ---- pages --------------------------------------------------------------------------------------------------
-    // A run of pages of one kind. The products of a page and the next one are started together, after the page's softmax.
+    // A run of pages of one kind. A page's product with V and the next one's with K start together, after its softmax.
     template <bool SparseKey, bool SparseValue>
     __device__ __forceinline__ void run(int pages) {
         KeyMetadata key_metadata;
@@ -344,9 +350,10 @@ private:
             for (int warp = 0; warp < 4; ++warp) sum += ptx::load_shared_f32(sums + (warp * kGroupQueries + query) * 4);
             if (warp_ == 0 && lane_ < 4 && row < a_.q_len) {
                 constexpr float kLn2 = 0.69314718056f;
+                const float reference = shifted_ ? -kMargin : softmax_.reference[c];
                 const float shift = ptx::load_shared_f32(shift_of(query)) * a_.log2_scale;
                 a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] =
-                    (log2f(sum) - softmax_.reference[c] - shift) * kLn2;
+                    (log2f(sum) - reference - shift) * kLn2;
             }
             const float scale = 1.0f / sum;
             const int i = c / 2 * 4 + c % 2;

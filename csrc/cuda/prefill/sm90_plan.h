@@ -1,15 +1,16 @@
 // How prefill on the sm90 path is cut, and what a block of threads keeps in shared memory.
 //
-// A CTA is one tile of consecutive queries of one query head: two consumer warpgroups of 96 queries each, and a producer
-// warp that streams the pages which the tile sees. All tiles of a kv head come one after another, so that its pages stay in
-// L2; within it the tiles that see most come first, and the heads of a group side by side:
+// A CTA is one tile of consecutive queries of one query head: two consumer warpgroups of 96 queries each, and a
+// producer warp that streams the pages which the tile sees. All tiles of a kv head come one after another, so that its
+// pages stay in L2; within it the tiles that see most come first, and the heads of a group side by side:
 //
 //   CTA    0            ..   group - 1    group               ..
 //          last tile,        last tile,   last tile but one,  ..      then the same for the next kv head
 //          head 0            last head    head 0
 //
-// Pages come in runs of one kind, since what follows depends on whether K and V are 2:4: the run that page 0 belongs to, so
-// that every query meets a token that it sees at once, then the others; ascending within a run. Softmax does not mind.
+// Pages come in runs of one kind, since what follows depends on whether K and V are 2:4: the run that page 0 belongs
+// to, so that every query meets a token that it sees at once, then the others; ascending within a run. Softmax does not
+// mind.
 #pragma once
 
 #include "cuda/page_pool.h"
@@ -32,7 +33,8 @@ constexpr int kEdgePages = kTileQueries / kBlock + 2;
 // The kind of a pair of pages: bit 0, K is 2:4; bit 1, V is.
 constexpr int kKinds = 4;
 
-// Shared memory, in bytes from its start. Tiles are panels of 96 rows (queries) of 128 bytes, swizzled as page.cuh draws it.
+// Shared memory, in bytes from its start. Tiles are panels of 96 rows (queries) of 128 bytes, swizzled as page.cuh
+// draws it.
 //
 //   | barriers, small things | Q [groups] | P [groups][2 pages] | K pages [stages] | V pages [stages] |
 struct Layout {

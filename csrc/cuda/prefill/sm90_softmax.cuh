@@ -1,16 +1,17 @@
 // Online softmax of a consumer warpgroup over S^T [64 tokens x 96 queries] in wgmma's C registers (ptx/wgmma.cuh).
 //
-// A thread holds tokens i and i + 8 of its warp's 16, of 24 queries (columns): 8 j + 2 t and the one after it, for each of 12
-// fragments j. A query's tokens are spread over 8 lanes and 4 warps, so that an exact running maximum would cost a
-// reduction through shared memory for every page. The reference that scores are taken relative to is therefore a lazy one:
+// A thread holds tokens i and i + 8 of its warp's 16, of 24 queries (columns): 8 j + 2 t and the one after it, for each
+// of 12 fragments j. A query's tokens are spread over 8 lanes and 4 warps, so that an exact running maximum would cost
+// a reduction through shared memory for every page. The reference that scores are taken relative to is therefore lazy:
 //
-//   - Probabilities 2^(score - reference) are stored as they come. One of 2 or more has bit 14 set in its 16 bits, in fp16
-//     and in bf16 alike, an infinite one too: all of a thread's, or-ed, tell whether any score passed its reference by 1.
-//   - If one did, which the barrier that publishes the probabilities tells the whole group, the page is done again: its
+//   - Probabilities 2^(score - reference) are stored as they come. One of 2 or more has bit 14 set in its 16 bits, in
+//     fp16 and in bf16 alike, an infinite one too: all of a thread's, or-ed, tell whether a score passed its reference
+//     by 1.
+//   - If one did, which the group learns at the barrier that publishes the probabilities, the page is done again: its
 //     scores recomputed, its column maxima found, references raised to kMargin above them, O and the sums scaled.
 //
-// The first page meets references of minus infinity, as it were, and is always done again. Weights below 2^-(25 - kMargin)
-// of a query's largest one so far count as 0 in fp16.
+// The first page meets references of minus infinity, as it were, and is always done again. Weights below
+// 2^-(25 - kMargin) of a query's largest one so far count as 0 in fp16.
 #pragma once
 
 #include "cuda/fragments.cuh"
@@ -28,10 +29,10 @@ using ptx::WgmmaSums;
 
 constexpr float kMargin = 4.0f;   // powers of 2 by which a raised reference exceeds the maximum
 constexpr float kNothingSeen = 1e30f;
-// Scores so large, in powers of 2, that rounding score * scale and reference apart could cost more than the margin. From
-// the first of them on a group works differently: a shift per column, by its maximum, is taken from the scores first, which
-// is exact. Only the path that raises does so; to be sent there by every page, the group meets pages with a scale of
-// nearly 0 and a reference that makes every probability 4.
+// Scores so large, in powers of 2, that rounding score * scale and reference apart could cost more than the margin.
+// From the first of them on a group takes the maximum of a column from its scores first. Only the path that raises does
+// so; to be sent there by every page, the group meets pages with a scale of nearly 0 and a reference that makes every
+// probability 4.
 constexpr float kLarge = 1 << 20;
 constexpr float kShiftedScale = 1e-38f;   // not 0, for masked scores are -inf
 constexpr float kShiftedReference = 2.0f;
@@ -67,16 +68,16 @@ struct Softmax {
         return ptx::exp2_approx(fmaf(score, log2_scale, reference[column_of(i)]));
     }
 
-    // Probabilities of a page, added to the sums and stored as the B tile [queries][64 tokens] of the product with V^T;
-    // `to`: where this lane stores. Returns whether one is 2 or more.
+    // Probabilities of a page, added to the sums and stored as the B tile [queries][64 tokens] of the product with
+    // V^T; `to`: where this lane stores. Returns whether one is 2 or more.
     //
-    // Written as a pipeline, for the compiler would put all exponentials first and all stores last: one pair's exponentials
-    // come with the addition and packing of the pair kAhead before.
+    // Written as a pipeline, for the compiler would put all exponentials first and all stores last: one pair's
+    // exponentials come with the addition and packing of the pair kAhead before.
     template <class T>
     __device__ __forceinline__ bool store_probabilities(WgmmaSums &s, std::uint32_t to, float log2_scale,
                                                         std::uint32_t never) {
         constexpr int kPairs = kScores / 2, kAhead = 6;
-        if (never) return true;  // it is 0; the branch keeps what comes before from being moved in here: no spills, 1 % faster
+        if (never) return true;  // it is 0; the branch keeps what comes before from being moved in here, and spilling
         std::uint32_t packed[4], all = 0;
 #pragma unroll
         for (int pair = -kAhead; pair < kPairs; ++pair) {
