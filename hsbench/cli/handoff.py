@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from hsbench.cli.exit_codes import INTERRUPTED
 from hsbench.cli.output import writing
 from hsbench.cli.request import Cell, Plan
 from hsbench.errors import UsageError
@@ -56,7 +57,6 @@ def run_profiled(plan: Plan, given: Orders) -> int:
         0; or, where a row that ran ok without a profiler did not now, 1 and its reason on stderr.
     """
     from hsbench import experiment, measure
-    from hsbench.cli.run import INTERRUPTED
     from hsbench.profiling.child import recording
 
     settings = experiment.Settings(

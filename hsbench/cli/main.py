@@ -17,13 +17,11 @@ from hsbench import __version__
 from hsbench.cli.compare import compare
 from hsbench.cli.decode import decode
 from hsbench.cli.doctor import doctor
+from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
 from hsbench.cli.output import discard_stdout, writing
 from hsbench.cli.prefill import prefill
-from hsbench.cli.run import INTERRUPTED
 from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
 from hsbench.errors import HsbenchError
-
-INTERNAL = 1
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
 for _command in (decode, prefill, compare, doctor):

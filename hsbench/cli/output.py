@@ -15,7 +15,6 @@ from hsbench.errors import HsbenchError, UsageError
 from hsbench.workload import parse_choice
 
 if TYPE_CHECKING:
-    from hsbench.cli.request import Request
     from hsbench.report import Report, Result, Writer
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -68,27 +67,34 @@ def check_creatable(folder: Path, option: str) -> None:
         raise UsageError(option, folder, remedy) from error
 
 
-def make_sink(request: Request, default_format: str, inputs: Iterable[tuple[str, Path]]) -> Sink:
-    """Where a request's results and its manifest go; nothing is written yet.
+def make_sink(
+    typed_output: str | None,
+    typed_format: str | None,
+    typed_manifest: str | None,
+    default_format: str,
+    inputs: Iterable[tuple[str, Path]],
+) -> Sink:
+    """Where results and their manifest go; nothing is written yet.
 
     Args:
+        typed_output, typed_format, typed_manifest: the options as they were typed.
         inputs: files that are read, with the options that name them; none of them may be written over.
 
     Raises:
         UsageError: an unknown format, or a path that cannot or must not be written.
     """
-    output = None if request.output is None else Path(request.output)
-    if request.format is None:
+    output = None if typed_output is None else Path(typed_output)
+    if typed_format is None:
         format = format_of(output, default_format)
     else:
-        format = parse_choice(request.format, "--format", FORMATS)
+        format = parse_choice(typed_format, "--format", FORMATS)
     targets = {}
     if output is not None:
         check_writable(output)
         targets[output] = "--output"
     manifest, beside = None, False
-    if request.manifest is not None:
-        manifest = Path(request.manifest)
+    if typed_manifest is not None:
+        manifest = Path(typed_manifest)
         check_writable(manifest, "--manifest")
         if output is not None and _same(manifest, output):
             raise UsageError("--manifest", manifest, "is the file of --output; give another")

@@ -51,7 +51,7 @@ def plan_replay(request: Request) -> Plan:
     device_asked = device if request.device is None else parse_choice(request.device, "--device", DEVICES)
     cells = [_cell(path, entry, workload) for entry, workload in zip(entries, workloads, strict=True)]
     inputs = [("--replay", path), *(("--kv", cell.captured.path) for cell in cells if cell.captured)]
-    sink = make_sink(request, "csv", inputs)
+    sink = make_sink(request.output, request.format, request.manifest, "csv", inputs)
     profiler_asked = wanted_profiler(request)
 
     from hsbench import experiment

@@ -162,7 +162,8 @@ def _plan(
     methods = None if request.methods is None else check_methods(_items("methods", request.methods))
     captured = _captured(request)
     cells = tuple(dict.fromkeys(_cells(request, phases, lists, captured)))
-    sink = make_sink(request, default_format, [] if captured is None else [("--kv", captured.path)])
+    inputs = [] if captured is None else [("--kv", captured.path)]
+    sink = make_sink(request.output, request.format, request.manifest, default_format, inputs)
     wanted = wanted_profiler(request)
 
     from hsbench import experiment

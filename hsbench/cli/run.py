@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.manifest import manifest_of
 from hsbench.cli.request import Cell, Plan
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hsbench.report import Record, Report
-
-OK, INCORRECT, CANNOT_RUN, INTERRUPTED = 0, 3, 4, 130
 
 Summary = Callable[[list["Report"], "Console"], None]
 

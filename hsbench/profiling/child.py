@@ -48,9 +48,7 @@ def recording(orders: Orders, device: str) -> Iterator[None]:
     reach ncu, with the nvtx package missing or its messages going unheard.
     """
     if orders.profiler == "torch":
-        from hsbench.profiling.torch_trace import recorded
-
-        with recorded(orders.report, device):
+        with _torch_trace(orders.report, device):
             yield
         return
     import torch
@@ -83,3 +81,21 @@ def _captured() -> Iterator[None]:
     finally:
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
+
+
+@contextmanager
+def _torch_trace(report: Path, device: str) -> Iterator[None]:
+    """Record the block, our ranges with it, and write the trace when it ends."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from hsbench.measure import mirrored
+
+    def mirror(name: str, payload: object) -> AbstractContextManager[object]:
+        return record_function(name)  # a Chrome trace has no place for a payload
+
+    activities = [ProfilerActivity.CPU]
+    if device.startswith("cuda"):
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, record_shapes=True) as profiler, mirrored(mirror):
+        yield
+    profiler.export_chrome_trace(str(report))

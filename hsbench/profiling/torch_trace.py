@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,24 +32,6 @@ class TorchTrace(Profiler):
 
     def how_to_open(self, report: Path) -> str:
         return f"https://ui.perfetto.dev (Open trace file), or chrome://tracing: {report}"
-
-
-@contextmanager
-def recorded(report: Path, device: str) -> Iterator[None]:
-    """Record the block, our ranges with it, and write the trace when it ends."""
-    from torch.profiler import ProfilerActivity, profile, record_function
-
-    from hsbench.measure import mirrored
-
-    def mirror(name: str, payload: object) -> AbstractContextManager[object]:
-        return record_function(name)  # a Chrome trace has no place for a payload
-
-    activities = [ProfilerActivity.CPU]
-    if device.startswith("cuda"):
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, record_shapes=True) as profiler, mirrored(mirror):
-        yield
-    profiler.export_chrome_trace(str(report))
 
 
 def samples_of(events: list[Event]) -> list[tuple[Span, Event]]:

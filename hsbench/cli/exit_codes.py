@@ -1,0 +1,3 @@
+"""What a run of the commands ends with, beside what an error's own ``exit_code`` says."""
+
+OK, INTERNAL, INCORRECT, CANNOT_RUN, INTERRUPTED = 0, 1, 3, 4, 130
