@@ -39,11 +39,17 @@ private:
     std::int32_t line_, pages_;
 };
 
-// A page pair in shared memory.
-struct PagePair {
-    std::uint32_t key, value;  // shared addresses
-    bool key_is_sparse, value_is_sparse;
-    int stage;
+// A page pair in shared memory, in one register.
+class PagePair {
+public:
+    __device__ PagePair(int stage, bool key_is_sparse, bool value_is_sparse)
+        : bits_(stage << 2 | key_is_sparse << 1 | value_is_sparse << 0) {}
+    __device__ int stage() const { return bits_ >> 2; }
+    __device__ bool key_is_sparse() const { return bits_ & 2; }
+    __device__ bool value_is_sparse() const { return bits_ & 1; }
+
+private:
+    int bits_;
 };
 
 template <int HeadDim, int Warps>
@@ -58,7 +64,7 @@ public:
           pages_(pages), next_(Ring::first_load()) {
         look_up_next();
         ring_.open();  // while the map is on its way
-        for (int stage = 0; stage < stages_ - 1; ++stage) load(stage, stage, 0);
+        for (int stage = 0; stage < stages_ - PrefillStages::kHeld; ++stage) load(stage, stage, 0);
     }
 
     // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before, which is released.
@@ -68,10 +74,10 @@ public:
             value_kinds_ = value_.kinds(page);
         }
         ring_.wait_full(stage_, phase_);
-        const bool wraps = stage_ == 0;
-        load(page + stages_ - 1, wraps ? stages_ - 1 : stage_ - 1, wraps ? phase_ : phase_ ^ 1);
-        const PagePair pair{ring_.key_address(stage_), ring_.value_address(stage_), (key_kinds_ >> page % 32 & 1) != 0,
-                            (value_kinds_ >> page % 32 & 1) != 0, stage_};
+        const bool wraps = stage_ < PrefillStages::kHeld;
+        load(page + stages_ - PrefillStages::kHeld, stage_ - PrefillStages::kHeld + (wraps ? stages_ : 0),
+             wraps ? phase_ : phase_ ^ 1);
+        const PagePair pair(stage_, key_kinds_ >> page % 32 & 1, value_kinds_ >> page % 32 & 1);
         if (++stage_ == stages_) {
             stage_ = 0;
             phase_ ^= 1;
@@ -79,8 +85,11 @@ public:
         return pair;
     }
 
+    __device__ std::uint32_t key_address(const PagePair &pair) const { return ring_.key_address(pair.stage()); }
+    __device__ std::uint32_t value_address(const PagePair &pair) const { return ring_.value_address(pair.stage()); }
+
     // This warp is done with the pair.
-    __device__ void release(const PagePair &pair) { ring_.release(pair.stage); }
+    __device__ void release(const PagePair &pair) { ring_.release(pair.stage()); }
 
 private:
     __device__ void look_up_next() {

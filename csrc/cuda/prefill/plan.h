@@ -26,6 +26,8 @@ struct QueryTile {
     static constexpr int kWarpQueries = kTiles * 8;
     static constexpr int kQueries = kWarps * kWarpQueries;
     static constexpr int kThreads = kWarps * 32;
+    static constexpr int kReferenceBytes = kQueries * 4;  // before the ring in shared memory, f32 [queries]
+    static_assert(kReferenceBytes % 128 == 0, "the ring keeps its alignment");
 };
 
 // A page to be copied.
@@ -36,7 +38,8 @@ struct PageCopy {
 
 struct PrefillStages {
     static constexpr int kMax = 4;    // more in flight gains nothing: arithmetic is the limit
-    static constexpr int kMin = 2;    // one in use, one on its way
+    static constexpr int kHeld = 2;   // by a warp: K of the next page is asked of while V of the last is
+    static constexpr int kMin = kHeld + 1;
     static constexpr int kAlign = 128;
 
     std::int32_t key_bytes;    // the largest K page that the map may hold

@@ -1,5 +1,5 @@
 // The ring of stages of a CTA, filled by cp.async: all threads copy 16 bytes at a time, and each page pair is one group of
-// copies. Groups complete in order, so "all but the newest stages - 2 are done" is what a wait for the oldest means; a
+// copies. Groups complete in order, so "all but the newest stages - kMin are done" is what a wait for the oldest means; a
 // load of nothing commits an empty group to keep that count.
 #pragma once
 
@@ -26,11 +26,12 @@ public:
 
     // The stage's page pair is there, and all warps are done with the one before.
     __device__ void wait_full(int /*stage*/, std::uint32_t /*phase*/) const {
-        static_assert(PrefillStages::kMax == 4, "one case per number of stages");
+        static_assert(PrefillStages::kMax <= 6, "one case per number of stages");
         switch (stages_.stages) {
-            case 2: ptx::cp_async_wait<0>(); break;
-            case 3: ptx::cp_async_wait<1>(); break;
-            default: ptx::cp_async_wait<2>(); break;
+            case 3: ptx::cp_async_wait<0>(); break;
+            case 4: ptx::cp_async_wait<1>(); break;
+            case 5: ptx::cp_async_wait<2>(); break;
+            default: ptx::cp_async_wait<3>(); break;
         }
         __syncthreads();
     }

@@ -17,8 +17,7 @@ public:
     static constexpr int kLoadStep = Warps;
     __device__ static int first_load() { return threadIdx.x / 32; }
 
-    __device__ PrefillRing(const PrefillStages &stages, std::uint32_t base)
-        : stages_(stages), base_(base), policy_(ptx::policy_evict_normal()) {}
+    __device__ PrefillRing(const PrefillStages &stages, std::uint32_t base) : stages_(stages), base_(base) {}
 
     // Once, before the first load; all threads call this.
     __device__ void open() {
@@ -45,8 +44,8 @@ public:
             ptx::mbarrier_wait(empty(stage), phase ^ 1);  // the first time round, that phase is over from the start
             ptx::fence_proxy_async_shared();
             ptx::mbarrier_arrive_expect_tx(full(stage), key.bytes + value.bytes);
-            ptx::bulk_copy(key_address(stage), key.from, key.bytes, full(stage), policy_);
-            ptx::bulk_copy(value_address(stage), value.from, value.bytes, full(stage), policy_);
+            ptx::bulk_copy(key_address(stage), key.from, key.bytes, full(stage));
+            ptx::bulk_copy(value_address(stage), value.from, value.bytes, full(stage));
         }
         __syncwarp();
     }
@@ -64,7 +63,6 @@ private:
 
     const PrefillStages &stages_;
     std::uint32_t base_;
-    std::uint64_t policy_;
 };
 
 }  // namespace hsb::cuda

@@ -12,15 +12,17 @@ using Tile = QueryTile<3, 4, 2>;
 template <class T, int HeadDim>
 void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device) {
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
-    a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, Tile::kCtas);
+    const int room = device.shared_bytes - Tile::kCtas * Tile::kReferenceBytes;
+    a.stages = choose_prefill_stages(key_bytes, value_bytes, room, Tile::kCtas);
     if (a.stages.stages < PrefillStages::kMin)
-        a.stages = choose_prefill_stages(key_bytes, value_bytes, device.shared_bytes, 1);
-    HSB_CHECK(a.stages.stages >= PrefillStages::kMin, "two page pairs do not fit into shared memory");
+        a.stages = choose_prefill_stages(key_bytes, value_bytes, room, 1);
+    HSB_CHECK(a.stages.stages >= PrefillStages::kMin, "three page pairs do not fit into shared memory");
     a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Tile::kQueries));
     const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * a.heads;
     HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
     const int results = Tile::kQueries * HeadDim * 2;
-    const int shared_bytes = a.stages.shared_bytes() > results ? a.stages.shared_bytes() : results;
+    const int shared_bytes =
+        Tile::kReferenceBytes + (a.stages.shared_bytes() > results ? a.stages.shared_bytes() : results);
     launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(ctas), Tile::kThreads, shared_bytes, p.stream, a);
 }
 
@@ -47,6 +49,7 @@ void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.heads = p.batch * p.q_heads;
     a.group = p.q_heads / p.kv_heads;
     a.scale = scale.log2;
+    a.inverse_scale = 1.0f / scale.log2;
     a.flip = scale.flip;
     if (p.dtype == HSB_FP16)
         choose<__half>(p, a, device);

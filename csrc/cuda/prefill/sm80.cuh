@@ -6,15 +6,33 @@
 //
 // A page is the operand A, read from shared memory by every warp; a warp's queries are the cols of both products, in
 // tiles of 8. The more tiles, the fewer reads per product, and the more registers: plan.h draws how the work is cut.
+//
+// A page is worked on in halves of 32 tokens, so that the product of the next half with K and the softmax of this one can
+// stand between each other's instructions:
+//
+//   K, half   |  0  |  1        |  2        |  3
+//   softmax   |     |  0        |  1        |  2
+//   V, half   |     |        0  |        1  |        2
 #pragma once
 
-#include "cuda/page_product.cuh"
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/place.cuh"
 #include "page_stream.cuh"
+#include "sm80_product.cuh"
 #include "softmax.cuh"
 
 namespace hsb::cuda {
+
+constexpr int kReadAhead = 1;  // tiles of A that are read before their use
+
+// Before sm_90, where ptxas has fewer registers to spare, a lane is asked for anew rather than kept.
+__device__ __forceinline__ int lane_again([[maybe_unused]] int lane) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return ptx::thread_index() % 32;
+#else
+    return lane;
+#endif
+}
 
 struct PrefillArguments {
     const void *q;             // [batch, q_heads, q_len, head_dim]
@@ -29,6 +47,7 @@ struct PrefillArguments {
     std::int32_t group;        // query heads per kv head
     std::int32_t tiles;        // per head
     float scale;               // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
+    float inverse_scale;
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
 };
 
@@ -53,6 +72,23 @@ struct WarpQueries {
         row = static_cast<std::int64_t>(head) * a.q_len + first;
     }
 };
+
+// The start of shared memory: the references of each warp's queries, once they are large.
+template <int Tiles>
+__device__ __forceinline__ float *warp_references() {
+    extern __shared__ __align__(PrefillStages::kAlign) unsigned char shared[];
+    return reinterpret_cast<float *>(shared) + ptx::thread_index() / 32 * (Tiles * 8);
+}
+
+template <int Tiles>
+__device__ __forceinline__ void clear(Scores<Tiles> &s) {
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+        for (int strip = 0; strip < 2; ++strip)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) s[tile][strip][i] = 0.0f;
+}
 
 // Q^T of a warp's queries, from global memory: B fragments per step of 32 dims. Queries beyond `valid` are zero.
 template <class T, int HeadDim, int Tiles>
@@ -88,7 +124,8 @@ __device__ __forceinline__ void store_results(T *out, float *lse, PrefillRunning
             const float sum = sum_over_rows(running.sum[tile][i]);
             inverse[i] = 1.0f / sum;
             const int query = tile * 8 + lane % 4 * 2 + i;
-            if (lane / 4 == 0 && query < valid) lse[query] = running.offset_log2(tile, i, scale) * kLn2 + logf(sum);
+            const float offset = running.offset_log2(tile, i, scale, warp_references<Tiles>(), lane);
+            if (lane / 4 == 0 && query < valid) lse[query] = offset * kLn2 + logf(sum);
         }
 #pragma unroll
         for (int strip = 0; strip < HeadDim / kStripRows; ++strip)
@@ -111,32 +148,66 @@ __device__ __forceinline__ void store_results(T *out, float *lse, PrefillRunning
     }
 }
 
-// s += K q of the pair's K page.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void multiply_key(Scores<Tiles> &s, const PagePair &pair,
-                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], int lane) {
+// s = K q of half of the pair's K page.
+template <class T, int HeadDim, int Half, int Tiles, class Stream, class Between>
+__device__ __forceinline__ void multiply_key(Scores<Tiles> &s, const Stream &stream, const PagePair &pair,
+                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], int lane,
+                                             Between &&between) {
     using Shape = KeyPage<HeadDim>;
-    if (pair.key_is_sparse) {
-        multiply_sparse<T, Shape, 0>(s[0], pair.key, q, lane);
-        multiply_sparse<T, Shape, 2>(s[1], pair.key, q, lane);
-    } else {
-        multiply_dense<T, Shape, 0>(s[0], pair.key, q, lane);
-        multiply_dense<T, Shape, 2>(s[1], pair.key, q, lane);
-    }
+    clear(s);
+    const std::uint32_t page = stream.key_address(pair);
+    if (pair.key_is_sparse())
+        interleave_sparse<T, Shape, Half * 2, 0, kReadAhead>(s, page, q, lane, between);
+    else
+        interleave_dense<T, Shape, Half * 2, 0, kReadAhead>(s, page, q, lane, between);
 }
 
-// out += V^T p of the pair's V page.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kStripRows][4], const PagePair &pair,
-                                               const Probabilities<Tiles> &p, int lane) {
+// out += V^T p of half of the pair's V page.
+template <class T, int HeadDim, int Half, int Tiles, class Stream>
+__device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kStripRows][4], const Stream &stream,
+                                               const PagePair &pair, const Probabilities<Tiles> &p, int lane) {
     using Shape = ValuePage<HeadDim>;
-    if (pair.value_is_sparse) {
-        multiply_sparse<T, Shape, 0, 0>(out, pair.value, p[0], lane);
-        multiply_sparse<T, Shape, 0, 1>(out, pair.value, p[1], lane);
+    const std::uint32_t page = stream.value_address(pair);
+    if (pair.value_is_sparse())
+        interleave_sparse<T, Shape, 0, Half, kReadAhead>(out, page, p, lane);
+    else
+        interleave_dense<T, Shape, 0, Half, kReadAhead>(out, page, p, lane);
+}
+
+// Query i sees tokens 0 .. i + past.
+struct Sight {
+    std::int32_t whole;       // pages below are seen by all its queries,
+    std::int32_t end;         // and from here on by none
+};
+
+// Half a page: the softmax of its scores and their product with V, while K of the next half is on its way.
+template <class T, int HeadDim, int Half, class Tile, class Stream, int Tiles>
+__device__ __forceinline__ void attend_half(PrefillRunning<HeadDim, Tiles> &running, const Stream &stream,
+                                            Scores<Tiles> &s, Scores<Tiles> &next, const PagePair &pair,
+                                            const PagePair &next_pair,
+                                            const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
+                                            std::int32_t page, const PrefillArguments &a, int lane_kept) {
+    const int lane = lane_again(lane_kept);
+    const auto prepare = [&](bool raise) {
+        const int token = page * kBlock + Half * 32 + lane / 4;
+        mask_future<Tiles>(s, WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token);
+        if (raise) running.raise(s, a.scale, a.inverse_scale, warp_references<Tiles>(), lane);
+        if (running.large) running.subtract_from(s, warp_references<Tiles>(), lane);
+    };
+    Probabilities<Tiles> p;
+    if (page >= sight.whole || running.large) prepare(false);
+    SoftmaxSteps<T, Tiles> softmax(p, s, running, a.scale);
+    multiply_key<T, HeadDim, 1 - Half>(next, stream, next_pair, q, lane, softmax);
+    if (softmax.too_high()) {
+        multiply_key<T, HeadDim, Half>(s, stream, pair, q, lane, NothingBetween());
+        prepare(true);
+        SoftmaxSteps<T, Tiles> again(p, s, running, a.scale);
+        again(0, 1);
+        running.add(again.sum);
     } else {
-        multiply_dense<T, Shape, 0, 0>(out, pair.value, p[0], lane);
-        multiply_dense<T, Shape, 0, 1>(out, pair.value, p[1], lane);
+        running.add(softmax.sum);
     }
+    multiply_value<T, HeadDim, Half>(running.out, stream, pair, p, lane);
 }
 
 template <class T, int HeadDim, class Tile>
@@ -147,51 +218,42 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const WarpQueries<Tile> own(a);
     const int lane = own.lane;
 
-    // Query i sees tokens 0 .. i + past. Pages below `whole` are seen by all queries of the warp, from `end` on by none.
     const std::int32_t past = a.seq - a.q_len;
     const std::int32_t last = min(own.first + Tile::kWarpQueries, a.q_len) - 1;
-    const std::int32_t whole = (own.first + past + 1) / kBlock;
-    const std::int32_t end = own.valid > 0 ? (last + past) / kBlock + 1 : 0;
+    const Sight sight{(own.first + past + 1) / kBlock, own.valid > 0 ? (last + past) / kBlock + 1 : 0};
     const std::int32_t pages = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
     const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
 
-    PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages, ptx::shared_address(shared),
+    PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages, ptx::shared_address(shared) + Tile::kReferenceBytes,
                                                     own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
     load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);
     PrefillRunning<HeadDim, kTiles> running;
     running.clear();
 
+    PagePair pair = stream.wait(0);
+    Scores<kTiles> low, high;  // of the two halves of a page
+    multiply_key<T, HeadDim, 0>(low, stream, pair, q, lane, NothingBetween());
 #pragma unroll 1
-    for (std::int32_t page = 0; page < pages; ++page) {
-        const PagePair pair = stream.wait(page);
-        if (page < end) {
-            Probabilities<kTiles> p;
-            float sum[kTiles][2];
-            for (bool again = false;;) {
-                Scores<kTiles> s = {};
-                multiply_key<T, HeadDim>(s, pair, q, lane);
-                if (page >= whole || again || running.large) {  // one branch for all that is rare
-                    mask_future<kTiles>(s, own.first + past + lane % 4 * 2 - page * kBlock - lane / 4);
-                    if (again) running.raise(s, a.scale);
-                    if (running.large) running.subtract_from(s);
-                }
-                const bool too_high = probabilities<T>(p, sum, s, running, a.scale);
-                if (!too_high || again) break;
-                again = true;
-            }
-            running.add(sum);
-            multiply_value<T, HeadDim>(running.out, pair, p, lane);
-        }
+    for (std::int32_t page = 0; page < sight.end; ++page) {
+        attend_half<T, HeadDim, 0, Tile>(running, stream, low, high, pair, pair, q, sight, page, a, lane);
+        const PagePair next = page + 1 < pages ? stream.wait(page + 1) : pair;
+        attend_half<T, HeadDim, 1, Tile>(running, stream, high, low, pair, next, q, sight, page, a, lane);
         stream.release(pair);
+        pair = next;
+    }
+#pragma unroll 1
+    for (std::int32_t page = sight.end + 1; page < pages; ++page) {  // the CTA's others go on
+        stream.release(pair);
+        pair = stream.wait(page);
     }
 
     __syncthreads();  // all are done with the ring, which now takes the results
     const WarpQueries<Tile> again(a);
     if (again.valid <= 0) return;
-    unsigned char *const room = shared + again.warp * (Tile::kWarpQueries * HeadDim * 2);
+    unsigned char *const results = shared + Tile::kReferenceBytes + again.warp * (Tile::kWarpQueries * HeadDim * 2);
     store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + again.row * HeadDim, a.lse + again.row, running,
-                                      again.valid, a.scale, room, again.lane);
+                                      again.valid, a.scale, results, again.lane);
 }
 
 }  // namespace hsb::cuda

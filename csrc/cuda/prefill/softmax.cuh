@@ -15,6 +15,7 @@
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/unrolled.cuh"
 
 namespace hsb::cuda {
 
@@ -23,13 +24,13 @@ namespace hsb::cuda {
 constexpr float kHeadroom = 5.0f;
 constexpr float kLargeOffset = 1 << 20;  // a float's step is 2^-4 there
 
-// S^T of one page, as two halves of 32 tokens: [half][tile of 8 queries][strip of 16 tokens][C fragment].
+// S^T of half a page: [tile of 8 queries][strip of 16 tokens][C fragment].
 template <int Tiles>
-using Scores = float[2][Tiles][2][4];
+using Scores = float[Tiles][2][4];
 
-// P^T of one page, as B fragments [32 tokens x 8 queries]: [half][tile][step][register].
+// P^T of half a page, as B fragments [32 tokens x 8 queries]: [tile][step][register].
 template <int Tiles>
-using Probabilities = std::uint32_t[2][Tiles][1][4];
+using Probabilities = std::uint32_t[Tiles][1][4];
 
 template <int HeadDim, int Tiles>
 struct PrefillRunning {
@@ -38,7 +39,7 @@ struct PrefillRunning {
     float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
     float offset[Tiles][2];        // of queries 2t, 2t + 1, in powers of 2; the same in all lanes of one t
     float sum[Tiles][2];           // over this thread's tokens only
-    bool large;                    // the same in all lanes: offset holds the reference itself, in units of S
+    bool large;                    // the same in all lanes: offsets are 0, references are subtracted from the scores
 
     __device__ __forceinline__ void clear() {
         large = false;
@@ -64,13 +65,14 @@ struct PrefillRunning {
     }
 
     // What the sums and outputs of a query are relative to, in powers of 2.
-    __device__ __forceinline__ float offset_log2(int tile, int i, float scale) const {
-        return large ? offset[tile][i] * scale : offset[tile][i];
+    __device__ __forceinline__ float offset_log2(int tile, int i, float scale, const float *references, int lane) const {
+        return large ? references[tile * 8 + lane % 4 * 2 + i] * scale : offset[tile][i];
     }
 
     // Raises the references to kHeadroom above the scores. Each query has seen a token by now: the first page holds
     // token 0.
-    __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale) {
+    __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale, float inverse_scale, float *references,
+                                          int lane) {
         float highest[Tiles][2];
         bool will_be_large = large;
 #pragma unroll
@@ -79,10 +81,8 @@ struct PrefillRunning {
             for (int i = 0; i < 2; ++i) {
                 float x = negative_infinity();
 #pragma unroll
-                for (int half = 0; half < 2; ++half)
-#pragma unroll
-                    for (int strip = 0; strip < 2; ++strip)
-                        x = fmaxf(x, fmaxf(s[half][tile][strip][i], s[half][tile][strip][i + 2]));
+                for (int strip = 0; strip < 2; ++strip)
+                    x = fmaxf(x, fmaxf(s[tile][strip][i], s[tile][strip][i + 2]));
                 highest[tile][i] = max_over_rows(x);
                 will_be_large |= fabsf(highest[tile][i] * scale) > kLargeOffset;
             }
@@ -97,9 +97,13 @@ struct PrefillRunning {
                     offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kHeadroom));
                     fall = old - offset[tile][i];
                 } else {
-                    const float reference = highest[tile][i] + kHeadroom / scale;
-                    offset[tile][i] = fmaxf(large ? old : old / scale, reference);
-                    fall = large ? (old - offset[tile][i]) * scale : fmaf(-offset[tile][i], scale, old);
+                    float &reference = references[tile * 8 + lane % 4 * 2 + i];
+                    const float before = large ? reference : old * inverse_scale;
+                    const float after = fmaxf(before, highest[tile][i] + kHeadroom * inverse_scale);
+                    fall = large ? (before - after) * scale : fmaf(-after, scale, old);
+                    __syncwarp();
+                    reference = after;  // the same in all lanes of one t
+                    offset[tile][i] = 0.0f;
                 }
                 const float factor = ptx::exp2_approx(fall);
                 sum[tile][i] *= factor;
@@ -110,18 +114,17 @@ struct PrefillRunning {
                 }
             }
         large = will_be_large;
+        __syncwarp();
     }
 
     // Once a reference is large: takes it off the scores beforehand.
-    __device__ __forceinline__ void subtract_from(Scores<Tiles> &s) const {
+    __device__ __forceinline__ void subtract_from(Scores<Tiles> &s, const float *references, int lane) const {
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile)
+            for (int strip = 0; strip < 2; ++strip)
 #pragma unroll
-                for (int strip = 0; strip < 2; ++strip)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) s[half][tile][strip][i] -= offset[tile][i % 2];
+                for (int i = 0; i < 4; ++i) s[tile][strip][i] -= references[tile * 8 + lane % 4 * 2 + i % 2];
     }
 };
 
@@ -130,52 +133,78 @@ struct PrefillRunning {
 template <int Tiles>
 __device__ __forceinline__ void mask_future(Scores<Tiles> &s, int ahead) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile)
-#pragma unroll
-            for (int strip = 0; strip < 2; ++strip)
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    if (half * 32 + strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2)
-                        s[half][tile][strip][i] = negative_infinity();
-}
-
-// Scores to probabilities and, per query, their sum over this thread's tokens. A C fragment's tile of 8 tokens x 8 queries,
-// transposed, is exactly a B register. Returns whether a probability reaches 2 in any lane: then nothing here is of use.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ bool probabilities(Probabilities<Tiles> &p, float (&sum)[Tiles][2], const Scores<Tiles> &s,
-                                              const PrefillRunning<HeadDim, Tiles> &running, float scale) {
-    constexpr std::uint32_t kAtLeast2 = 0x40004000;
-    std::uint32_t seen = 0;
-    float offset[Tiles][2];
-#pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            offset[tile][i] = running.large ? 0.0f : running.offset[tile][i];
-            sum[tile][i] = 0.0f;
-        }
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int strip = 0; strip < 2; ++strip)
 #pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-                float x[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    x[i] = ptx::exp2_approx(fmaf(s[half][tile][strip][i], scale, -offset[tile][i % 2]));
-                    sum[tile][i % 2] += x[i];
-                }
-#pragma unroll
-                for (int rows = 0; rows < 2; ++rows) {
-                    const std::uint32_t pair = pack(x[rows * 2], x[rows * 2 + 1], T());
-                    seen |= pair;
-                    p[half][tile][0][strip * 2 + rows] = ptx::movmatrix_trans(pair);
-                }
-            }
-    return __any_sync(~0u, (seen & kAtLeast2) != 0);
+            for (int i = 0; i < 4; ++i)
+                if (strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2)
+                    s[tile][strip][i] = negative_infinity();
 }
+
+// Scores to probabilities and, per query, their sum over this thread's tokens, in steps to be put between others'
+// instructions: two scores of one row at a time, and each pair's exponentials a few steps before they are used. A C
+// fragment's tile of 8 tokens x 8 queries, transposed, is exactly a B register.
+template <class T, int Tiles>
+class SoftmaxSteps {
+public:
+    template <int HeadDim>
+    __device__ __forceinline__ SoftmaxSteps(Probabilities<Tiles> &p, Scores<Tiles> &s,
+                                            const PrefillRunning<HeadDim, Tiles> &running, float scale)
+        : p_(p), s_(s), scale_(scale) {
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                offset_[tile][i] = running.offset[tile][i];
+                sum[tile][i] = 0.0f;
+            }
+    }
+
+    // Part `part` of `of`.
+    __device__ __forceinline__ void operator()(int part, int of) {
+        unrolled<kPairs + kLead>([&](int step) {
+            if (step * of / (kPairs + kLead) != part) return;
+            if (step < kPairs) exponentials(step);
+            if (step >= kLead) use(step - kLead);
+        });
+    }
+
+    // Whether a probability reaches 2 in any lane: then nothing here is of use.
+    __device__ __forceinline__ bool too_high() const {
+        constexpr std::uint32_t kAtLeast2 = 0x40004000;
+        return __any_sync(~0u, (seen_ & kAtLeast2) != 0);
+    }
+
+    float sum[Tiles][2];
+
+private:
+    static constexpr int kPairs = Tiles * 4, kLead = 2;
+
+    __device__ static constexpr int tile_of(int pair) { return pair / 2 % Tiles; }
+    __device__ static constexpr int strip_of(int pair) { return pair / 2 / Tiles; }
+    __device__ __forceinline__ float &score(int pair, int i) {
+        return s_[tile_of(pair)][strip_of(pair)][pair % 2 * 2 + i];
+    }
+    __device__ __forceinline__ void exponentials(int pair) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            score(pair, i) = ptx::exp2_approx(fmaf(score(pair, i), scale_, -offset_[tile_of(pair)][i]));
+    }
+    __device__ __forceinline__ void use(int pair) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) sum[tile_of(pair)][i] += score(pair, i);
+        const std::uint32_t packed = pack(score(pair, 0), score(pair, 1), T());
+        seen_ |= packed;
+        const int j = strip_of(pair) * 2 + pair % 2;
+        p_[tile_of(pair)][0][j] = ptx::movmatrix_trans(packed);
+    }
+
+    Probabilities<Tiles> &p_;
+    Scores<Tiles> &s_;
+    float scale_;
+    float offset_[Tiles][2];
+    std::uint32_t seen_ = 0;
+};
 
 }  // namespace hsb::cuda

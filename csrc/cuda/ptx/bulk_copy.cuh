@@ -84,6 +84,15 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void *glob
         : "memory");
 }
 
+// The same without a say about L2.
+__device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void *global, std::uint32_t bytes,
+                                          std::uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(shared), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 // What is read once may leave L2 first.
 __device__ __forceinline__ std::uint64_t policy_evict_first() {
     std::uint64_t policy;
