@@ -1,5 +1,5 @@
-// c += A b for a page A in shared memory, or a part of it: K [64 tokens x head_dim], or V^T [head_dim x 64 tokens], dense or
-// 2:4.
+// c += A b for a page A in shared memory, or a part of it: K [64 tokens x head_dim], or V^T [head_dim x 64 tokens],
+// dense or 2:4.
 //
 // One warp, tensor core strips of 16 rows. `b` holds, per step of 32 cols, the four registers of a B fragment [32 x 8]
 // (ptx/mma.cuh); the dense product takes the same registers two by two. `Tiles` such columns of 8 share each A read.

@@ -16,8 +16,8 @@ void check(const hsb_prefill_params &p) {
     HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
 }
 
-// Only sm_90a's own machine code has wgmma.sp; the kernel's body is empty in anything else, the PTX for newer chips among
-// it. CMake's name for it contains "90a".
+// Only sm_90a's own machine code has wgmma.sp; the kernel's body is empty in anything else, the PTX for newer chips
+// among it. CMake's name for it contains "90a".
 bool can_take_sm90(const Device &device) {
     return device.capability == 90 && std::strstr(hsb_cuda_architectures(), "90a") != nullptr;
 }
@@ -25,7 +25,7 @@ bool can_take_sm90(const Device &device) {
 hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
     const bool can = can_take_sm90(device);
     HSB_CHECK(p.path != HSB_PATH_SM90 || can,
-              "path sm90 needs a GPU of compute capability 9.0 and a library with code for 90a: take path sm80, or auto");
+              "path sm90 needs a GPU of compute capability 9.0 and code for 90a in the library: take sm80, or auto");
     return p.path == HSB_PATH_SM80 || !can ? HSB_PATH_SM80 : HSB_PATH_SM90;
 }
 

@@ -23,7 +23,8 @@ void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device)
     const int results = Tile::kQueries * HeadDim * 2;
     const int shared_bytes =
         Tile::kReferenceBytes + (a.stages.shared_bytes() > results ? a.stages.shared_bytes() : results);
-    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(ctas), Tile::kThreads, shared_bytes, p.stream, a);
+    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(ctas), Tile::kThreads, shared_bytes, p.stream,
+           a);
 }
 
 template <class T>

@@ -1,14 +1,15 @@
 // Prefill attention over pages, dense and 2:4 in any mix, with mma.sp and all operands but the page in registers.
 //
 //   per page pair and warp     K page:  S^T [64 tokens x queries] = K Q^T      Q^T stays in registers
-//                              softmax: P^T = 2^(S^T - reference)              in registers (softmax.cuh)
+//                              softmax: P^T = 2^(S^T - reference)              in registers (sm80_softmax.cuh)
 //                              V page:  O^T [head_dim x queries] += V^T P^T    O^T stays in registers
 //
 // A page is the operand A, read from shared memory by every warp; a warp's queries are the cols of both products, in
-// tiles of 8. The more tiles, the fewer reads per product, and the more registers: plan.h draws how the work is cut.
+// tiles of 8. The more tiles, the fewer reads per product, and the more registers: sm80_plan.h draws how the work is
+// cut.
 //
-// A page is worked on in halves of 32 tokens, so that the product of the next half with K and the softmax of this one can
-// stand between each other's instructions:
+// A page is worked on in halves of 32 tokens, so that the product of the next half with K and the softmax of this one
+// can stand between each other's instructions:
 //
 //   K, half   |  0  |  1        |  2        |  3
 //   softmax   |     |  0        |  1        |  2
@@ -17,9 +18,9 @@
 
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/place.cuh"
-#include "page_stream.cuh"
+#include "sm80_pages.cuh"
 #include "sm80_product.cuh"
-#include "softmax.cuh"
+#include "sm80_softmax.cuh"
 
 namespace hsb::cuda {
 
@@ -51,7 +52,7 @@ struct PrefillArguments {
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
 };
 
-// Which queries are a warp's: plan.h.
+// Which queries are a warp's: sm80_plan.h.
 template <class Tile>
 struct WarpQueries {
     std::int32_t head;        // of batch * q_heads
@@ -224,7 +225,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const std::int32_t pages = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
     const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
 
-    PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages, ptx::shared_address(shared) + Tile::kReferenceBytes,
+    PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages,
+                                                    ptx::shared_address(shared) + Tile::kReferenceBytes,
                                                     own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
     load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);

@@ -1,5 +1,5 @@
-// c += A b for a part of a page A in shared memory, as cuda/page_product.cuh has it, with other work of the warp put between
-// its instructions for the tensor cores to overlap with.
+// c += A b for a part of a page A in shared memory, as cuda/page_product.cuh has it, with other work of the warp put
+// between its instructions for the tensor cores to overlap with.
 #pragma once
 
 #include "cuda/page.cuh"
@@ -15,13 +15,13 @@ struct NothingBetween {
     __device__ __forceinline__ void operator()(int /*tile*/, int /*of*/) const {}
 };
 
-// Tiles of A are read `Ahead` of their use. `between` is called after each with its number and how many there are: other
-// work, for the tensor cores to overlap with.
+// Tiles of A are read `Ahead` of their use. `between` is called after each with its number and how many there are:
+// other work, for the tensor cores to overlap with.
 template <class T, class Shape, int FirstStrip = 0, int FirstStep = 0, int Ahead = 0, int Tiles, int Strips, int Steps,
           class Between = NothingBetween>
 __device__ __forceinline__ void interleave_dense(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                               const std::uint32_t (&b)[Tiles][Steps][4], int lane,
-                                               Between &&between = {}) {
+                                                 const std::uint32_t (&b)[Tiles][Steps][4], int lane,
+                                                 Between &&between = {}) {
     static_assert(FirstStrip + Strips <= Shape::kStrips && (FirstStep + Steps) * kStepCols <= Shape::kCols, "beyond A");
     constexpr int kCount = Steps * 2 * Strips;
     const std::uint32_t first = page + swizzled_chunk<128>(lane % 16, lane / 16);
@@ -47,8 +47,8 @@ __device__ __forceinline__ void interleave_dense(float (&c)[Tiles][Strips][4], s
 template <class T, class Shape, int FirstStrip = 0, int FirstStep = 0, int Ahead = 0, int Tiles, int Strips, int Steps,
           class Between = NothingBetween>
 __device__ __forceinline__ void interleave_sparse(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                const std::uint32_t (&b)[Tiles][Steps][4], int lane,
-                                                Between &&between = {}) {
+                                                  const std::uint32_t (&b)[Tiles][Steps][4], int lane,
+                                                  Between &&between = {}) {
     static_assert(FirstStrip + Strips <= Shape::kStrips && (FirstStep + Steps) * kStepCols <= Shape::kCols, "beyond A");
     constexpr int kCount = Steps * Strips;
     const std::uint32_t first = page + Shape::value_chunk(lane % 16, lane / 16);

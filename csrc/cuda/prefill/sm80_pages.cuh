@@ -1,13 +1,13 @@
-// The page pairs of one (batch, kv head), in order, for all warps of a CTA: looks them up in the block map, asks for them
-// stages - 1 ahead, hands them over.
+// The page pairs of one (batch, kv head), in order, for all warps of a CTA: looks them up in the block map, asks for
+// them stages - 1 ahead, hands them over.
 #pragma once
 
 #include "cuda/page_pool.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#include "ring_sm90.cuh"
+#include "sm80_ring_bulk.cuh"
 #else
-#include "ring_sm80.cuh"
+#include "sm80_ring_cp_async.cuh"
 #endif
 
 namespace hsb::cuda {
@@ -67,7 +67,8 @@ public:
         for (int stage = 0; stage < stages_ - PrefillStages::kHeld; ++stage) load(stage, stage, 0);
     }
 
-    // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before, which is released.
+    // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before, which is
+    // released.
     __device__ PagePair wait(std::int32_t page) {
         if (page % 32 == 0) {
             key_kinds_ = key_.kinds(page);

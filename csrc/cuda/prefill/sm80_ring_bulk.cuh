@@ -1,10 +1,10 @@
-// The ring of stages of a CTA, filled by the copy engine: one lane starts a page pair's copies, which complete on the stage's
-// barrier. A second barrier per stage collects the warps that are done with it, so that a warp may run up to
+// The ring of stages of a CTA, filled by the copy engine: one lane starts a page pair's copies, which complete on the
+// stage's barrier. A second barrier per stage collects the warps that are done with it, so that a warp may run up to
 // stages - 1 pages ahead of another. The warps take turns in asking for pages.
 #pragma once
 
 #include "cuda/ptx/bulk_copy.cuh"
-#include "plan.h"
+#include "sm80_plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 

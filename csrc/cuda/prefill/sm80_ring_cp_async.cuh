@@ -1,10 +1,10 @@
-// The ring of stages of a CTA, filled by cp.async: all threads copy 16 bytes at a time, and each page pair is one group of
-// copies. Groups complete in order, so "all but the newest stages - kMin are done" is what a wait for the oldest means; a
-// load of nothing commits an empty group to keep that count.
+// The ring of stages of a CTA, filled by cp.async: all threads copy 16 bytes at a time, and each page pair is one group
+// of copies. Groups complete in order, so "all but the newest stages - kMin are done" is what a wait for the oldest
+// means; a load of nothing commits an empty group to keep that count.
 #pragma once
 
 #include "cuda/ptx/cp_async.cuh"
-#include "plan.h"
+#include "sm80_plan.h"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 

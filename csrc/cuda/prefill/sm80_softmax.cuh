@@ -1,14 +1,14 @@
-// Online softmax of one warp over S^T, in registers, and the warp's running result: each warp has its queries to itself,
-// so nothing is exchanged with others.
+// Online softmax of one warp over S^T, in registers, and the warp's running result: each warp has its queries to
+// itself, so nothing is exchanged with others.
 //
-// The reference that scores are taken relative to is a bound, and raised late: probabilities are computed first, and only
-// if one reaches 2 is the page done again, with a reference kHeadroom (in powers of 2) above the highest score so far.
-// After the first pages that hardly happens. No maximum is needed until then: a 16-bit float of at least 2, of either
-// type, has its bit 14 set, so the check is one OR per pair.
+// The reference that scores are taken relative to is a bound, and raised late: probabilities are computed first, and
+// only if one reaches 2 is the page done again, with a reference kHeadroom (in powers of 2) above the highest score so
+// far. After the first pages that hardly happens. No maximum is needed until then: a 16-bit float of at least 2, of
+// either type, has its bit 14 set, so the check is one OR per pair.
 //
-// Exponents are computed as s * scale - offset with offset = reference * scale, one FMA. The rounding of offset is the same
-// for all tokens and drops out of the result, but it must stay small beside 1, or 2^exponent overflows. Once an offset
-// passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters.
+// Exponents are computed as s * scale - offset with offset = reference * scale, one FMA. The rounding of offset is the
+// same for all tokens and drops out of the result, but it must stay small beside 1, or 2^exponent overflows. Once an
+// offset passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters.
 #pragma once
 
 #include "cuda/fragments.cuh"
@@ -65,7 +65,8 @@ struct PrefillRunning {
     }
 
     // What the sums and outputs of a query are relative to, in powers of 2.
-    __device__ __forceinline__ float offset_log2(int tile, int i, float scale, const float *references, int lane) const {
+    __device__ __forceinline__ float offset_log2(int tile, int i, float scale, const float *references,
+                                                 int lane) const {
         return large ? references[tile * 8 + lane % 4 * 2 + i] * scale : offset[tile][i];
     }
 
@@ -92,7 +93,7 @@ struct PrefillRunning {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const float old = offset[tile][i];
-                float fall;  // of what is relative to the old reference, in powers of 2; from -inf (nothing yet) to -inf
+                float fall;  // of what is relative to the old reference, in powers of 2; at first -inf
                 if (!will_be_large) {
                     offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kHeadroom));
                     fall = old - offset[tile][i];

@@ -1,8 +1,8 @@
 // How prefill on the sm80 path is cut, and what a block of threads keeps in shared memory.
 //
-// A CTA is one tile of consecutive queries of one query head; each of its warps has a slice of them and runs over all pages
-// that its own queries see. CTAs start in the order of their index, so the tiles that see most tokens come first, those
-// of all heads, and the heads of a group, which read the same pages, side by side:
+// A CTA is one tile of consecutive queries of one query head; each of its warps has a slice of them and runs over all
+// pages that its own queries see. CTAs start in the order of their index, so the tiles that see most tokens come first,
+// those of all heads, and the heads of a group, which read the same pages, side by side:
 //
 //   CTA     0               1               ..    q_heads - 1         q_heads
 //           last tile,      last tile,            last tile,          last tile but one,    ..
