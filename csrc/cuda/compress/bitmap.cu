@@ -2,6 +2,7 @@
 
 #include "api.h"
 #include "cuda/launch.h"
+#include "cuda/page.cuh"
 
 // First call (values NULL): find_bitmaps, one run of tokens per CTA; scan_runs; shift_offsets by what came before the run.
 // Second call: gather_values.
@@ -10,15 +11,13 @@
 namespace hsb::cuda {
 namespace {
 
-std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // What the params mean, checked.
 struct Plan {
     std::int64_t tokens, chunks, runs;
 
     explicit Plan(const hsb_compress_bitmap_params &p)
         : tokens(std::int64_t{p.batch} * p.kv_heads * p.seq), chunks(tokens * (p.head_dim / kChunk)),
-          runs(divided_up(tokens, kRunTokens)) {
+          runs(ceil_div(tokens, kRunTokens)) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
         HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
@@ -31,7 +30,7 @@ template <int HeadDim>
 void make_bitmaps(const hsb_compress_bitmap_params &p, const Plan &plan, const BitmapArgs &args) {
     launch(find_bitmaps<HeadDim>, static_cast<unsigned>(plan.runs), kRunTokens, kRunTokens * HeadDim * 2, p.stream, args);
     launch(scan_runs, 1, kScanThreads, 0, p.stream, args);
-    launch(shift_offsets<HeadDim>, static_cast<unsigned>(divided_up(plan.chunks, 256)), 256, 0, p.stream, args);
+    launch(shift_offsets<HeadDim>, static_cast<unsigned>(ceil_div(plan.chunks, 256)), 256, 0, p.stream, args);
 }
 
 }  // namespace
@@ -64,7 +63,7 @@ extern "C" int hsb_cuda_compress_bitmap(const hsb_compress_bitmap_params *p) {
                               p->keep,
                               infinity_bits(p->dtype)};
         if (p->values)
-            launch(gather_values, static_cast<unsigned>(divided_up(plan.chunks, 32 * kGatherWarps)), kGatherWarps * 32, 0,
+            launch(gather_values, static_cast<unsigned>(ceil_div(plan.chunks, 32 * kGatherWarps)), kGatherWarps * 32, 0,
                    p->stream, args, plan.chunks);
         else if (p->head_dim == 64)
             make_bitmaps<64>(*p, plan, args);

@@ -17,14 +17,12 @@
 namespace hsb::cuda {
 namespace {
 
-std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // What the params mean, in blocks.
 struct Plan {
     std::int64_t heads, blocks, eligible, sparse;  // heads of all batches; blocks of one head
 
     explicit Plan(const hsb_compress_params &p)
-        : heads(std::int64_t{p.batch} * p.kv_heads), blocks(divided_up(p.seq, kBlock)),
+        : heads(std::int64_t{p.batch} * p.kv_heads), blocks(ceil_div(p.seq, kBlock)),
           eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
@@ -91,7 +89,7 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
                             static_cast<std::uint32_t>(plan.sparse),
                             static_cast<std::uint32_t>(items),
                             infinity_bits(p.dtype)};
-        const auto ctas = static_cast<unsigned>(divided_up(items, kPackWarps));
+        const auto ctas = static_cast<unsigned>(ceil_div(items, kPackWarps));
         if (plan.needs_losses())
             launch(pack_pages<head_dim(), operand(), true>, ctas, kPackWarps * 32, 0, p.stream, args);
         else

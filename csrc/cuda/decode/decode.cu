@@ -3,9 +3,11 @@
 #include <cmath>
 
 #include "api.h"
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/page_pool.h"
 #include "cuda/runtime.h"
+#include "cuda/score_scale.h"
 
 namespace hsb::cuda {
 namespace {
@@ -38,22 +40,6 @@ void run(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
     launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.stages.warps * 32, shared_bytes, p.stream, a);
 }
 
-template <class T, int HeadDim>
-void choose(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
-    if (a.group <= 8)
-        run<T, HeadDim, 1>(p, a, device);
-    else
-        run<T, HeadDim, 2>(p, a, device);
-}
-
-template <class T>
-void choose(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
-    if (p.head_dim == 64)
-        choose<T, 64>(p, a, device);
-    else
-        choose<T, 128>(p, a, device);
-}
-
 void decode(const hsb_decode_params &p) {
     check_attention_shape(p);
     check_pages(p.k, p.head_dim);
@@ -75,15 +61,17 @@ void decode(const hsb_decode_params &p) {
     a.blocks = static_cast<std::int32_t>(ceil_div(p.seq, kBlock));
     a.last_valid = static_cast<std::int32_t>(p.seq - (a.blocks - 1) * static_cast<std::int64_t>(kBlock));
     a.group = p.q_heads / p.kv_heads;
-    // Not 0: the first maximum comes down from -inf, and -inf * 0 would be NaN.
-    a.scale = std::fmax(std::fabs(p.scale), 1e-30f);
-    a.log2_scale = a.scale * 1.44269504f;
-    a.slack = kSlack / a.log2_scale;
-    a.flip = p.scale < 0 ? 0x80008000u : 0u;
-    if (p.dtype == HSB_FP16)
-        choose<__half>(p, a, device);
-    else
-        choose<__nv_bfloat16>(p, a, device);
+    const ScoreScale scale = score_scale(p.scale);
+    a.scale = scale.scale;
+    a.log2_scale = scale.log2;
+    a.slack = kSlack / scale.log2;
+    a.flip = scale.flip;
+    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
+        if (a.group <= 8)
+            run<decltype(type), head_dim(), 1>(p, a, device);
+        else
+            run<decltype(type), head_dim(), 2>(p, a, device);
+    });
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 #include "decode_bitmap.cuh"
 
-#include <type_traits>
-
 #include "api.h"
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
 
 namespace hsb::cuda {
@@ -13,23 +12,13 @@ constexpr std::size_t kShared = kTileWarps * kRingBytes;
 
 // Calls run(T, head_dim, tiles of 8 query heads) with all three known at compile time.
 template <class Run>
-void dispatch(const hsb_decode_params &p, Run &&run) {
-    const auto with_tiles = [&](auto type, auto head_dim) {
+void with_kernel_shape(const hsb_decode_params &p, Run &&run) {
+    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
         if (p.q_heads / p.kv_heads <= 8)
             run(type, head_dim, std::integral_constant<int, 1>());
         else
             run(type, head_dim, std::integral_constant<int, 2>());
-    };
-    const auto with_head_dim = [&](auto type) {
-        if (p.head_dim == 64)
-            with_tiles(type, std::integral_constant<int, 64>());
-        else
-            with_tiles(type, std::integral_constant<int, 128>());
-    };
-    if (p.dtype == HSB_FP16)
-        with_head_dim(__half());
-    else
-        with_head_dim(__nv_bfloat16());
+    });
 }
 
 // What the params mean, checked.
@@ -46,11 +35,11 @@ struct Plan {
                   "q_heads must be 1 to 16 times kv_heads");
         heads = std::int64_t{p.batch} * p.kv_heads;
         group = p.q_heads / p.kv_heads;
-        tiles = (p.seq + tile_tokens(p.head_dim) - 1) / tile_tokens(p.head_dim);
+        tiles = ceil_div(p.seq, tile_tokens(p.head_dim));
         HSB_CHECK(tiles < std::int64_t{1} << 24 && heads * group < std::int64_t{1} << 22, "too large");
         const Device device = current_device();
         int ctas = 0;  // per multiprocessor
-        dispatch(p, [&](auto type, auto head_dim, auto columns) {
+        with_kernel_shape(p, [&](auto type, auto head_dim, auto columns) {
             const auto kernel = decode_bitmaps<decltype(type), head_dim(), columns()>;
             HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
@@ -98,7 +87,7 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
                                     plan.splits,
                                     plan.group,
                                     p->scale * kLog2e};
-        dispatch(*p, [&](auto type, auto head_dim, auto columns) {
+        with_kernel_shape(*p, [&](auto type, auto head_dim, auto columns) {
             launch(decode_bitmaps<decltype(type), head_dim(), columns()>, static_cast<unsigned>(plan.heads * plan.splits),
                    kTileWarps * 32, kShared, p->stream, args);
             launch(combine_splits<decltype(type), head_dim()>, static_cast<unsigned>(plan.heads * plan.group), head_dim(), 0,

@@ -16,8 +16,8 @@ void check(const hsb_prefill_params &p) {
     HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
 }
 
-// Only sm_90a's own machine code has wgmma.sp; the kernel's body is empty in anything else, the PTX for newer chips
-// among it. CMake's name for it contains "90a".
+// Only sm_90a's own machine code has wgmma.sp; in anything else, the PTX for newer chips among it, the kernel is a trap.
+// CMake's name for it contains "90a".
 bool can_take_sm90(const Device &device) {
     return device.capability == 90 && std::strstr(hsb_cuda_architectures(), "90a") != nullptr;
 }
@@ -45,13 +45,6 @@ void prefill(const hsb_prefill_params &p) {
 }
 
 }  // namespace
-
-ScoreScale score_scale(float scale) {
-    // Not 0: masked products are -inf, and -inf * 0 would be NaN.
-    constexpr float kSmallest = 1e-30f, kLog2E = 1.44269504f;
-    return {std::fmax(std::fabs(scale), kSmallest) * kLog2E, scale < 0 ? 0x80008000u : 0u};
-}
-
 }  // namespace hsb::cuda
 
 // No path keeps anything between its CTAs.

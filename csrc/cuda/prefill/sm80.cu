@@ -1,6 +1,8 @@
 #include "sm80.cuh"
 
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
+#include "cuda/score_scale.h"
 #include "prefill.h"
 
 namespace hsb::cuda {
@@ -27,14 +29,6 @@ void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device)
            a);
 }
 
-template <class T>
-void choose(const hsb_prefill_params &p, PrefillArguments &a, const Device &device) {
-    if (p.head_dim == 64)
-        run<T, 64>(p, a, device);
-    else
-        run<T, 128>(p, a, device);
-}
-
 }  // namespace
 
 void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
@@ -52,10 +46,7 @@ void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.scale = scale.log2;
     a.inverse_scale = 1.0f / scale.log2;
     a.flip = scale.flip;
-    if (p.dtype == HSB_FP16)
-        choose<__half>(p, a, device);
-    else
-        choose<__nv_bfloat16>(p, a, device);
+    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) { run<decltype(type), head_dim()>(p, a, device); });
 }
 
 }  // namespace hsb::cuda

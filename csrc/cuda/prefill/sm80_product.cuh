@@ -1,5 +1,6 @@
-// c += A b for a part of a page A in shared memory, as cuda/page_product.cuh has it, with other work of the warp put
-// between its instructions for the tensor cores to overlap with.
+// c += A b for a part of a page A in shared memory, otherwise as cuda/page_product.cuh has it, with other work of the
+// warp put between its instructions for the tensor cores to overlap with. The part of A is as many strips as c has from
+// FirstStrip on, and as many steps as b has from FirstStep on.
 #pragma once
 
 #include "cuda/page.cuh"

@@ -26,13 +26,11 @@ public:
 
     // The stage's page pair is there, and all warps are done with the one before.
     __device__ void wait_full(int /*stage*/, std::uint32_t /*phase*/) const {
-        static_assert(PrefillStages::kMax <= 6, "one case per number of stages");
-        switch (stages_.stages) {
-            case 3: ptx::cp_async_wait<0>(); break;
-            case 4: ptx::cp_async_wait<1>(); break;
-            case 5: ptx::cp_async_wait<2>(); break;
-            default: ptx::cp_async_wait<3>(); break;
-        }
+        static_assert(PrefillStages::kMin == 3 && PrefillStages::kMax == 4, "one case per number of stages");
+        if (stages_.stages == 3)
+            ptx::cp_async_wait<0>();
+        else
+            ptx::cp_async_wait<1>();
         __syncthreads();
     }
 

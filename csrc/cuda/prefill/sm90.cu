@@ -1,6 +1,8 @@
 #include "sm90.cuh"
 
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
+#include "cuda/score_scale.h"
 #include "prefill.h"
 
 namespace hsb::cuda {
@@ -18,14 +20,6 @@ void run(const hsb_prefill_params &p, sm90::Arguments &a, const Device &device) 
            p.stream, a);
 }
 
-template <class T>
-void choose(const hsb_prefill_params &p, sm90::Arguments &a, const Device &device) {
-    if (p.head_dim == 64)
-        run<T, 64>(p, a, device);
-    else
-        run<T, 128>(p, a, device);
-}
-
 }  // namespace
 
 void prefill_sm90(const hsb_prefill_params &p, const Device &device) {
@@ -41,10 +35,7 @@ void prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     a.group = p.q_heads / p.kv_heads;
     a.log2_scale = scale.log2;
     a.flip = scale.flip;
-    if (p.dtype == HSB_FP16)
-        choose<__half>(p, a, device);
-    else
-        choose<__nv_bfloat16>(p, a, device);
+    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) { run<decltype(type), head_dim()>(p, a, device); });
 }
 
 }  // namespace hsb::cuda
