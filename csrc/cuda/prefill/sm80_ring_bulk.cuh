@@ -1,5 +1,5 @@
 // The ring of stages of a CTA, filled by the copy engine: one lane starts a page pair's copies, which complete on the
-// stage's barrier. A second barrier per stage collects the warps that are done with it, so that a warp may run up to
+// stage's barrier. A second barrier per stage collects the threads that are done with it, so that a warp may run up to
 // stages - 1 pages ahead of another. The warps take turns in asking for pages.
 #pragma once
 
@@ -25,7 +25,7 @@ public:
 #pragma unroll 1
             for (int stage = 0; stage < stages_.stages; ++stage) {
                 ptx::mbarrier_init(full(stage), 1);
-                ptx::mbarrier_init(empty(stage), Warps);
+                ptx::mbarrier_init(empty(stage), Warps * 32);
             }
             ptx::fence_mbarrier_init();
         }
@@ -51,11 +51,8 @@ public:
     }
     __device__ void load_nothing() const {}
 
-    // This warp is done with the stage.
-    __device__ void release(int stage) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty(stage));
-    }
+    // This lane is done with the stage.
+    __device__ void release(int stage) const { ptx::mbarrier_arrive(empty(stage)); }
 
 private:
     __device__ std::uint32_t full(int stage) const { return base_ + stages_.ring_bytes() + stage * 16; }

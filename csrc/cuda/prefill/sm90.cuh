@@ -27,8 +27,8 @@ __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *share
         for (int stage = 0; stage < a.layout.stages; ++stage) {
             ptx::mbarrier_init(base + Layout::kKeyFull + stage * 8, 1);
             ptx::mbarrier_init(base + Layout::kValueFull + stage * 8, 1);
-            ptx::mbarrier_init(base + Layout::kKeyEmpty + stage * 8, kGroups * 4);  // each consumer warp
-            ptx::mbarrier_init(base + Layout::kValueEmpty + stage * 8, kGroups * 4);
+            ptx::mbarrier_init(base + Layout::kKeyEmpty + stage * 8, kGroups * kGroupThreads);
+            ptx::mbarrier_init(base + Layout::kValueEmpty + stage * 8, kGroups * kGroupThreads);
         }
         ptx::fence_mbarrier_init();
     }

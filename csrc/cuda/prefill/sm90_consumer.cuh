@@ -71,10 +71,10 @@ private:
     __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + a_.layout.key(stage, HeadDim); }
     __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + a_.layout.value(stage, HeadDim); }
     __device__ __forceinline__ void release_key(int stage) const {
-        ptx::mbarrier_arrive_elected(base_ + Layout::kKeyEmpty + stage * 8);
+        ptx::mbarrier_arrive(base_ + Layout::kKeyEmpty + stage * 8);
     }
     __device__ __forceinline__ void release_value(int stage) const {
-        ptx::mbarrier_arrive_elected(base_ + Layout::kValueEmpty + stage * 8);
+        ptx::mbarrier_arrive(base_ + Layout::kValueEmpty + stage * 8);
     }
 
     __device__ __forceinline__ void load_queries() const {

@@ -32,18 +32,6 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// The same by one lane of a warp, whichever the hardware elects, after all lanes' earlier accesses.
-__device__ __forceinline__ void mbarrier_arrive_elected(std::uint32_t barrier) {
-    asm volatile(
-        "{\n"
-        ".reg .pred elected;\n"
-        "bar.warp.sync 0xffffffff;\n"
-        "elect.sync _|elected, 0xffffffff;\n"
-        "@elected mbarrier.arrive.shared::cta.b64 _, [%0];\n"
-        "}" ::"r"(barrier)
-        : "memory");
-}
-
 // Whether the phase of the given parity is complete; may wait for it a little.
 __device__ __forceinline__ bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
     int done;
