@@ -8,16 +8,29 @@
 namespace hsb::cuda {
 namespace {
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, int Kind>
 void run(const hsb_prefill_params &p, sm90::Arguments &a, const Device &device) {
-    a.layout = sm90::choose_layout(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), HeadDim,
-                                   device.shared_bytes);
-    HSB_CHECK(a.layout.stages > 0, "two page pairs do not fit into shared memory");
-    a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, sm90::kTileQueries));
+    using Cut = sm90::CutFor<Kind>;
+    using Layout = sm90::Layout<Cut, HeadDim>;
+    a.ring = sm90::choose_ring<Layout>(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim),
+                                       device.shared_bytes);
+    HSB_CHECK(a.ring.stages > 0, "two page pairs do not fit into shared memory");
+    a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Cut::kTileQueries));
     const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * p.batch * p.q_heads;
     HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
-    launch(sm90::prefill_sm90_kernel<T, HeadDim>, static_cast<unsigned>(ctas), sm90::kThreads, a.layout.bytes(HeadDim),
-           p.stream, a);
+    launch(sm90::prefill_sm90_kernel<T, HeadDim, Kind>, static_cast<unsigned>(ctas), Cut::kThreads,
+           Layout::bytes(a.ring), p.stream, a);
+}
+
+template <class T, int HeadDim>
+void run(int kind, const hsb_prefill_params &p, sm90::Arguments &a, const Device &device) {
+    switch (kind) {
+    case 0: return run<T, HeadDim, 0>(p, a, device);
+    case 1: return run<T, HeadDim, 1>(p, a, device);
+    case 2: return run<T, HeadDim, 2>(p, a, device);
+    case 3: return run<T, HeadDim, 3>(p, a, device);
+    default: return run<T, HeadDim, sm90::kAnyKind>(p, a, device);
+    }
 }
 
 }  // namespace
@@ -35,7 +48,9 @@ void prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     a.group = p.q_heads / p.kv_heads;
     a.log2_scale = scale.log2;
     a.flip = scale.flip;
-    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) { run<decltype(type), head_dim()>(p, a, device); });
+    const int kind = a.has_one_kind() ? (a.k.dense ? 0 : 1) | (a.v.dense ? 0 : 2) : sm90::kAnyKind;
+    dispatch(p.dtype, p.head_dim,
+             [&](auto type, auto head_dim) { run<decltype(type), head_dim()>(kind, p, a, device); });
 }
 
 }  // namespace hsb::cuda

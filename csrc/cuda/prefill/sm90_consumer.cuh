@@ -1,7 +1,7 @@
-// A consumer warpgroup: its 96 queries against all pages of the tile.
+// A consumer warpgroup: its queries against all pages of the tile.
 //
 //   product with K      |  0  |  1        |  2        |  3
-//   softmax             |     |  0        |  1        |  2          the tensor cores work for the other warpgroup
+//   softmax             |     |  0        |  1        |  2          the tensor cores work for other warpgroups
 //   product with V      |     |        0  |        1  |        2    meanwhile
 #pragma once
 
@@ -13,15 +13,15 @@
 
 namespace hsb::cuda::sm90 {
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, int Kind>
 class Consumer {
 public:
-    // `group`: which of the two; `warp`: of the group; `first_row`: of the head's queries, the group's first.
+    // `group`: which of the CTA's; `warp`: of the group; `first_row`: of the head's queries, the group's first.
     __device__ Consumer(const Arguments &a, unsigned char *shared, int group, int warp, int lane, int head,
                         int first_row)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), warp_(warp), lane_(lane),
-          head_(head), first_row_(first_row), query_(base_ + Layout::query(group, HeadDim)),
-          probability_(base_ + Layout::probability(group, HeadDim)) {
+          head_(head), first_row_(first_row), query_(base_ + Layout::query(group)),
+          probability_(base_ + Layout::probability(group)) {
         // The address of this lane's row for stmatrix, and of its metadata. By way of a shuffle, or the compiler would
         // compute them anew for every page.
         const int row = lane / 16 * 8 + lane % 8, chunk = 2 * warp + lane / 8 % 2;
@@ -41,13 +41,17 @@ public:
         ptx::fence_proxy_async_shared();
         sync();
 
+        // A loop for one kind, too: its start is where the zeroes above are written, and not while the first product is
+        // under way.
         const int *const counts = reinterpret_cast<const int *>(shared_ + Layout::kCounts);
         const int begin = first_kind(a_, first_page);
 #pragma unroll 1
         for (int i = 0; i < kKinds; ++i) {
             const int kind = begin ^ i, pages = counts[kind];
             if (pages == 0) continue;
-            if (kind == 0)
+            if constexpr (Kind != kAnyKind)
+                run<(Kind & 1) != 0, (Kind & 2) != 0>(pages);
+            else if (kind == 0)
                 run<false, false>(pages);
             else if (kind == 1)
                 run<true, false>(pages);
@@ -60,6 +64,13 @@ public:
     }
 
 private:
+    using Cut = CutFor<Kind>;
+    using Layout = sm90::Layout<Cut, HeadDim>;
+    using Softmax = sm90::Softmax<Cut>;
+    using Scores = typename Softmax::Scores;
+    using References = typename Softmax::References;
+    static constexpr int kGroupQueries = Cut::kGroupQueries;
+    static constexpr int kScores = Softmax::kScores, kColumns = Softmax::kColumns;
     static constexpr int kHalves = HeadDim / 64;     // O^T in tiles of 64 rows
     static constexpr int kChunks = HeadDim / 8;      // of 16 bytes, in a query
     static constexpr int kKeyPairs = HeadDim / kPairCols;
@@ -68,8 +79,8 @@ private:
     using ValueMetadata = std::uint32_t[kHalves];
 
     __device__ __forceinline__ void sync() const { ptx::barrier_sync(1 + group_, kGroupThreads); }
-    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + a_.layout.key(stage, HeadDim); }
-    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + a_.layout.value(stage, HeadDim); }
+    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Layout::key(a_.ring, stage); }
+    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Layout::value(a_.ring, stage); }
     __device__ __forceinline__ void release_key(int stage) const {
         ptx::mbarrier_arrive(base_ + Layout::kKeyEmpty + stage * 8);
     }
@@ -92,7 +103,7 @@ private:
         return (static_cast<std::int64_t>(head_) * a_.q_len + first_row_) * kChunks;
     }
     __device__ __forceinline__ uint4 *at_query_chunk(int row, int chunk) const {
-        return reinterpret_cast<uint4 *>(shared_ + Layout::query(group_, HeadDim) + chunk / 8 * kPanel +
+        return reinterpret_cast<uint4 *>(shared_ + Layout::query(group_) + chunk / 8 * kPanel +
                                          swizzled_chunk<128>(row, chunk % 8));
     }
 
@@ -124,15 +135,15 @@ private:
             const ptx::WgmmaTile<HeadDim> k(page);
 #pragma unroll
             for (int pair = 0; pair < kKeyPairs; ++pair) {
-                ptx::wgmma_sp_m64n96k32<0>(s_, k.at(pair * 64), q.at(pair * kPanel), metadata[pair], pair > 0, T());
-                ptx::wgmma_sp_m64n96k32<1>(s_, k.at(pair * 64 + 32), q.at(pair * kPanel + 64), metadata[pair], true,
+                ptx::wgmma_sp_k32<0>(s_, k.at(pair * 64), q.at(pair * kPanel), metadata[pair], pair > 0, T());
+                ptx::wgmma_sp_k32<1>(s_, k.at(pair * 64 + 32), q.at(pair * kPanel + 64), metadata[pair], true,
                                            T());
             }
         } else {
             const ptx::WgmmaTile<128> k(page);
 #pragma unroll
             for (int step = 0; step < HeadDim / 16; ++step)
-                ptx::wgmma_m64n96k16(s_, k.at(KeyPage<HeadDim>::dense_chunk(0, step / 4 * 8) + step % 4 * 32),
+                ptx::wgmma_k16(s_, k.at(KeyPage<HeadDim>::dense_chunk(0, step / 4 * 8) + step % 4 * 32),
                                      q.at(step / 4 * kPanel + step % 4 * 32), step > 0, T());
         }
         ptx::wgmma_commit();
@@ -147,13 +158,13 @@ private:
         for (int half = 0; half < kHalves; ++half) {
             if constexpr (Sparse) {
                 const ptx::WgmmaTile<64> v(page + ValuePage<HeadDim>::value_chunk(half * 64, 0));
-                ptx::wgmma_sp_m64n96k32<0>(out_[half], v.at(0), p.at(0), metadata[half], true, T());
-                ptx::wgmma_sp_m64n96k32<1>(out_[half], v.at(32), p.at(64), metadata[half], true, T());
+                ptx::wgmma_sp_k32<0>(out_[half], v.at(0), p.at(0), metadata[half], true, T());
+                ptx::wgmma_sp_k32<1>(out_[half], v.at(32), p.at(64), metadata[half], true, T());
             } else {
                 const ptx::WgmmaTile<128> v(page + ValuePage<HeadDim>::dense_chunk(half * 64, 0));
 #pragma unroll
                 for (int step = 0; step < 4; ++step)
-                    ptx::wgmma_m64n96k16(out_[half], v.at(step * 32), p.at(step * 32), true, T());
+                    ptx::wgmma_k16(out_[half], v.at(step * 32), p.at(step * 32), true, T());
             }
         }
         ptx::wgmma_commit();
@@ -228,7 +239,7 @@ private:
             for (int row = 0; row < 32; ++row)
                 max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
             ptx::store_shared_f32(highest + column * 4, max);
-            large = max > negative_infinity() && fabsf(max * a_.log2_scale) > kLarge;
+            large = max > negative_infinity() && fabsf(max * a_.log2_scale) > References::kLarge;
         }
         const bool was_shifted = shifted_;
         if (any_of_group(large)) shifted_ = true;
@@ -236,8 +247,8 @@ private:
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
             const int query = query_of(c, lane_);
-            const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference[c];
-            float now = fminf(old, -fmaf(max, a_.log2_scale, kMargin)), down = old - now;
+            const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference.at(c);
+            float now = References::rounded(fminf(old, -fmaf(max, a_.log2_scale, kMargin))), down = old - now;
             if (shifted_) {
                 // The shift is the negative of a maximum, exactly, so that what it leaves of that score is 0.
                 const float before =
@@ -250,7 +261,7 @@ private:
             // Sums may have become infinite; where the old reference was so low, they do not count any more.
             const float factor = ptx::exp2_approx(-down);
             softmax_.sum[c] = down > 60.0f ? 0.0f : softmax_.sum[c] * factor;
-            softmax_.reference[c] = now;
+            softmax_.reference.set(c, now);
             const int i = c / 2 * 4 + c % 2;
 #pragma unroll
             for (int half = 0; half < kHalves; ++half) {
@@ -271,8 +282,7 @@ private:
         store_probabilities(a_.log2_scale);
         if (shifted_)
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) softmax_.reference[c] = kShiftedReference;
-        ptx::fence_proxy_async_shared();
+            for (int c = 0; c < kColumns; ++c) softmax_.reference.set(c, kShiftedReference);
         sync();
     }
 
@@ -296,23 +306,24 @@ private:
 #pragma unroll 1
         for (int left = pages;;) {
             // Whether the next pages have come is asked early, for the answer takes a while.
-            const Stage next = left > 1 ? stage_.next(a_.layout.stages) : stage_;
+            const Stage next = left > 1 ? stage_.next(a_.ring.stages) : stage_;
             const bool key_there = ptx::mbarrier_try_wait(base_ + Layout::kKeyFull + next.index * 8, next.parity);
             const bool value_there =
                 ptx::mbarrier_try_wait(base_ + Layout::kValueFull + stage_.index * 8, stage_.parity);
 
             ptx::wgmma_wait<1>(s_);
-            if (left <= kEdgePages) mask(stage_.index);
+            if (left <= Cut::kEdgePages) mask(stage_.index);
             const bool rises = store_probabilities(scale());
 
             if (!value_there) ptx::mbarrier_wait(base_ + Layout::kValueFull + stage_.index * 8, stage_.parity);
             if (!key_there) ptx::mbarrier_wait(base_ + Layout::kKeyFull + next.index * 8, next.parity);
             load_metadata<SparseKey>(key_metadata, key(next.index));
-            ptx::fence_proxy_async_shared();
             wait_output();
             // Not before: the product that has just ended had its metadata in these registers.
             load_value_metadata<SparseValue>(value_metadata, value(stage_.index));
             if (any_of_group(rises)) raise<SparseKey>(stage_.index);
+            // For what all warps have stored; after the barrier, so that stores still on their way are waited for once.
+            ptx::fence_proxy_async_shared();
             if (left == 1) break;
 
             start_scores<SparseKey>(key(next.index), key_metadata);
@@ -329,7 +340,7 @@ private:
         if (pages > 1) release_value(before);
         wait_output();
         release_value(stage_.index);
-        stage_ = stage_.next(a_.layout.stages);
+        stage_ = stage_.next(a_.ring.stages);
         buffer_ ^= 1;
     }
 
@@ -350,7 +361,7 @@ private:
             for (int warp = 0; warp < 4; ++warp) sum += ptx::load_shared_f32(sums + (warp * kGroupQueries + query) * 4);
             if (warp_ == 0 && lane_ < 4 && row < a_.q_len) {
                 constexpr float kLn2 = 0.69314718056f;
-                const float reference = shifted_ ? -kMargin : softmax_.reference[c];
+                const float reference = shifted_ ? -kMargin : softmax_.reference.at(c);
                 const float shift = ptx::load_shared_f32(shift_of(query)) * a_.log2_scale;
                 a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] =
                     (log2f(sum) - reference - shift) * kLn2;
@@ -367,11 +378,12 @@ private:
         for (int half = 0; half < kHalves; ++half)
 #pragma unroll
             for (int i = 0; i < kScores; i += 8) {
-                std::uint32_t packed[4];
-#pragma unroll
-                for (int pair = 0; pair < 4; ++pair)
-                    packed[pair] = pack(out_[half][i + 2 * pair], out_[half][i + 2 * pair + 1], T());
-                ptx::stmatrix_x4_trans(query_ + half * kPanel + store_at_ + i / 8 * (16 * 128), packed);
+                const std::uint32_t to = query_ + half * kPanel + store_at_ + i / 8 * (16 * 128);
+                const auto packed = [&](int at) { return pack(out_[half][at], out_[half][at + 1], T()); };
+                if (i + 8 <= kScores)
+                    ptx::stmatrix_x4_trans(to, {packed(i), packed(i + 2), packed(i + 4), packed(i + 6)});
+                else
+                    ptx::stmatrix_x2_trans(to, packed(i), packed(i + 2));
             }
         sync();
         uint4 *const to = static_cast<uint4 *>(a_.out) + first_chunk();
@@ -389,9 +401,9 @@ private:
     std::uint32_t store_at_, metadata_at_;
     Stage stage_;
     int buffer_ = 0;           // of the two for probabilities
-    bool shifted_ = false;     // see kLarge
-    WgmmaSums s_;
-    WgmmaSums out_[kHalves];
+    bool shifted_ = false;     // see kShiftedScale
+    Scores s_;
+    Scores out_[kHalves];
     Softmax softmax_;
 };
 

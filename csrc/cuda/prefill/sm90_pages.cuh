@@ -31,17 +31,17 @@ __device__ __forceinline__ int first_kind(const Arguments &a, int first) {
 }
 
 // The whole block counts; the caller has cleared `counts` and syncs afterwards.
+template <int Threads>
 __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int pages, int *counts) {
-    const bool one_kind = !(a.k.dense && a.k.sparse) && !(a.v.dense && a.v.sparse);
-    if (one_kind) {
+    if (a.has_one_kind()) {
         if (threadIdx.x == 0) counts[first_kind(a, first)] = pages;
         return;
     }
-    for (int page = threadIdx.x; page < pages; page += kThreads)
+    for (int page = threadIdx.x; page < pages; page += Threads)
         atomicAdd(counts + kind_of(entry_of(a.k, first, page), entry_of(a.v, first, page)), 1);
 }
 
-template <int HeadDim>
+template <class Cut, int HeadDim>
 class Producer {
 public:
     __device__ Producer(const Arguments &a, unsigned char *shared)
@@ -67,19 +67,21 @@ public:
                     const int at = __ffs(left) - 1;
                     const std::int32_t k = __shfl_sync(~0u, key, at), v = __shfl_sync(~0u, value, at);
                     if (lane == 0) load(stage, page + at, k, v);
-                    stage = stage.next(a_.layout.stages);
+                    stage = stage.next(a_.ring.stages);
                 }
             }
         }
     }
 
 private:
+    using Layout = sm90::Layout<Cut, HeadDim>;
+
     __device__ __forceinline__ void load(Stage stage, int page, std::int32_t key, std::int32_t value) {
         ptx::mbarrier_wait(base_ + Layout::kKeyEmpty + stage.index * 8, stage.parity ^ 1);
         reinterpret_cast<int *>(shared_ + Layout::kPageAt)[stage.index] = page;  // goes with the K page
-        copy(a_.layout.key(stage.index, HeadDim), a_.k, key, Layout::kKeyFull + stage.index * 8);
+        copy(Layout::key(a_.ring, stage.index), a_.k, key, Layout::kKeyFull + stage.index * 8);
         ptx::mbarrier_wait(base_ + Layout::kValueEmpty + stage.index * 8, stage.parity ^ 1);
-        copy(a_.layout.value(stage.index, HeadDim), a_.v, value, Layout::kValueFull + stage.index * 8);
+        copy(Layout::value(a_.ring, stage.index), a_.v, value, Layout::kValueFull + stage.index * 8);
     }
 
     __device__ __forceinline__ void copy(int to, const PagePool &pool, std::int32_t entry, int full) const {

@@ -1,6 +1,6 @@
 // How prefill on the sm90 path is cut, and what a block of threads keeps in shared memory.
 //
-// A CTA is one tile of consecutive queries of one query head: two consumer warpgroups of 96 queries each, and a
+// A CTA is one tile of consecutive queries of one query head: two or three consumer warpgroups (struct Cut), and a
 // producer warp that streams the pages which the tile sees. All tiles of a kv head come one after another, so that its
 // pages stay in L2; within it the tiles that see most come first, and the heads of a group side by side:
 //
@@ -13,67 +13,87 @@
 // mind.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/page_pool.h"
 
 namespace hsb::cuda::sm90 {
 
-constexpr int kGroups = 2;           // consumer warpgroups
-constexpr int kGroupQueries = 96;    // ptx/wgmma.cuh has this width
-constexpr int kTileQueries = kGroups * kGroupQueries;
 constexpr int kGroupThreads = 128;
-constexpr int kThreads = (kGroups + 1) * kGroupThreads;
 
-// Of the 65,536 registers of a multiprocessor; ptxas compiles for an even share, the groups then trade.
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-static_assert((kProducerRegisters + kGroups * kConsumerRegisters) * kGroupThreads <= 65536, "more than there are");
+// How many consumer warpgroups, and how many queries each of them has (widths that ptx/wgmma.cuh has).
+template <int Groups_, int GroupQueries_>
+struct Cut {
+    static constexpr int kGroups = Groups_, kGroupQueries = GroupQueries_;
+    static constexpr int kTileQueries = kGroups * kGroupQueries;
+    static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
 
-// A run's last pages may hold tokens that some query of the tile does not see: those at and after its first query.
-constexpr int kEdgePages = kTileQueries / kBlock + 2;
+    // Of the 65,536 registers of a multiprocessor; ptxas compiles for an even share, the groups then trade.
+    static constexpr int kProducerRegisters = kGroups == 2 ? 24 : 32, kConsumerRegisters = kGroups == 2 ? 240 : 160;
+    static_assert(kProducerRegisters + kGroups * kConsumerRegisters <= 65536 / kThreads / 8 * 8 * (kGroups + 1),
+                  "more than a CTA starts with");
 
-// The kind of a pair of pages: bit 0, K is 2:4; bit 1, V is.
-constexpr int kKinds = 4;
+    // A run's last pages may hold tokens that some query of the tile does not see: those at and after its first query.
+    static constexpr int kEdgePages = kTileQueries / kBlock + 2;
+};
+using TwoGroups = Cut<2, 96>;
+using ThreeGroups = Cut<3, 72>;
 
-// Shared memory, in bytes from its start. Tiles are panels of 96 rows (queries) of 128 bytes, swizzled as page.cuh
-// draws it.
+// The kind of a pair of pages: bit 0, K is 2:4; bit 1, V is. A kernel is for pages of one kind, or of any.
+constexpr int kKinds = 4, kAnyKind = kKinds;
+
+// By measurement (csrc/README.md). Three groups hide more, two move fewer bytes and have registers for all kinds.
+template <int Kind>
+using CutFor = std::conditional_t<Kind == 0 || Kind == kAnyKind, TwoGroups, ThreeGroups>;
+
+// The ring: places for K pages, and as many for V pages.
+struct Ring {
+    static constexpr int kMaxStages = 8;
+
+    std::int32_t key_bytes;      // of a place: multiples of 1024, which the swizzle counts from
+    std::int32_t value_bytes;
+    std::int32_t stages;
+};
+
+// Shared memory, in bytes from its start. Tiles are panels of a group's rows (queries) of 128 bytes, swizzled as
+// page.cuh draws it.
 //
 //   | barriers, small things | Q [groups] | P [groups][2 pages] | K pages [stages] | V pages [stages] |
+template <class Cut, int HeadDim>
 struct Layout {
-    static constexpr int kMaxStages = 8;
     static constexpr int kKeyFull = 0, kKeyEmpty = 64, kValueFull = 128, kValueEmpty = 192;  // barriers, u64 [stages]
     static constexpr int kCounts = 256;     // i32 [kinds]: pages of each
     static constexpr int kPageAt = 272;     // i32 [stages]: which page is in a stage
     static constexpr int kRises = 304;      // u32 [groups][2]: whether a score passed its reference (sm90_softmax.cuh)
     static constexpr int kShift = 512;      // f32 [groups][queries]
     static constexpr int kQuery = 2048;
-    static constexpr int kPanelBytes = kGroupQueries * 128;
-    static_assert(kShift + kTileQueries * 4 <= kQuery, "small things do not fit");
+    static constexpr int kPanelBytes = Cut::kGroupQueries * 128;
+    static_assert(kRises + Cut::kGroups * 8 <= kShift && kShift + Cut::kTileQueries * 4 <= kQuery, "do not fit");
+    static_assert(kPanelBytes % 1024 == 0, "the swizzle counts from there");
 
-    std::int32_t key_bytes;      // of a stage: multiples of 1024, which the swizzle counts from
-    std::int32_t value_bytes;
-    std::int32_t stages;
-
-    HSB_HOST_DEVICE static constexpr int query(int group, int head_dim) {
-        return kQuery + group * (head_dim / kPanelCols) * kPanelBytes;
+    HSB_HOST_DEVICE static constexpr int query(int group) {
+        return kQuery + group * (HeadDim / kPanelCols) * kPanelBytes;
     }
-    HSB_HOST_DEVICE static constexpr int probability(int group, int head_dim) {
-        return query(kGroups, head_dim) + group * 2 * kPanelBytes;
+    HSB_HOST_DEVICE static constexpr int probability(int group) {
+        return query(Cut::kGroups) + group * 2 * kPanelBytes;
     }
-    HSB_HOST_DEVICE constexpr int key(int stage, int head_dim) const {
-        return probability(kGroups, head_dim) + stage * key_bytes;
+    HSB_HOST_DEVICE static constexpr int key(const Ring &ring, int stage) {
+        return probability(Cut::kGroups) + stage * ring.key_bytes;
     }
-    HSB_HOST_DEVICE constexpr int value(int stage, int head_dim) const {
-        return key(stages, head_dim) + stage * value_bytes;
+    HSB_HOST_DEVICE static constexpr int value(const Ring &ring, int stage) {
+        return key(ring, ring.stages) + stage * ring.value_bytes;
     }
-    HSB_HOST_DEVICE constexpr int bytes(int head_dim) const { return value(stages, head_dim); }
+    HSB_HOST_DEVICE static constexpr int bytes(const Ring &ring) { return value(ring, ring.stages); }
 };
 
 // As many stages as fit; 0 where not even two do.
-inline Layout choose_layout(int key_page_bytes, int value_page_bytes, int head_dim, int shared_bytes) {
+template <class Layout>
+Ring choose_ring(int key_page_bytes, int value_page_bytes, int shared_bytes) {
     const auto whole = [](int bytes) { return (bytes + 1023) / 1024 * 1024; };
-    Layout layout{whole(key_page_bytes), whole(value_page_bytes), Layout::kMaxStages};
-    while (layout.stages > 0 && layout.bytes(head_dim) > shared_bytes) --layout.stages;
-    if (layout.stages < 2) layout.stages = 0;
-    return layout;
+    Ring ring{whole(key_page_bytes), whole(value_page_bytes), Ring::kMaxStages};
+    while (ring.stages > 0 && Layout::bytes(ring) > shared_bytes) --ring.stages;
+    if (ring.stages < 2) ring.stages = 0;
+    return ring;
 }
 
 struct Arguments {
@@ -82,7 +102,7 @@ struct Arguments {
     float *lse;                // [heads, q_len]
     PagePool k;
     PagePool v;
-    Layout layout;
+    Ring ring;
     std::int32_t q_len;
     std::int32_t seq;
     std::int32_t group;        // query heads per kv head
@@ -91,10 +111,12 @@ struct Arguments {
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
     std::uint32_t never;       // 0, which the compiler does not know: branches on it order the code
 
+    HSB_HOST_DEVICE bool has_one_kind() const { return !(k.dense && k.sparse) && !(v.dense && v.sparse); }
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }
     // Pages that some query of a tile sees.
+    template <class Cut>
     HSB_HOST_DEVICE int pages_of(int tile) const {
-        const int end = (tile + 1) * kTileQueries < q_len ? (tile + 1) * kTileQueries : q_len;
+        const int end = (tile + 1) * Cut::kTileQueries < q_len ? (tile + 1) * Cut::kTileQueries : q_len;
         return (seq - q_len + end - 1) / kBlock + 1;
     }
 };

@@ -1,8 +1,9 @@
-// Online softmax of a consumer warpgroup over S^T [64 tokens x 96 queries] in wgmma's C registers (ptx/wgmma.cuh).
+// Online softmax of a consumer warpgroup over S^T [64 tokens x queries] in wgmma's C registers (ptx/wgmma.cuh).
 //
-// A thread holds tokens i and i + 8 of its warp's 16, of 24 queries (columns): 8 j + 2 t and the one after it, for each
-// of 12 fragments j. A query's tokens are spread over 8 lanes and 4 warps, so that an exact running maximum would cost
-// a reduction through shared memory for every page. The reference that scores are taken relative to is therefore lazy:
+// A thread holds tokens i and i + 8 of its warp's 16, of a quarter of the queries (columns): 8 j + 2 t and the one
+// after it, for each fragment j. A query's tokens are spread over 8 lanes and 4 warps, so that an exact running maximum
+// would cost a reduction through shared memory for every page. The reference that scores are taken relative to is
+// therefore lazy:
 //
 //   - Probabilities 2^(score - reference) are stored as they come. One of 2 or more has bit 14 set in its 16 bits, in
 //     fp16 and in bf16 alike, an infinite one too: all of a thread's, or-ed, tell whether a score passed its reference
@@ -13,6 +14,8 @@
 // The first page meets references of minus infinity, as it were, and is always done again. Weights below
 // 2^-(25 - kMargin) of a query's largest one so far count as 0 in fp16.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/fragments.cuh"
 #include "cuda/ptx/math.cuh"
@@ -25,47 +28,85 @@
 
 namespace hsb::cuda::sm90 {
 
-using ptx::WgmmaSums;
-
 constexpr float kMargin = 4.0f;   // powers of 2 by which a raised reference exceeds the maximum
-constexpr float kNothingSeen = 1e30f;
-// Scores so large, in powers of 2, that rounding score * scale and reference apart could cost more than the margin.
-// From the first of them on a group takes the maximum of a column from its scores first. Only the path that raises does
-// so; to be sent there by every page, the group meets pages with a scale of nearly 0 and a reference that makes every
-// probability 4.
-constexpr float kLarge = 1 << 20;
-constexpr float kShiftedScale = 1e-38f;   // not 0, for masked scores are -inf
-constexpr float kShiftedReference = 2.0f;
 constexpr std::uint32_t kTwoOrMore = 0x40004000u;
 
-constexpr int kScores = kGroupQueries / 2;   // of a thread
-constexpr int kColumns = kGroupQueries / 4;
+// Scores may be so large, in powers of 2, that rounding score * scale and the reference apart could cost more than the
+// margin; References and PackedReferences say from where on. From the first of them on a group takes the maximum of a
+// column from its scores first. Only the path that raises does so; to be sent there by every page, the group meets
+// pages with a scale of nearly 0 and a reference that makes every probability 4.
+constexpr float kShiftedScale = 1e-38f;   // not 0, for masked scores are -inf
+constexpr float kShiftedReference = 2.0f;
+
 __device__ __forceinline__ constexpr int column_of(int score) { return score / 4 * 2 + score % 2; }
 // Of a thread's column, among the group's queries.
 __device__ __forceinline__ int query_of(int column, int lane) { return column / 2 * 8 + lane % 4 * 2 + column % 2; }
 
+// What a thread's columns are taken relative to: the negative reference, in powers of 2; the same in all threads of a
+// column. At first infinite, so that a tile's first page raises it.
+template <int Columns>
+class References {
+public:
+    static constexpr float kLarge = 1 << 20;
+
+    __device__ __forceinline__ float at(int column) const { return value_[column]; }
+    __device__ __forceinline__ void set(int column, float x) { value_[column] = x; }
+    // The nearest value, not above x, that can be kept.
+    static __device__ __forceinline__ float rounded(float x) { return x; }
+
+private:
+    float value_[Columns];
+};
+
+// The same in half the registers, which three groups are short of.
+template <int Columns>
+class PackedReferences {
+public:
+    static constexpr float kLarge = 1 << 10;  // a step of fp16 is 1/2 there
+
+    __device__ __forceinline__ float at(int column) const {
+        const __half2 pair = pair_[column / 2];
+        return column % 2 ? __high2float(pair) : __low2float(pair);
+    }
+    __device__ __forceinline__ void set(int column, float x) {
+        (column % 2 ? pair_[column / 2].y : pair_[column / 2].x) = __float2half_rd(x);
+    }
+    static __device__ __forceinline__ float rounded(float x) { return __half2float(__float2half_rd(x)); }
+
+private:
+    __half2 pair_[Columns / 2];
+};
+
 // Scores of tokens that a query does not see, to -inf. `seen`: tokens, counted from this thread's first, that its first
 // query sees beyond that one; each later query sees one more.
-__device__ __forceinline__ void mask_future(WgmmaSums &s, int seen) {
+template <int Scores>
+__device__ __forceinline__ void mask_future(float (&s)[Scores], int seen) {
 #pragma unroll
-    for (int i = 0; i < kScores; ++i)
+    for (int i = 0; i < Scores; ++i)
         if (seen + i / 4 * 8 + i % 2 < i % 4 / 2 * 8) s[i] = negative_infinity();
 }
 
+template <class Cut>
 struct Softmax {
-    float reference[kColumns];  // its negative, in powers of 2; the same in all threads of a column
+    static constexpr int kScores = Cut::kGroupQueries / 2;  // of a thread
+    static constexpr int kColumns = Cut::kGroupQueries / 4;
+    using Scores = float[kScores];
+    using References =
+        std::conditional_t<Cut::kGroups == 2, sm90::References<kColumns>, PackedReferences<kColumns>>;
+
+    References reference;
     float sum[kColumns];        // over this thread's tokens
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-            reference[c] = kNothingSeen;
+            reference.set(c, -negative_infinity());
             sum[c] = 0.0f;
         }
     }
 
     __device__ __forceinline__ float power(float score, int i, float log2_scale) const {
-        return ptx::exp2_approx(fmaf(score, log2_scale, reference[column_of(i)]));
+        return ptx::exp2_approx(fmaf(score, log2_scale, reference.at(column_of(i))));
     }
 
     // Probabilities of a page, added to the sums and stored as the B tile [queries][64 tokens] of the product with
@@ -74,7 +115,7 @@ struct Softmax {
     // Written as a pipeline, for the compiler would put all exponentials first and all stores last: one pair's
     // exponentials come with the addition and packing of the pair kAhead before.
     template <class T>
-    __device__ __forceinline__ bool store_probabilities(WgmmaSums &s, std::uint32_t to, float log2_scale,
+    __device__ __forceinline__ bool store_probabilities(Scores &s, std::uint32_t to, float log2_scale,
                                                         std::uint32_t never) {
         constexpr int kPairs = kScores / 2, kAhead = 6;
         if (never) return true;  // it is 0; the branch keeps what comes before from being moved in here, and spilling
@@ -90,6 +131,8 @@ struct Softmax {
             packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
             all |= packed[pair % 4];
             if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
+            if (pair == kPairs - 1 && kPairs % 4 == 2)
+                ptx::stmatrix_x2_trans(to + pair / 4 * (16 * 128), packed[0], packed[1]);
         }
         return all & kTwoOrMore;
     }

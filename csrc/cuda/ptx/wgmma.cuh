@@ -1,7 +1,8 @@
 // Warpgroup products (sm_90a): four warps multiply a tile in shared memory with another one, asynchronously, and keep
 // the sums in registers. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 //
-//   C [64 x 96] += A [64 x k] B [k x 96]     A: rows of k contiguous 16-bit values. B: its columns likewise ("K-major")
+//   C [64 x n] += A [64 x k] B [k x n]     A: rows of k contiguous 16-bit values. B: its columns likewise ("K-major")
+//                                          n: 72 or 96, by the size of c
 //
 // Warp w of the group holds rows 16 w .. 16 w + 15 of C, and in them every lane what a C fragment of mma.cuh holds:
 // c[4 j + i] is element i of the fragment of columns 8 j .. 8 j + 7. The sparse A [64 x 32] has 2 of 4 kept, and is
@@ -21,8 +22,8 @@
 
 namespace hsb::cuda::ptx {
 
-constexpr int kWgmmaColumns = 96;
-using WgmmaSums = float[kWgmmaColumns / 2];
+template <int Columns>
+using WgmmaSums = float[Columns / 2];
 
 // A tile in shared memory whose rows (A) or columns (B) are RowBytes, 128 or 64, of contiguous values, 16-byte chunks
 // swizzled over 8 of them as page.cuh draws it. Steps along k move it by bytes within a row.
@@ -50,67 +51,64 @@ __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.a
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // clang-format off
-#define HSB_SUMS "{" \
+#define HSB_SUMS_36 \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, " \
         "%12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
-        "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
-        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-        "}"
-#define HSB_SUMS_OF_C \
+        "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35"
+#define HSB_SUMS_48 HSB_SUMS_36 ", %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define HSB_SUMS_OF_C_36 \
     "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), \
     "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), \
     "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), \
     "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), \
     "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), \
-    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), \
+    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35])
+#define HSB_SUMS_OF_C_48 HSB_SUMS_OF_C_36, \
     "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), \
     "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47])
 // clang-format on
 
-// Waits until at most `Pending` groups are under way; `c` may then be used.
-template <int Pending>
-__device__ __forceinline__ void wgmma_wait(WgmmaSums &c) {
-    asm volatile("wgmma.wait_group.sync.aligned %48;" : HSB_SUMS_OF_C : "n"(Pending) : "memory");
-}
+// Of each width, by the size of c (half the columns, so many sums) and the numbers of the operands after c:
+//
+//   wgmma_wait<Pending>(c)       waits until at most `Pending` groups are under way; `c` may then be used
+//   wgmma_k16(c, a, b, accumulate, type)                          c += A B; c = A B where `accumulate` is false
+//   wgmma_sp_k32<Selector>(c, a, b, metadata, accumulate, type)   the same with a sparse A. Selector: which two lanes
+//                                                                 of each quad hold the metadata
+#define HSB_WGMMA_OF_TYPE(Columns, Sums, P0, P1, P2, P3, P4, Type, Name)                                               \
+    __device__ __forceinline__ void wgmma_k16(WgmmaSums<Columns> &c, std::uint64_t a, std::uint64_t b,                 \
+                                              bool accumulate, Type) {                                                 \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " P2 ", 0;\n"                                               \
+                     "wgmma.mma_async.sync.aligned.m64n" #Columns "k16.f32." Name "." Name " {" HSB_SUMS_##Sums "}, "  \
+                     P0 ", " P1 ", add, 1, 1, 0, 0;\n}"                                                                \
+                     : HSB_SUMS_OF_C_##Sums                                                                            \
+                     : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                             \
+    }                                                                                                                  \
+    template <int Selector>                                                                                            \
+    __device__ __forceinline__ void wgmma_sp_k32(WgmmaSums<Columns> &c, std::uint64_t a, std::uint64_t b,              \
+                                                 std::uint32_t metadata, bool accumulate, Type) {                      \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " P4 ", 0;\n"                                               \
+                     "wgmma.mma_async.sp.sync.aligned.m64n" #Columns "k32.f32." Name "." Name " {" HSB_SUMS_##Sums     \
+                     "}, " P0 ", " P1 ", " P2 ", " P3 ", add, 1, 1, 0, 0;\n}"                                          \
+                     : HSB_SUMS_OF_C_##Sums                                                                            \
+                     : "l"(a), "l"(b), "r"(metadata), "n"(Selector), "r"(static_cast<int>(accumulate)));               \
+    }
+#define HSB_WGMMA(Columns, Sums, P0, P1, P2, P3, P4)                                                                   \
+    template <int Pending>                                                                                             \
+    __device__ __forceinline__ void wgmma_wait(WgmmaSums<Columns> &c) {                                                \
+        asm volatile("wgmma.wait_group.sync.aligned " P0 ";" : HSB_SUMS_OF_C_##Sums : "n"(Pending) : "memory");        \
+    }                                                                                                                  \
+    HSB_WGMMA_OF_TYPE(Columns, Sums, P0, P1, P2, P3, P4, __half, "f16")                                                \
+    HSB_WGMMA_OF_TYPE(Columns, Sums, P0, P1, P2, P3, P4, __nv_bfloat16, "bf16")
 
-// c += A B, k = 16; c = A B where `accumulate` is false.
-__device__ __forceinline__ void wgmma_m64n96k16(WgmmaSums &c, std::uint64_t a, std::uint64_t b, bool accumulate,
-                                                __half) {
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %50, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 " HSB_SUMS ", %48, %49, add, 1, 1, 0, 0;\n}"
-                 : HSB_SUMS_OF_C
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-__device__ __forceinline__ void wgmma_m64n96k16(WgmmaSums &c, std::uint64_t a, std::uint64_t b, bool accumulate,
-                                                __nv_bfloat16) {
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %50, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 " HSB_SUMS ", %48, %49, add, 1, 1, 0, 0;\n}"
-                 : HSB_SUMS_OF_C
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
+HSB_WGMMA(72, 36, "%36", "%37", "%38", "%39", "%40")
+HSB_WGMMA(96, 48, "%48", "%49", "%50", "%51", "%52")
 
-// The same with a sparse A, k = 32. Selector: which two lanes of each quad hold the metadata.
-template <int Selector>
-__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b,
-                                                   std::uint32_t metadata, bool accumulate, __half) {
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %52, 0;\n"
-                 "wgmma.mma_async.sp.sync.aligned.m64n96k32.f32.f16.f16 " HSB_SUMS
-                 ", %48, %49, %50, %51, add, 1, 1, 0, 0;\n}"
-                 : HSB_SUMS_OF_C
-                 : "l"(a), "l"(b), "r"(metadata), "n"(Selector), "r"(static_cast<int>(accumulate)));
-}
-template <int Selector>
-__device__ __forceinline__ void wgmma_sp_m64n96k32(WgmmaSums &c, std::uint64_t a, std::uint64_t b,
-                                                   std::uint32_t metadata, bool accumulate, __nv_bfloat16) {
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %52, 0;\n"
-                 "wgmma.mma_async.sp.sync.aligned.m64n96k32.f32.bf16.bf16 " HSB_SUMS
-                 ", %48, %49, %50, %51, add, 1, 1, 0, 0;\n}"
-                 : HSB_SUMS_OF_C
-                 : "l"(a), "l"(b), "r"(metadata), "n"(Selector), "r"(static_cast<int>(accumulate)));
-}
-
-#undef HSB_SUMS
-#undef HSB_SUMS_OF_C
+#undef HSB_WGMMA
+#undef HSB_WGMMA_OF_TYPE
+#undef HSB_SUMS_36
+#undef HSB_SUMS_48
+#undef HSB_SUMS_OF_C_36
+#undef HSB_SUMS_OF_C_48
 
 }  // namespace hsb::cuda::ptx
 
