@@ -39,6 +39,8 @@ class Settings:
         max_samples: samples per method at most.
         target: half width of the median's interval, relative, that is narrow enough to stop.
         cache: ``cold`` or ``warm``.
+        sustain_s: seconds for which a method's own run is repeated, untimed, before each of its samples, so that the
+            clocks are those of its own load. ``budget_s`` pays for it: with more of this, give more of that.
     """
 
     budget_s: float = 4.0
@@ -46,6 +48,7 @@ class Settings:
     max_samples: int = 200
     target: float = 0.01
     cache: str = "cold"
+    sustain_s: float = 0.0
 
 
 class Observer:
@@ -239,6 +242,7 @@ class _Run:
             order_caches = cache.before(row.prepared.run)
 
             def before() -> None:
+                measure.sustain(row.prepared.run, settings.sustain_s, self.device)  # first: it fills output and caches
                 row.prepared.poison()
                 if order_caches is not None:
                     order_caches()
@@ -252,7 +256,12 @@ class _Run:
             # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to
             # minute. A profile is of the methods alone.
             ceiling = machine.ceiling_of(self.workload.phase, self.device)
-            subjects.append(measure.Subject(_PROBE, ceiling.run, measure.settle))
+
+            def before_ceiling() -> None:
+                measure.sustain(ceiling.run, settings.sustain_s, self.device)
+                measure.settle()
+
+            subjects.append(measure.Subject(_PROBE, ceiling.run, before_ceiling))
 
         def on_sample(name: str, done: int, seconds: float) -> None:
             if name == _PROBE:
@@ -330,6 +339,7 @@ class _Run:
             **accounting.gpu_state(self.telemetry.summary(row.method.name), self.shared),
             "rel_error": row.verdict.rel_error,
             "cache": self.cache,
+            "sustain_s": float(self.settings.sustain_s),
         }
 
     def _compress_note(self, row: _Row) -> str:

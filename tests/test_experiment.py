@@ -247,6 +247,71 @@ def test_cold_is_the_default_and_real(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row.record.cache for row in report.results} == {"cold (working set)"} and len(flushes) == 8
 
 
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_a_method_is_sustained_before_all_else(register: Any, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    """Its own runs, then poison, then the caches, so that neither is undone. The probe's, too."""
+    log: list[str] = []
+    monkeypatch.setattr(cache_module, "Flusher", lambda device: lambda: log.append("flush"))
+    monkeypatch.setattr(measure, "settle", lambda: log.append("settle"))
+
+    def ceiling(device: str, kind: str) -> measure.Ceiling:
+        return measure.Ceiling(kind, "GB/s", 1e-3, lambda: log.append("probe"), "native")
+
+    def twice(run: Callable[[], None], seconds: float, device: str) -> None:
+        log.append(f"{seconds:g} s on {device}")
+        run()
+        run()
+
+    def method(name: str) -> FakeMethod:
+        return FakeMethod(
+            f"fake:{name}", on_run=lambda n: log.append(name), on_poison=lambda n: log.append(f"poison {name}")
+        )
+
+    monkeypatch.setattr(machine, "ceiling", ceiling)
+    monkeypatch.setattr(measure, "sustain", twice)
+    register(method("a"), method("b"))
+    settings = Settings(budget_s=9, min_samples=2, max_samples=2, target=0.0, cache=cache, sustain_s=0.3)
+    report = run(decode(), "fake", settings=settings)
+    assert [row.record.sustain_s for row in report.results] == [0.3, 0.3]
+    begins = "0.3 s on cpu"
+
+    def turn(name: str) -> list[str]:
+        return [begins, name, name, f"poison {name}", "flush" if cache == "cold" else name, "settle", name]
+
+    probe = [begins, "probe", "probe", "settle", "probe"]
+    assert log[log.index(begins) :] == 3 * (turn("a") + turn("b") + probe), "a warm-up and two samples"
+
+
+def test_sustaining_takes_its_time_from_the_budget(register: Any) -> None:
+    counts: dict[str, int] = {}
+    register(FakeMethod("fake:a", on_run=lambda n: counts.update(a=n)))
+    settings = Settings(budget_s=0.2, min_samples=3, max_samples=200, target=0.0, cache="warm", sustain_s=0.05)
+    row = by_method(run(decode(), "fake", settings=settings))["fake:a"].record
+    assert (row.stop, row.sustain_s) == ("budget", 0.05) and 3 <= row.samples <= 4
+    assert counts["a"] > 5 * row.samples, "run after run of it, in 50 ms"
+
+
+def test_a_row_without_samples_was_not_sustained(register: Any) -> None:
+    register(
+        FakeMethod("fake:a"),
+        FakeMethod("fake:wrong", wrong=lambda n: True),
+        FakeMethod("fake:full", on_prepare=raises(MemoryError())),
+    )
+    rows = {name: result.record for name, result in by_method(run(decode(), "fake")).items()}
+    assert {name: (row.status, row.cache, row.sustain_s) for name, row in rows.items()} == {
+        "fake:a": ("ok", "warm", 0.0),
+        "fake:wrong": ("incorrect", "warm", 0.0),
+        "fake:full": ("oom", None, None),
+    }
+
+
+def test_a_method_that_fails_while_it_is_sustained_fails_alone(register: Any) -> None:
+    # The first run is the check's; the second is the first to be sustained.
+    register(FakeMethod("fake:a"), FakeMethod("fake:b", on_run=raises(MemoryError(), at=2)))
+    settings = Settings(budget_s=9, min_samples=2, max_samples=2, target=0.0, sustain_s=1e-3)
+    assert statuses(run(decode(), "fake", settings=settings)) == {"fake:a": "ok", "fake:b": "oom"}
+
+
 def test_the_facts_of_the_machine_come_along() -> None:
     report = run(decode(), "sdpa:flash")
     assert {"cpu", "gpu", "versions", "missing", "warnings"} <= set(report.machine)

@@ -3,10 +3,12 @@ accounted for."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -154,6 +156,40 @@ def test_only_the_run_is_between_start_and_stop(log: Log, phase: str) -> None:
     assert log.count("memory account") > 2 * len(names)
     samples = [event for event in log if isinstance(event, ranges.Event) and event.name == "sample"]
     assert len(samples) == 2 * 3 * (len(names) + 1) and log.count("mirror opens sample") == 3 * (len(names) + 1)
+
+
+@needs_native
+def test_what_is_sustained_is_sustained_outside(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each sample, of the probe too, in the range "prepare" and nowhere else."""
+    real, inside = measure.sustain, "sustains"
+
+    def sustain(run: Callable[[], None], seconds: float, device: str) -> None:
+        def watched() -> None:
+            log.append(inside)
+            run()
+
+        real(watched, seconds, device)
+
+    monkeypatch.setattr(measure, "sustain", sustain)
+    settings = dataclasses.replace(QUICK, sustain_s=2e-3)
+    names = ["sdpa:flash", "dense"]
+    report = run_workload(make_workload("decode", **TINY), methods=names, device="cpu", settings=settings)
+    assert {(row.record.status, row.record.sustain_s) for row in report.results} == {("ok", 2e-3)}
+    windows = log.windows()
+    assert windows == [[] for _ in windows]
+    at: tuple[str, ...] = ()
+    before: object = None
+    turns: Counter[str] = Counter()
+    for event in log:
+        if isinstance(event, ranges.Event):
+            at = event.path if event.kind == "open" else event.path[:-1]
+        elif event == inside:
+            assert at[-1] == "prepare"
+            if before != inside:
+                assert isinstance(before, ranges.Event) and before.kind == "open", "something else came first"
+                turns[at[-2]] += 1
+        before = event
+    assert turns == dict.fromkeys([*names, "probe"], 4), "a warm-up and three samples each"
 
 
 def test_what_was_seen_between_the_samples_is_in_the_row(log: Log) -> None:

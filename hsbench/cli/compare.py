@@ -31,6 +31,7 @@ def compare(
     seed: o.Seed = None,
     cache: o.Cache = None,
     time: o.Time = None,
+    sustain: o.Sustain = None,
     format: o.Format = None,
     output: o.Output = None,
     manifest: o.Manifest = None,

@@ -59,6 +59,8 @@ def run_profiled(plan: Plan, given: Orders) -> int:
     from hsbench import experiment, measure
     from hsbench.profiling.child import recording
 
+    # Nothing is sustained, whatever the plan says: that is for the clocks of what is timed, nothing is timed here, and
+    # the profiler would record run after run that is no sample.
     settings = experiment.Settings(
         min_samples=given.rounds, max_samples=given.rounds, target=0.0, cache=plan.settings.cache
     )
@@ -83,7 +85,7 @@ def run_profiled(plan: Plan, given: Orders) -> int:
 
 
 def command_of(cell: Cell, plan: Plan, methods: Sequence[str]) -> list[str]:
-    """The command line that runs one cell of a plan by itself, with every choice spelled out."""
+    """The command line that runs one cell of a plan by itself under a profiler, every choice of it spelled out."""
     w = cell.workload
     if cell.captured is not None:
         source = ["--kv", str(cell.captured.path), "--layer", str(cell.captured.layer)]

@@ -78,6 +78,15 @@ Tensors = Annotated[
 Seed = Annotated[Text, _option("--seed", "N", "Seed of the synthetic tensors (0).", _RUN)]
 Cache = Annotated[Text, _option("--cache", "STATE", "cold or warm when a sample starts (cold).", _RUN)]
 Time = Annotated[Text, _option("--time", "SECONDS", "Time to sample each method for, at most (4).", _RUN)]
+Sustain = Annotated[
+    Text,
+    _option(
+        "--sustain",
+        "SECONDS",
+        "Run a method untimed for so long before each of its samples: clocks under its own load (0).",
+        _RUN,
+    ),
+]
 Format = Annotated[
     Text, _option("--format", "FORMAT", "table, csv, json or markdown; else what --output ends in.", _OUTPUT)
 ]

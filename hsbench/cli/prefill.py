@@ -29,6 +29,7 @@ def prefill(
     seed: o.Seed = None,
     cache: o.Cache = None,
     time: o.Time = None,
+    sustain: o.Sustain = None,
     format: o.Format = None,
     output: o.Output = None,
     manifest: o.Manifest = None,

@@ -9,7 +9,17 @@ from typing import Any
 
 from hsbench.cli.manifest import captured_source, differences, manifest_of, read_manifest
 from hsbench.cli.output import make_sink
-from hsbench.cli.request import CACHES, DEVICES, Cell, Plan, Request, choose_profiler, flag, wanted_profiler
+from hsbench.cli.request import (
+    CACHES,
+    DEVICES,
+    MAX_SUSTAIN_S,
+    Cell,
+    Plan,
+    Request,
+    choose_profiler,
+    flag,
+    wanted_profiler,
+)
 from hsbench.errors import UsageError
 from hsbench.methods import check_methods, find_methods
 from hsbench.workload import Workload, make_workload, parse_choice
@@ -59,7 +69,7 @@ def plan_replay(request: Request) -> Plan:
     now_on = experiment.resolve_device(device_asked)
     profiler, said = choose_profiler(profiler_asked, now_on)
     try:
-        settings = experiment.Settings(**run["settings"])
+        settings = experiment.Settings(**run["settings"])  # one that an older hsbench did not have: its default
         _check_settings(settings)
         if now_on == device:
             cells = [_with_methods(cell, entry["methods"], device) for cell, entry in zip(cells, entries, strict=True)]
@@ -131,6 +141,8 @@ def _check_settings(settings: Any) -> None:
         value = getattr(settings, field.name)
         if isinstance(value, bool) or not isinstance(value, type(field.default) | int):
             raise TypeError(f"{field.name} {value!r}")
+    if not 0 <= settings.sustain_s <= MAX_SUSTAIN_S:
+        raise ValueError(f"sustain_s {settings.sustain_s}")
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cuda", "cpu")
 CACHES = ("cold", "warm")
 DEFAULT_TIME_S = 4.0
+MAX_SUSTAIN_S = 60.0
 DEFAULT_PROFILE_DIR = "profiles/out"
 
 #: What ``compare`` takes lists of, slowest-changing first. Sparsity changes fastest: cells that differ only
@@ -64,6 +65,7 @@ class Request:
     seed: str | None = None
     cache: str | None = None
     time: str | None = None
+    sustain: str | None = None
     format: str | None = None
     output: str | None = None
     manifest: str | None = None
@@ -158,7 +160,8 @@ def _plan(
     # The cheap checks first: a typing error is answered at once, before torch is imported.
     device = "auto" if request.device is None else parse_choice(request.device, "--device", DEVICES)
     cache = CACHES[0] if request.cache is None else parse_choice(request.cache, "--cache", CACHES)
-    budget = DEFAULT_TIME_S if request.time is None else _seconds(request.time)
+    budget = DEFAULT_TIME_S if request.time is None else _time(request.time)
+    sustain_s = 0.0 if request.sustain is None else _sustain(request.sustain)
     methods = None if request.methods is None else check_methods(_items("methods", request.methods))
     captured = _captured(request)
     cells = tuple(dict.fromkeys(_cells(request, phases, lists, captured)))
@@ -177,7 +180,7 @@ def _plan(
         cells=cells,
         methods=methods,
         device=device,
-        settings=experiment.Settings(budget_s=budget, cache=cache),
+        settings=experiment.Settings(budget_s=budget, cache=cache, sustain_s=sustain_s),
         sink=sink,
         warnings=tuple(dict.fromkeys([*_warnings(cells), *said])),
         profiler=profiler,
@@ -309,14 +312,27 @@ def _items(name: str, typed: str) -> list[str]:
     return items
 
 
-def _seconds(typed: str) -> float:
-    try:
-        value = float(typed)
-    except ValueError:
-        value = math.nan
+def _time(typed: str) -> float:
+    value = _number(typed)
     if not (math.isfinite(value) and value > 0):
         raise UsageError("--time", typed or '""', "must be a number of seconds above 0, such as 4")
     return value
+
+
+def _sustain(typed: str) -> float:
+    value = _number(typed)
+    if not 0 <= value <= MAX_SUSTAIN_S:
+        remedy = f"must be a number of seconds from 0 to {MAX_SUSTAIN_S:g}, such as 0.3"
+        raise UsageError("--sustain", typed or '""', remedy)
+    return abs(value)  # "-0" is 0
+
+
+def _number(typed: str) -> float:
+    """What was typed as a number; NaN, which no range holds, where it is none."""
+    try:
+        return float(typed)
+    except ValueError:
+        return math.nan
 
 
 def flag(name: str) -> str:

@@ -2,8 +2,9 @@
 
 It knows nothing of attention. A subject is a callable; one turn of it is
 
-    before    poison an output, put the caches in order (`policy`), then wait until our own threads have stopped
-              spinning (`settle`)
+    before    keep the machine under the subject's own load for a while (`sustain`, where asked for), poison an
+              output, put the caches in order (`policy`), then wait until our own threads have stopped spinning
+              (`settle`)
     [clock starts] run [clock stops]
     on_sample read the GPU's clocks and power while they are still those of the run (`Telemetry`)
 
@@ -19,6 +20,7 @@ from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
 from .clock import Clock, ClockError, CudaClock, HostClock, ProfiledClock, Retake, clock_for, take_sample
 from .cpu import CpuFacts, cpu_facts
 from .footprint import Footprint
+from .load import sustain
 from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .ranges import annotate, mark, mirrored, recorder
@@ -71,6 +73,7 @@ __all__ = [
     "sample_in_turn",
     "settle",
     "summarize",
+    "sustain",
     "sustained",
     "take_sample",
 ]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hsbench.workload import Workload
 
-#: 2: what the GPU did meanwhile and the memory that was taken, behind the columns of 1.
-SCHEMA = "hsbench/2"
+#: 2: what the GPU did meanwhile and the memory that was taken, behind the columns of 1. 3: `sustain_s`, behind those.
+SCHEMA = "hsbench/3"
 
 #: ok: checked and timed. incorrect: the output failed its check. oom: did not fit, or was estimated not to.
 #: unsupported: the method cannot do this shape. unavailable: it could, with something this machine lacks.
@@ -82,6 +82,7 @@ class Record:
     estimated_bytes: int | None = None  # memory beyond q, k and v, before anything was allocated
     peak_bytes: int | None = None  # the same as it came: torch's allocator; on a CPU, resident memory
     gpu_used_bytes: int | None = None  # NVML's count of the whole GPU right after this method's check
+    sustain_s: float | None = None  # seconds that the method ran, alone and untimed, before each of its samples
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

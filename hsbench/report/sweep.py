@@ -9,7 +9,7 @@ from rich.console import Console
 from hsbench.report import text
 from hsbench.report.record import DENSE_FAMILIES, Record, Report
 from hsbench.report.table import VERDICT_STYLES, Page, facts
-from hsbench.report.view import alarms, machine_facts, unique, verdict
+from hsbench.report.view import alarms, machine_facts, sustained, unique, verdict
 
 #: What tells one cell of a sweep from another, and how the heading names a value that all cells share.
 _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
@@ -166,7 +166,8 @@ def _span(ratios: list[float]) -> str:
 
 
 def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
-    """What the signs in the table mean; rows without numbers, a line per method; an interrupted sweep."""
+    """What the signs in the table mean; sustained clocks; rows without numbers, a line per method; an interrupted
+    sweep."""
     records = [result.record for report in reports for result in report.results]
     lines = []
     if any(verdict(record) == "inconclusive" for record in records if record.family not in DENSE_FAMILIES):
@@ -178,6 +179,7 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     shared = sum(any(result.record.shared for result in report.results) for report in reports)
     if shared:
         lines.append(("shared", f"+ others used the device meanwhile, in {shared} of {len(reports)} cells"))
+    lines += sustained(records)
     gaps: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.status not in ("ok", "incorrect"):

@@ -176,6 +176,15 @@ def machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, words) for label, words in facts if words]
 
 
+def sustained(records: list[Record]) -> list[tuple[str, str]]:
+    """Label and text where methods ran before their samples; a run does so for all or for none."""
+    return [
+        ("sustained", f"each method alone for {seconds:g} s before each of its samples")
+        for seconds in unique(record.sustain_s for record in records)
+        if seconds
+    ]
+
+
 def unique(items: Iterable[Any]) -> list[Any]:
     """The items that are something, each once, in order."""
     return list(dict.fromkeys(item for item in items if item is not None and item != ""))
@@ -281,6 +290,7 @@ def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tupl
         facts.append(("cache", next(iter(caches))))
     else:
         facts += [("cache", f"{label}: {', '.join(names)}") for label, names in caches.items()]
+    facts += sustained(ok)
     if telemetry := _telemetry(ok):
         facts.append(("telemetry", telemetry))
     throttled = [record for record in ok if record.throttled]

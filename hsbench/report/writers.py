@@ -107,7 +107,7 @@ class CsvWriter(_Stream):
 class JsonWriter(_Stream):
     """One document::
 
-        {"schema": "hsbench/2", "manifest": {what the run depends on}, "rows": [{every column}, ...],
+        {"schema": "hsbench/3", "manifest": {what the run depends on}, "rows": [{every column}, ...],
          "memory": [{"row": 0, component: bytes, ...}, ...],
          "machine": {...}, "peaks": [{"name", "value", "unit"}, ...], "complete": true}
 

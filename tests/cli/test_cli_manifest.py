@@ -71,12 +71,13 @@ def test_what_ran_is_written_in_full(hsbench: Run, bench: object, tmp_path: Path
     path = tmp_path / "m.json"
     hsbench(
         "compare", "--phase", "decode,prefill", "--seq", "1k", "--sparsity", "0,0.5", "--time", "0.5", "--seed", "3",
-        "--cache", "warm", "--methods", "sdpa:flash,dense", "--manifest", str(path),
+        "--cache", "warm", "--sustain", "0.3", "--methods", "sdpa:flash,dense", "--manifest", str(path),
     )  # fmt: skip
     run = json.loads(path.read_text())["run"]
     assert [Workload(**cell["workload"]) for cell in run["cells"]] == bench.workloads
     assert run["settings"] == dataclasses.asdict(bench.calls[0]["settings"])
     assert (run["settings"]["budget_s"], run["settings"]["cache"], run["device"]) == (0.5, "warm", "cpu")
+    assert run["settings"]["sustain_s"] == 0.3
     assert run["methods"] == ["sdpa:flash", "dense"]
     assert all(cell["methods"] == ["sdpa:flash", "dense"] and cell["captured"] is None for cell in run["cells"])
 

@@ -466,6 +466,20 @@ def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
     assert ran.stdout == "".join(f"{name}: ok, profiled run, no timing\n" for name in ("sdpa:flash", "sdpa:math"))
 
 
+def test_nothing_is_sustained_under_a_profiler(
+    hsbench: Run, bench: object, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.cuda = True
+    standin.install("nsys")
+    assert hsbench("decode", "--sustain", "0.3", "--profile").code == 0
+    assert bench.calls.pop()["settings"].sustain_s == 0.3
+    assert "--sustain" not in standin.asked[0]
+    monkeypatch.setenv("HSBENCH_PROFILED", "nsys 2")
+    monkeypatch.setenv("HSBENCH_PROFILE_REPORT", "x")
+    assert hsbench("decode", "--sustain", "0.3").code == 0, "by hand, too"
+    assert bench.calls.pop()["settings"].sustain_s == 0
+
+
 def test_a_row_that_fails_under_the_profiler_alone_fails_the_profile(
     hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def replay(hsbench: Run, path: Path, *argv: str) -> Any:
         ["decode", "--workload", "qwen3-8b", "--seq", "8k", "--sink", "64", "--local", "128", "--dtype", "bf16"],
         ["decode", "--q-heads", "8", "--kv-heads", "2", "--head-dim", "64", "--seq", "300"],  # a custom shape
         ["prefill", "--seq", "2k", "--q-len", "256", "--cache", "warm", "--time", "0.25", "--seed", "9"],
+        ["prefill", "--seq", "2k", "--sustain", "0.3"],
         ["compare", "--phase", "decode,prefill", "--seq", "1k,2k", "--sparsity", "0,0.1,0.5", "--batch", "1,8"],
         ["compare", "--tensors", "outliers", "--key-sparsity", "0", "--methods", "dense,sdpa:flash"],
     ],
@@ -65,6 +66,17 @@ def test_a_replay_can_be_replayed(hsbench: Run, bench: object, recorded: Any, tm
     assert replay(hsbench, again).code == 0
     assert json.loads(again.read_text())["run"] == json.loads(path.read_text())["run"]
     assert bench.workloads[0] == bench.workloads[1] and bench.workloads[0].phase == "prefill"
+
+
+def test_one_from_before_sustain_is_still_good(hsbench: Run, bench: object, recorded: Any) -> None:
+    path = recorded("decode", "--seq", "1k", "--time", "0.25")
+    manifest = json.loads(path.read_text())
+    manifest["rows_schema"] = "hsbench/2"
+    del manifest["run"]["settings"]["sustain_s"]
+    path.write_text(json.dumps(manifest))
+    ran = replay(hsbench, path)
+    assert ran.code == 0 and "warning" not in ran.err
+    assert bench.calls[0]["settings"] == recorded.calls[0]["settings"] and bench.calls[0]["settings"].sustain_s == 0
 
 
 def test_a_json_of_results_is_as_good(hsbench: Run, bench: object, tmp_path: Path) -> None:
@@ -138,6 +150,7 @@ def test_methods_that_another_device_lacks(hsbench: Run, bench: object, recorded
         (["--phase", "decode"], "--phase decode"),
         (["--kv", "x.safetensors"], "--kv x.safetensors"),
         (["--time", "1"], "--time 1"),
+        (["--sustain", "0"], "--sustain 0"),
         (["--seed", "1"], "--seed 1"),
     ],
 )
@@ -166,7 +179,7 @@ def cell(**fields: object) -> Callable[[str], str]:
     [
         (lambda text: "", "is not whole JSON"),
         (lambda text: text[:-9], "is not whole JSON"),
-        (lambda text: "schema,phase\nhsbench/2,decode\n", "is not whole JSON; give the FILE.manifest.json"),
+        (lambda text: "schema,phase\nhsbench/3,decode\n", "is not whole JSON; give the FILE.manifest.json"),
         (lambda text: "[1, 2]", "is no manifest of hsbench"),
         (lambda text: "{}", "is no manifest of hsbench"),
         (lambda text: '{"schema": "hsbench/1", "rows": []}', "is no manifest of hsbench"),
@@ -186,6 +199,11 @@ def cell(**fields: object) -> Callable[[str], str]:
         (damage(lambda m: m["run"]["settings"].update(max_samples=2.5)), "is damaged"),
         (damage(lambda m: m["run"]["settings"].update(cache="hot")), "is damaged"),
         (damage(lambda m: m["run"]["settings"].update(extra=1)), "is damaged"),
+        (damage(lambda m: m["run"]["settings"].update(sustain_s="0.3")), "is damaged"),
+        (damage(lambda m: m["run"]["settings"].update(sustain_s=True)), "is damaged"),
+        (damage(lambda m: m["run"]["settings"].update(sustain_s=-1)), "is damaged"),
+        (damage(lambda m: m["run"]["settings"].update(sustain_s=61)), "is damaged"),
+        (damage(lambda m: m["run"]["settings"].update(sustain_s=float("nan"))), "is damaged"),
         (cell(seq=-4), "--seq -4"),
         (cell(seq="1k"), "is damaged"),
         (cell(seq=True), "is damaged"),

@@ -31,7 +31,7 @@ def test_decode_by_default(hsbench: Run, bench: object) -> None:
     (call,) = bench.calls
     assert (call["workload"].phase, call["workload"].seq, call["workload"].q_len) == ("decode", 32768, 1)
     assert (call["methods"], call["device"], call["captured"]) == (None, "cpu", None)
-    assert (call["settings"].budget_s, call["settings"].cache) == (4.0, "cold")
+    assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (4.0, "cold", 0.0)
 
 
 def test_options_reach_the_experiment(hsbench: Run, bench: object) -> None:
@@ -39,7 +39,7 @@ def test_options_reach_the_experiment(hsbench: Run, bench: object) -> None:
         "prefill", "--workload", "qwen3-8b", "--seq", "8k", "--batch", "2", "--dtype", "bf16",
         "--sparsity", "0.25", "--key-sparsity", "0", "--sink", "64", "--local", "128", "--q-len", "1k",
         "--methods", "dense,hierarchical,dense", "--seed", "7", "--tensors", "outliers", "--cache", "warm",
-        "--time", "0.5", "--device", "cpu",
+        "--time", "0.5", "--sustain", "0.3", "--device", "cpu",
     )  # fmt: skip
     assert ran.code == 0
     (call,) = bench.calls
@@ -53,7 +53,15 @@ def test_options_reach_the_experiment(hsbench: Run, bench: object) -> None:
     )
     assert (workload.q_len, workload.seed, workload.tensors) == (1024, 7, "outliers")
     assert call["methods"] == ["dense", "hierarchical"]
-    assert (call["settings"].budget_s, call["settings"].cache) == (0.5, "warm")
+    assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (0.5, "warm", 0.3)
+
+
+@pytest.mark.parametrize("command", ["decode", "prefill", "compare"])
+@pytest.mark.parametrize(("typed", "seconds"), [("0", 0), ("-0", 0), ("1e-1", 0.1), ("60", 60)])
+def test_how_long_to_sustain(hsbench: Run, bench: object, command: str, typed: str, seconds: float) -> None:
+    assert hsbench(command, "--seq", "1k", "--sustain", typed).code == 0
+    given = bench.calls[0]["settings"].sustain_s
+    assert str(given) == str(float(seconds))
 
 
 def test_prefill_asks_every_token(hsbench: Run, bench: object) -> None:

@@ -15,13 +15,13 @@ key_sparsity, value_sparsity, achieved_sparsity, status, reason, time_us, time_u
 samples, stop, speedup, speedup_lo, speedup_hi, baseline, kv_bytes, kv_ratio, read_bytes, gb_per_s,
 tflop_per_s, percent_of_peak, peak, rel_error, cache, sm_clock_mhz, power_w, throttled, seed, tensors,
 memory_clock_mhz, temperature_c, throttle_reasons, throttled_share, shared, estimated_bytes, peak_bytes,
-gpu_used_bytes
+gpu_used_bytes, sustain_s
 """
 
 
 def test_columns_are_the_published_schema_in_order(row_failed, workload):
     assert list(COLUMNS) == PUBLISHED.replace(",", " ").split()
-    assert SCHEMA == "hsbench/2"
+    assert SCHEMA == "hsbench/3"
     assert tuple(row_failed(workload(), "dense", "interrupted", None).record.to_row()) == COLUMNS
 
 

@@ -103,6 +103,23 @@ def test_footers(report):
     assert "288.0 MiB (1.78x smaller) = 2:4 values 256.0 + metadata 32.0 + map <0.1" in text
 
 
+def test_what_was_sustained_is_said(report):
+    source = report()
+    for seconds in (None, 0.0):
+        for result in source.results:
+            result.record.sustain_s = seconds
+        for show in (render, render_sweep):
+            assert "sustained" not in printed(source, show=show)
+        assert "sustained" not in markdown([source])
+    for result in source.results:
+        result.record.sustain_s = 0.3 if result.record.status == "ok" else None
+    words = "each method alone for 0.3 s before each of its samples"
+    text = printed(source)
+    assert text.count(f"cache      cold (working set)\nsustained  {words}\n") == text.count("sustained") == 1
+    assert printed(source, report(), show=render_sweep).count(f"sustained  {words}\n") == 1
+    assert f"- cache: cold (working set)\n- sustained: {words}\n" in markdown([source])
+
+
 def test_peaks_by_name_where_there_are_several(report):
     source = report(phase="prefill", q_len=131072)
     source.results[3].record.peak = "gemm fp32"

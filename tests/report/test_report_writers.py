@@ -110,7 +110,7 @@ def test_json_document(report):
         writer.report(source)
         writer.report(report(seq=32768))
     document = json.loads(stream.getvalue(), parse_constant=no_constants)
-    assert document["schema"] == "hsbench/2"
+    assert document["schema"] == "hsbench/3"
     assert document["complete"] is True
     assert document["machine"] == source.machine
     assert document["peaks"] == [{"name": "read", "value": 91.2, "unit": "GB/s"}]
