@@ -18,8 +18,8 @@ _REMEDIES: tuple[tuple[Collection[str], str], ...] = (
     (
         # No fault: tensor cores at work take all the power that a GPU may have.
         ("sw_power_cap",),
-        "usual under load; ratios within a run hold, but quote times with the power limit, or lock lower clocks "
-        "(nvidia-smi --lock-gpu-clocks) for steady ones",
+        "usual under load, but methods sampled in turn then share a clock: --sustain 0.3 gives each that of its own "
+        "load, lower locked clocks (nvidia-smi --lock-gpu-clocks) all the same; quote times with the power limit",
     ),
 )
 _OTHERWISE = "nvidia-smi -q -d PERFORMANCE tells more; compare times with care"
