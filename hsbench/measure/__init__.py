@@ -21,7 +21,7 @@ from .clock import Clock, ClockError, CudaClock, HostClock, ProfiledClock, Retak
 from .cpu import CpuFacts, cpu_facts
 from .footprint import Footprint
 from .load import sustain
-from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling, sustained
+from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .ranges import annotate, mark, mirrored, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
@@ -74,6 +74,5 @@ __all__ = [
     "settle",
     "summarize",
     "sustain",
-    "sustained",
     "take_sample",
 ]

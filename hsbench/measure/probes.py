@@ -44,7 +44,7 @@ class Ceiling:
 
     def rate(self, times_s: Sequence[float]) -> float:
         """The ceiling that these samples show, in `unit`."""
-        return self.amount / sustained(times_s)
+        return self.amount / faster_half_median(times_s)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def probe(ceiling: Ceiling, clock: Clock, *, count: int = 20, budget_s: float = 
     return Probe(ceiling.name, ceiling.rate(times), ceiling.unit, tuple(times), ceiling.source)
 
 
-def sustained(times_s: Sequence[float]) -> float:
+def faster_half_median(times_s: Sequence[float]) -> float:
     """The median of the faster half, in seconds; of an odd number, the middle one is in that half.
 
     Raises:
