@@ -1,11 +1,10 @@
-// K or V of the cache as kernels take it, and what every launcher checks of it.
+// K or V of the cache as kernels take it, and what every launcher checks and hands over of it.
 #pragma once
 
 #include <cstdint>
 
+#include "attention_shape.h"
 #include "cuda/page.cuh"
-#include "error.h"
-#include "params.h"
 
 namespace hsb::cuda {
 
@@ -37,15 +36,22 @@ inline int largest_page_bytes(const hsb_pages &pages, int head_dim) {
     return pages.dense ? dense_page_bytes(head_dim) : sparse_page_bytes(head_dim);
 }
 
-// What decode and prefill ask of a shape; P is either's params.
+// What decode and prefill over pages ask of a shape; P is either's params.
 template <class P>
-void check_attention_shape(const P &p) {
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0 && p.seq > 0, "sizes must be positive");
-    HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
-              "q_heads must be 1 to 16 times kv_heads, and a multiple");
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+void check_paged_shape(const P &p) {
+    check_attention_shape(p);
     HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < (1 << 30), "more than 2^30 blocks: cut the batch");
+}
+
+// What the arguments of the kernels over pages have alike.
+template <class Arguments, class P>
+void set_tensors(Arguments &a, const P &p) {
+    a.q = p.q;
+    a.out = p.out;
+    a.lse = p.lse;
+    a.k = pool_of(p.k);
+    a.v = pool_of(p.v);
+    a.group = p.q_heads / p.kv_heads;
 }
 
 }  // namespace hsb::cuda

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "api.h"
+#include "attention_shape.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
 
@@ -18,11 +19,7 @@ std::int64_t counter_bytes(const hsb_decode_params &p) {
 }
 
 void check_shape(const hsb_decode_params &p) {
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0 && p.seq > 0, "sizes must be positive");
-    HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
-              "q_heads must be 1 to 16 times kv_heads, and a multiple");
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+    check_attention_shape(p);
     HSB_CHECK(p.threads > 0, "threads must be positive");
 }
 

@@ -25,7 +25,7 @@ std::int64_t counter_bytes(const hsb_decode_params &p) {
 }
 
 std::int64_t workspace_bytes(const hsb_decode_params &p) {
-    check_attention_shape(p);
+    check_paged_shape(p);
     const std::int64_t partials = partition_of(p, current_device()).parts * 2;
     const std::int64_t floats = partials * partial_floats(p.q_heads / p.kv_heads, p.head_dim);
     return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
@@ -41,7 +41,7 @@ void run(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
 }
 
 void decode(const hsb_decode_params &p) {
-    check_attention_shape(p);
+    check_paged_shape(p);
     check_pages(p.k, p.head_dim);
     check_pages(p.v, p.head_dim);
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
@@ -50,17 +50,12 @@ void decode(const hsb_decode_params &p) {
     const Device device = current_device();
 
     DecodeArguments a{};
-    a.q = p.q;
-    a.out = p.out;
-    a.lse = p.lse;
-    a.k = pool_of(p.k);
-    a.v = pool_of(p.v);
+    set_tensors(a, p);
     a.counters = static_cast<unsigned *>(p.workspace);
     a.partials = reinterpret_cast<float *>(static_cast<char *>(p.workspace) + counter_bytes(p));
     a.partition = partition_of(p, device);
     a.blocks = static_cast<std::int32_t>(ceil_div(p.seq, kBlock));
     a.last_valid = static_cast<std::int32_t>(p.seq - (a.blocks - 1) * static_cast<std::int64_t>(kBlock));
-    a.group = p.q_heads / p.kv_heads;
     const ScoreScale scale = score_scale(p.scale);
     a.scale = scale.scale;
     a.log2_scale = scale.log2;

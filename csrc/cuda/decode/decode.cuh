@@ -8,6 +8,7 @@
 // is read once for the whole group. plan.h draws how the work is cut.
 #pragma once
 
+#include "cuda/queries.cuh"
 #include "merge.cuh"
 #include "page_stream.cuh"
 #include "plan.h"
@@ -136,18 +137,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
 
         std::uint32_t q[Tiles][HeadDim / kStepCols][4];
         const T *const q_of_group = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
-            const int column = tile * 8 + lane / 4;
-#pragma unroll
-            for (int step = 0; step < HeadDim / kStepCols; ++step)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const T *from = q_of_group + column * HeadDim + step * kStepCols + i * 8 + lane % 4 * 2;
-                    q[tile][step][i] =
-                        column < a.group ? __ldg(reinterpret_cast<const std::uint32_t *>(from)) ^ a.flip : 0u;
-                }
-        }
+        load_queries<T, HeadDim, Tiles>(q, q_of_group, a.group, a.flip, lane);
 
         Running<HeadDim, Tiles> running;
         running.clear();

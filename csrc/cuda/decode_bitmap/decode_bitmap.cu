@@ -1,13 +1,13 @@
 #include "decode_bitmap.cuh"
 
 #include "api.h"
+#include "attention_shape.h"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 
 namespace hsb::cuda {
 namespace {
 
-constexpr int kMostGroup = 16;
 constexpr std::size_t kShared = kTileWarps * kRingBytes;
 
 // Calls run(T, head_dim, tiles of 8 query heads) with all three known at compile time.
@@ -27,12 +27,7 @@ struct Plan {
     int group, splits;
 
     explicit Plan(const hsb_decode_params &p) {
-        HSB_CHECK(p.batch > 0 && p.q_heads > 0 && p.kv_heads > 0 && p.seq > 0,
-                  "batch, q_heads, kv_heads and seq must be positive");
-        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
-        HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= kMostGroup,
-                  "q_heads must be 1 to 16 times kv_heads");
+        check_attention_shape(p);
         heads = std::int64_t{p.batch} * p.kv_heads;
         group = p.q_heads / p.kv_heads;
         tiles = ceil_div(p.seq, tile_tokens(p.head_dim));

@@ -19,14 +19,12 @@ void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device)
     if (a.stages.stages < PrefillStages::kMin)
         a.stages = choose_prefill_stages(key_bytes, value_bytes, room, 1);
     HSB_CHECK(a.stages.stages >= PrefillStages::kMin, "three page pairs do not fit into shared memory");
-    a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Tile::kQueries));
-    const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * a.heads;
-    HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
+    a.tiles = tiles_per_head(p, Tile::kQueries);
     const int results = Tile::kQueries * HeadDim * 2;
     const int shared_bytes =
         Tile::kReferenceBytes + (a.stages.shared_bytes() > results ? a.stages.shared_bytes() : results);
-    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(ctas), Tile::kThreads, shared_bytes, p.stream,
-           a);
+    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
+           shared_bytes, p.stream, a);
 }
 
 }  // namespace
@@ -34,15 +32,10 @@ void run(const hsb_prefill_params &p, PrefillArguments &a, const Device &device)
 void prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     const ScoreScale scale = score_scale(p.scale);
     PrefillArguments a{};
-    a.q = p.q;
-    a.out = p.out;
-    a.lse = p.lse;
-    a.k = pool_of(p.k);
-    a.v = pool_of(p.v);
+    set_tensors(a, p);
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
     a.heads = p.batch * p.q_heads;
-    a.group = p.q_heads / p.kv_heads;
     a.scale = scale.log2;
     a.inverse_scale = 1.0f / scale.log2;
     a.flip = scale.flip;

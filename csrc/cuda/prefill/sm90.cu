@@ -15,11 +15,9 @@ void run(const hsb_prefill_params &p, sm90::Arguments &a, const Device &device) 
     a.ring = sm90::choose_ring<Layout>(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim),
                                        device.shared_bytes);
     HSB_CHECK(a.ring.stages > 0, "two page pairs do not fit into shared memory");
-    a.tiles = static_cast<std::int32_t>(ceil_div(p.q_len, Cut::kTileQueries));
-    const std::int64_t ctas = static_cast<std::int64_t>(a.tiles) * p.batch * p.q_heads;
-    HSB_CHECK(ctas < (std::int64_t{1} << 31), "too many tiles of queries: cut the batch");
-    launch(sm90::prefill_sm90_kernel<T, HeadDim, Kind>, static_cast<unsigned>(ctas), Cut::kThreads,
-           Layout::bytes(a.ring), p.stream, a);
+    a.tiles = tiles_per_head(p, Cut::kTileQueries);
+    launch(sm90::prefill_sm90_kernel<T, HeadDim, Kind>, static_cast<unsigned>(a.tiles * p.batch * p.q_heads),
+           Cut::kThreads, Layout::bytes(a.ring), p.stream, a);
 }
 
 template <class T, int HeadDim>
@@ -38,14 +36,9 @@ void run(int kind, const hsb_prefill_params &p, sm90::Arguments &a, const Device
 void prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     const ScoreScale scale = score_scale(p.scale);
     sm90::Arguments a{};
-    a.q = p.q;
-    a.out = p.out;
-    a.lse = p.lse;
-    a.k = pool_of(p.k);
-    a.v = pool_of(p.v);
+    set_tensors(a, p);
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
-    a.group = p.q_heads / p.kv_heads;
     a.log2_scale = scale.log2;
     a.flip = scale.flip;
     const int kind = a.has_one_kind() ? (a.k.dense ? 0 : 1) | (a.v.dense ? 0 : 2) : sm90::kAnyKind;
