@@ -26,15 +26,12 @@ def diagnose(probe: bool) -> dict[str, Any]:
             probes.append({"name": f"{where} {measured.name}", "value": measured.value, "unit": measured.unit})
     device = "cuda" if has_gpu else "cpu"
     telemetry = measure.Telemetry(device)
-    facts = machine.facts(device, telemetry)
-    for elsewhere in ("missing", "warnings", "versions"):
-        del facts[elsewhere]
     missing = machine.missing()
     if telemetry.missing:
         what, _, why = telemetry.missing.removeprefix("no ").partition(": ")
         missing.append({"what": what, "why": why, "remedy": ""})
     return {
-        "machine": facts,
+        "machine": machine.hardware(device, telemetry),
         "now": _now(telemetry) if has_gpu else {},
         "methods": _methods(has_gpu),
         "code": {"cpu": _cpu_code(), "cuda": machine.cuda_code()},

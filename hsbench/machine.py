@@ -36,8 +36,8 @@ def available_bytes(device: str) -> int | None:
     return min(known, default=None)
 
 
-def facts(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
-    """What a report says of the machine: ``cpu``, ``gpu`` or None, ``versions``, ``missing`` (lines with remedies)."""
+def hardware(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
+    """``cpu``, and ``gpu`` or None."""
     cpu = measure.cpu_facts()
     has_native = native.why_missing("cpu") is None
     found: dict[str, Any] = {
@@ -54,9 +54,6 @@ def facts(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
             "last_level_cache_bytes": measure.last_level_cache_bytes("cpu"),
         },
         "gpu": None,
-        "versions": software.versions(),
-        "missing": [f"{item['what']}: {item['why']}" for item in missing()],
-        "warnings": [],
     }
     if device == "cuda":
         found["gpu"] = {
@@ -65,18 +62,24 @@ def facts(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
             "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
             "l2_bytes": measure.last_level_cache_bytes("cuda"),
         }
-        if telemetry.missing:
-            found["missing"].append(telemetry.missing)
     return found
+
+
+def facts(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
+    """What a report says of the machine: its hardware, ``versions``, ``missing`` and ``warnings`` (lines with
+    remedies)."""
+    lacks = [f"{item['what']}: {item['why']}" for item in missing()]
+    if device == "cuda" and telemetry.missing:
+        lacks.append(telemetry.missing)
+    return {**hardware(device, telemetry), "versions": software.versions(), "missing": lacks, "warnings": []}
 
 
 def surroundings(device: str) -> dict[str, Any]:
     """What a manifest says of where a run takes place: ``machine``, ``versions``, ``libraries``, ``git`` and
     ``environment``; no host or user name."""
-    found = facts(device, measure.Telemetry(device))
     return {
-        "machine": {"cpu": found["cpu"], "gpu": found["gpu"]},
-        "versions": found["versions"],
+        "machine": hardware(device, measure.Telemetry(device)),
+        "versions": software.versions(),
         "libraries": software.libraries(),
         "git": software.git_commit(),
         "environment": software.environment(),

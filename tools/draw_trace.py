@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hsbench.profiling.torch_trace import samples_of
+from hsbench.profiling.torch_trace import ranges_of, samples_of
 
 Event = dict[str, Any]
 
@@ -29,7 +29,7 @@ DARK_TEXT, LIGHT_TEXT, PAPER, LINE = "#1f2933", "#ffffff", "#fbfcfd", "#c4ccd6"
 
 def bars(events: list[Event], number: int) -> tuple[list[tuple[str, str, Event]], float, float]:
     """The bars of one round, as (row, kind of colour, event), and where the round begins and ends."""
-    ranges = [event for event in events if event.get("cat") == "user_annotation" and event.get("ph") == "X"]
+    ranges = ranges_of(events)
     methods = {span.name for span, _ in samples_of(events)}
     turns = [event for event in ranges if event["name"] in methods]
     seen: dict[str, list[Event]] = {}

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hsbench.cli.exit_codes import INTERRUPTED
+from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED, OK
 from hsbench.cli.output import writing
 from hsbench.cli.request import Cell, Plan
 from hsbench.errors import UsageError
@@ -81,7 +81,7 @@ def run_profiled(plan: Plan, given: Orders) -> int:
             print(f"{result.record.method}: {result.record.status}, profiled run, no timing")
     for record in failed:
         print(f"hsbench: {record.method}: {record.status} under the profiler: {record.reason}", file=sys.stderr)
-    return INTERRUPTED if report.interrupted else int(bool(failed))
+    return INTERRUPTED if report.interrupted else INTERNAL if failed else OK
 
 
 def command_of(cell: Cell, plan: Plan, methods: Sequence[str]) -> list[str]:

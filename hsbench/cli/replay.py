@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hsbench.cli.manifest import captured_source, differences, manifest_of, read_manifest
+from hsbench.cli.manifest import differences, manifest_of, read_manifest
 from hsbench.cli.output import make_sink
 from hsbench.cli.request import (
     CACHES,
@@ -82,11 +82,12 @@ def plan_replay(request: Request) -> Plan:
             remedy = f"the run of --replay {path} asked for methods that are not there ({error})"
             raise UsageError("--device", device_asked, remedy) from error
     plan = Plan(tuple(cells), asked, now_on, settings, sink, (), profiler, request.profile_folder)
-    changed = differences(then, manifest_of(plan))
+    now = sink.manifest = manifest_of(plan)
+    changed = differences(then, now)
     changed += [
         f"{cell.workload.tensors} holds other tensors"
-        for cell, entry in zip(cells, entries, strict=True)
-        if cell.captured and captured_source(cell)["sha256"] != entry["captured"].get("sha256")
+        for cell, entry, found in zip(cells, entries, now["run"]["cells"], strict=True)
+        if cell.captured and found["captured"]["sha256"] != entry["captured"].get("sha256")
     ]
     warnings = [f"--replay {path}: not all is as it was: {'; '.join(dict.fromkeys(changed))}"] if changed else []
     return replace(plan, warnings=(*warnings, *said))

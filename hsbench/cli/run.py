@@ -43,7 +43,7 @@ def run(plan: Plan, summary: Summary) -> int:
         return run_profiled(plan, given)
     for warning in plan.warnings:
         warn(warning)
-    if plan.sink.wants_manifest:
+    if plan.sink.wants_manifest and plan.sink.manifest is None:  # a replay has made it already
         plan.sink.manifest = manifest_of(plan)
     reports: list[Report] = []
     with plan.sink as sink:

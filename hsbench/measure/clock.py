@@ -16,16 +16,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ..errors import HsbenchError
-from .ranges import Payload, annotate
+from .ranges import Annotate, Payload, annotate
 
 _MARGIN = 4  # block this many times as long as the last run took to queue
 _CALIBRATION_CYCLES = 10_000_000  # 5 ms or so: long against the resolution of an event
-
-Annotate = Callable[[str, Payload], AbstractContextManager[object]]
 
 
 class ClockError(HsbenchError):

@@ -50,10 +50,10 @@ class Recorder:
         return ["/".join(event.path) for event in self.events if event.kind == "open"]
 
 
-Mirror = Callable[[str, Payload], AbstractContextManager[object]]
+Annotate = Callable[[str, Payload], AbstractContextManager[object]]
 
 _recorder: Recorder | None = None
-_mirror: Mirror | None = None
+_mirror: Annotate | None = None
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 @contextmanager
-def mirrored(mirror: Mirror) -> Iterator[None]:
+def mirrored(mirror: Annotate) -> Iterator[None]:
     """Open every range of the block a second time, by what ``mirror(name, payload)`` gives, inside the NVTX range."""
     global _mirror
     before, _mirror = _mirror, mirror

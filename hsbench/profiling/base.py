@@ -115,21 +115,19 @@ class Profiler(ABC):
         """
         try:
             code, output = run_tool(self.command(job), environment(self.name, self.rounds, job.report))
-        except BaseException:
+            if remedy := self.remedy(output):
+                raise UnavailableError(f"--profiler {self.name}: {remedy}")
+            if code != 0:
+                raise ProfilerError(f"the run under {self.name} ended with exit code {code}", output)
+        except BaseException:  # Ctrl-C, too
             remove_reports(job.stem)
             raise
-        if remedy := self.remedy(output):
-            remove_reports(job.stem)
-            raise UnavailableError(f"--profiler {self.name}: {remedy}")
-        if code != 0:
-            remove_reports(job.stem)
-            raise ProfilerError(f"the run under {self.name} ended with exit code {code}", output)
         if not job.report.is_file():
             raise ProfilerError(f"{self.name} left no report {job.report}", output)
         if job.report.stat().st_size == 0:
             raise ProfilerError(f"{self.name} left an empty report {job.report}", output)
         lines = self.lines(job)
-        if not lines and (job.device != "cpu" or self.little_to_see(job.device) is None):
+        if not lines and self.little_to_see(job.device) is None:
             raise ProfilerError(f"the report {job.report} holds no sample of {', '.join(job.methods)}", output)
         return lines
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from hsbench.report import text
+
 _SHOWN = 4  # lines of a method at most; what is left is one more
 _LEAST = 0.01  # of the method's time; what has less is left
 _WIDEST = 56  # characters of a kernel's name
@@ -99,14 +101,7 @@ def summary_lines(lines: Sequence[Line]) -> list[str]:
         if rest := own[len(shown) :]:
             calls, busy = sum(line.calls for line in rest), sum(line.busy for line in rest)
             rows.append(["", f"{len(rest)} others", str(calls), _share(busy, whole)])
-    widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ).rstrip()
-        for row in rows
-    ]
+    return text.aligned(rows, left=2)
 
 
 def _headings(lines: Sequence[Line]) -> list[str]:

@@ -34,10 +34,14 @@ class TorchTrace(Profiler):
         return f"https://ui.perfetto.dev (Open trace file), or chrome://tracing: {report}"
 
 
+def ranges_of(events: list[Event]) -> list[Event]:
+    """Our ranges among a trace's events."""
+    return [event for event in events if event.get("cat") == "user_annotation" and event.get("ph") == "X"]
+
+
 def samples_of(events: list[Event]) -> list[tuple[Span, Event]]:
     """Each range of a sample: a span named by its method (the range around it), and the event itself."""
-    ranges = [event for event in events if event.get("cat") == "user_annotation" and event.get("ph") == "X"]
-    ranges.sort(key=lambda event: (event["ts"], -event["dur"]))
+    ranges = sorted(ranges_of(events), key=lambda event: (event["ts"], -event["dur"]))
     found: list[tuple[Span, Event]] = []
     open_ranges: list[Event] = []
     for event in ranges:

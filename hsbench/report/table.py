@@ -94,11 +94,8 @@ def _group(page: Page, shown: View) -> None:
             page.labelled(name, words, style="", indent=indent)
     if shown.peaks:
         page.line()
-        widths = [max(map(len, cells)) for cells in zip(*shown.peaks, strict=True)]
-        for at, cells in enumerate(shown.peaks):
-            words = [cell.rjust(width) if col else cell.ljust(width)
-                     for col, (cell, width) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
-            page.line(("  ".join(words), "" if at else "dim"))
+        for at, line in enumerate(text.aligned(shown.peaks)):
+            page.line((line, "" if at else "dim"))
     if shown.facts:
         page.line()
         facts(page, shown.facts)
