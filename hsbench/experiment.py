@@ -1,12 +1,13 @@
 """One workload from tensors to report: prepare, check, sample in turn, check again, account.
 
-    inputs -> each method: prepare (prune, compress) -> check -> [rounds: A B C A B C] -> check -> records
+    inputs -> each method: prepare (prune, compress) -> check -> [rounds: A B C, C A B ..] -> check -> records
 
 A row that cannot run is a row with a status and a reason; the others go on.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -276,6 +277,7 @@ class _Run:
             subjects,
             measure.clock_for(self.device) if self.capture is None else measure.ProfiledClock(self.device),
             measure.StopRule(settings.min_samples, settings.max_samples, settings.target, settings.budget_s),
+            rng=random.Random(self.workload.seed),
             on_sample=on_sample,
             capture=self.capture,
         )

@@ -6,6 +6,7 @@ Small workloads on the CPU with tiny budgets. Methods made up here join the regi
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import sys
 import time
@@ -119,6 +120,12 @@ class FakeMethod(Method):
 
 
 @pytest.fixture
+def given_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds A B C A B C, for tests that count the turns before something happens."""
+    monkeypatch.setattr(random.Random, "shuffle", lambda self, turns: None)
+
+
+@pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts methods named ``fake:...`` into the registry."""
 
@@ -219,7 +226,10 @@ def test_decode(dtype: str) -> None:
     for name in statuses(report):
         assert [done for method, done in log.samples if method == name] == [1, 2, 3]
     assert all(0 < elapsed < 60 for elapsed in log.elapsed)
-    assert [name for name, _ in log.samples[: len(rows)]] == list(rows), "sampled in turn"
+    names = [name for name, _ in log.samples]
+    rounds = [names[i : i + len(rows)] for i in range(0, len(names), len(rows))]
+    assert all(sorted(taken) == sorted(rows) for taken in rounds), "everyone once in a round"
+    assert len(set(map(tuple, rounds))) > 1, "rounds have orders of their own"
 
 
 @needs_native
@@ -248,6 +258,7 @@ def test_cold_is_the_default_and_real(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.usefixtures("given_order")
 def test_a_method_is_sustained_before_all_else(register: Any, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     """Its own runs, then poison, then the caches, so that neither is undone. The probe's, too."""
     log: list[str] = []
@@ -577,6 +588,7 @@ class Impatient(Log):
             raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("given_order")
 def test_ctrl_c_during_sampling_keeps_what_is_done(register: Any) -> None:
     register(
         FakeMethod("fake:refused", on_prepare=raises(UnsupportedError("not this"))),
@@ -616,6 +628,7 @@ def test_ctrl_c_before_sampling(register: Any, stage: str) -> None:
     assert len(log.results) == 3
 
 
+@pytest.mark.usefixtures("given_order")
 @pytest.mark.parametrize("moment", ["on_poison", "on_run"])
 def test_ctrl_c_amid_a_turn_makes_no_row_incorrect(register: Any, moment: str) -> None:
     """The output is then poisoned or half written, but the samples so far were sound."""

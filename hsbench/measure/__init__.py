@@ -8,8 +8,8 @@ It knows nothing of attention. A subject is a callable; one turn of it is
     [clock starts] run [clock stops]
     on_sample read the GPU's clocks and power while they are still those of the run (`Telemetry`)
 
-and `sample_in_turn` takes turns, A B C A B C, until the medians are known well enough or the time is up. Only
-the run is inside the timed window. `ratio_interval` compares two subjects, round by round. `copy_ceiling`,
+and `sample_in_turn` takes turns, A B C, C A B and so on, until the medians are known well enough or the time is
+up. Only the run is inside the timed window. `ratio_interval` compares two subjects, round by round. `copy_ceiling`,
 `read_ceiling` and `gemm_ceiling` are the machine's ceilings, to be measured alone (`probe`) or in turn with the
 rest. NVTX ranges (domain "hsbench") nest as subject / prepare, warm-up, sample.
 

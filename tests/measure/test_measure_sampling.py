@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
@@ -62,6 +63,28 @@ def test_rounds_take_the_subjects_in_turn():
     assert [samples.stop for samples in result] == ["converged"] * 3
     assert result["b"].times_s == [2, 2, 2]
     assert not result.interrupted
+
+
+def test_rounds_in_random_order_take_everyone_once_and_nobody_has_a_fixed_neighbour():
+    lab = Lab(a=alike(1), b=alike(2), c=alike(3))
+    result = lab.sample(StopRule(min_samples=40, budget_s=1000), rng=random.Random(7))
+    rounds = [lab.log[i : i + 3] for i in range(0, len(lab.log), 3)]
+    assert len(rounds) == 40
+    assert all(sorted(taken) == ["a", "b", "c"] for taken in rounds)
+    assert len({tuple(taken) for taken in rounds}) == 6  # all orders there are
+    assert set(itertools.pairwise(lab.log)) == set(itertools.product("abc", repeat=2))
+    assert [(samples.name, set(samples.times_s)) for samples in result] == [("a", {1}), ("b", {2}), ("c", {3})]
+
+
+def test_random_order_is_repeatable_and_who_left_stays_away():
+    def taken(seed):
+        lab = Lab(a=alike(1), b=alike(5), c=noisy(1))
+        result = lab.sample(StopRule(min_samples=2, max_samples=9, budget_s=20), rng=random.Random(seed))
+        assert [(samples.name, len(samples.times_s)) for samples in result] == [("a", 9), ("b", 4), ("c", 9)]
+        return lab.log
+
+    assert taken(1) == taken(1) != taken(2)
+    assert "b" not in taken(1)[12:]
 
 
 def test_nobody_converges_before_min_samples():
