@@ -48,7 +48,7 @@ __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *share
     } else {
         ptx::registers_up_to<Cut::kConsumerRegisters>();
         const int first_row = tile * Cut::kTileQueries + group * Cut::kGroupQueries;
-        Consumer<T, HeadDim, Kind>(a, shared, group, warp % 4, lane, head, first_row).attend(first_page);
+        Consumer<T, HeadDim, Kind>(a, shared, Group{group, warp % 4}, lane, head, first_row).attend(first_page);
     }
 }
 

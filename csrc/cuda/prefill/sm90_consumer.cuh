@@ -5,7 +5,8 @@
 //   product with V      |     |        0  |        1  |        2    meanwhile
 #pragma once
 
-#include "cuda/ptx/named_barrier.cuh"
+#include "cuda/ptx/place.cuh"
+#include "sm90_group.cuh"
 #include "sm90_pages.cuh"
 #include "sm90_softmax.cuh"
 
@@ -16,17 +17,15 @@ namespace hsb::cuda::sm90 {
 template <class T, int HeadDim, int Kind>
 class Consumer {
 public:
-    // `group`: which of the CTA's; `warp`: of the group; `first_row`: of the head's queries, the group's first.
-    __device__ Consumer(const Arguments &a, unsigned char *shared, int group, int warp, int lane, int head,
-                        int first_row)
-        : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), warp_(warp), lane_(lane),
-          head_(head), first_row_(first_row), query_(base_ + Layout::query(group)),
-          probability_(base_ + Layout::probability(group)) {
+    // `first_row`: of the head's queries, the group's first.
+    __device__ Consumer(const Arguments &a, unsigned char *shared, Group group, int lane, int head, int first_row)
+        : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), head_(head), first_row_(first_row),
+          query_(base_ + Layout::query(group.index)), probability_(base_ + Layout::probability(group.index)) {
         // The address of this lane's row for stmatrix, and of its metadata. By way of a shuffle, or the compiler would
         // compute them anew for every page.
-        const int row = lane / 16 * 8 + lane % 8, chunk = 2 * warp + lane / 8 % 2;
+        const int row = lane / 16 * 8 + lane % 8, chunk = 2 * group.warp + lane / 8 % 2;
         store_at_ = __shfl_sync(~0u, swizzled_chunk<128>(row, chunk), lane);
-        metadata_at_ = __shfl_sync(~0u, warp * 128 + lane * 4, lane);
+        metadata_at_ = __shfl_sync(~0u, group.warp * 128 + lane * 4, lane);
     }
 
     __device__ __forceinline__ void attend(int first_page) {
@@ -39,7 +38,7 @@ public:
 #pragma unroll
             for (int i = 0; i < kScores; ++i) out_[half][i] = 0.0f;
         ptx::fence_proxy_async_shared();
-        sync();
+        group_.sync();
 
         // A loop for one kind, too: its start is where the zeroes above are written, and not while the first product is
         // under way.
@@ -50,15 +49,15 @@ public:
             const int kind = begin ^ i, pages = counts[kind];
             if (pages == 0) continue;
             if constexpr (Kind != kAnyKind)
-                run<(Kind & 1) != 0, (Kind & 2) != 0>(pages);
+                run<(Kind & 1) != 0, (Kind & 2) != 0>(pages, true);
             else if (kind == 0)
-                run<false, false>(pages);
+                run<false, false>(pages, i == 0);
             else if (kind == 1)
-                run<true, false>(pages);
+                run<true, false>(pages, i == 0);
             else if (kind == 2)
-                run<false, true>(pages);
+                run<false, true>(pages, i == 0);
             else
-                run<true, true>(pages);
+                run<true, true>(pages, i == 0);
         }
         finish();
     }
@@ -73,12 +72,12 @@ private:
     static constexpr int kScores = Softmax::kScores, kColumns = Softmax::kColumns;
     static constexpr int kHalves = HeadDim / 64;     // O^T in tiles of 64 rows
     static constexpr int kChunks = HeadDim / 8;      // of 16 bytes, in a query
+    static constexpr int kAllChunks = kGroupQueries * kChunks;
     static constexpr int kKeyPairs = HeadDim / kPairCols;
     static constexpr int kPanel = Layout::kPanelBytes;
     using KeyMetadata = std::uint32_t[kKeyPairs];
     using ValueMetadata = std::uint32_t[kHalves];
 
-    __device__ __forceinline__ void sync() const { ptx::barrier_sync(1 + group_, kGroupThreads); }
     __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Layout::key(a_.ring, stage); }
     __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Layout::value(a_.ring, stage); }
     __device__ __forceinline__ void release_key(int stage) const {
@@ -88,22 +87,26 @@ private:
         ptx::mbarrier_arrive(base_ + Layout::kValueEmpty + stage * 8);
     }
 
+    // All are asked for before the first is waited for.
     __device__ __forceinline__ void load_queries() const {
         const uint4 *const from = static_cast<const uint4 *>(a_.q) + first_chunk();
-        for (int i = threadIdx.x % kGroupThreads; i < kGroupQueries * kChunks; i += kGroupThreads) {
+        uint4 x[Group::share(kAllChunks)];
+        Group::deal<kAllChunks>([&](int n, int i) {
             const int row = i / kChunks, chunk = i % kChunks;
-            uint4 x = make_uint4(0, 0, 0, 0);
-            if (first_row_ + row < a_.q_len) x = __ldg(from + row * kChunks + chunk);
-            x = make_uint4(x.x ^ a_.flip, x.y ^ a_.flip, x.z ^ a_.flip, x.w ^ a_.flip);
-            *at_query_chunk(row, chunk) = x;
-        }
+            x[n] = make_uint4(0, 0, 0, 0);
+            if (first_row_ + row < a_.q_len) x[n] = __ldg(from + row * kChunks + chunk);
+        });
+        Group::deal<kAllChunks>([&](int n, int i) {
+            *at_query_chunk(i / kChunks, i % kChunks) =
+                make_uint4(x[n].x ^ a_.flip, x[n].y ^ a_.flip, x[n].z ^ a_.flip, x[n].w ^ a_.flip);
+        });
     }
     // Of this group's first query, in chunks of 8 values.
     __device__ __forceinline__ std::int64_t first_chunk() const {
         return (static_cast<std::int64_t>(head_) * a_.q_len + first_row_) * kChunks;
     }
     __device__ __forceinline__ uint4 *at_query_chunk(int row, int chunk) const {
-        return reinterpret_cast<uint4 *>(shared_ + Layout::query(group_) + chunk / 8 * kPanel +
+        return reinterpret_cast<uint4 *>(shared_ + Layout::query(group_.index) + chunk / 8 * kPanel +
                                          swizzled_chunk<128>(row, chunk % 8));
     }
 
@@ -115,7 +118,7 @@ private:
 #pragma unroll
             for (int pair = 0; pair < kKeyPairs; ++pair)
                 metadata[pair] = ptx::load_shared_u32(page + KeyPage<HeadDim>::metadata_word(0, pair, 0) +
-                                                      metadata_at_ + warp_ * (kKeyPairs - 1) * 128);
+                                                      metadata_at_ + group_.warp * (kKeyPairs - 1) * 128);
     }
     template <bool Sparse>
     __device__ __forceinline__ void load_value_metadata(ValueMetadata &metadata, std::uint32_t page) const {
@@ -177,13 +180,13 @@ private:
 
     // ---- softmax ------------------------------------------------------------------------------------------------
     __device__ __forceinline__ void mask(int stage) {
-        const int page = reinterpret_cast<const int *>(shared_ + Layout::kPageAt)[stage];
-        mask_future(s_, a_.seq - a_.q_len + first_row_ + lane_ % 4 * 2 - (page * kBlock + warp_ * 16 + lane_ / 4));
+        const int page = reinterpret_cast<const int *>(shared_ + Layout::kPageAt)[stage], lane = ptx::lane();
+        mask_future(s_, a_.seq - a_.q_len + first_row_ + lane % 4 * 2 - (page * kBlock + group_.warp * 16 + lane / 4));
     }
 
     __device__ __forceinline__ float scale() const { return shifted_ ? kShiftedScale : a_.log2_scale; }
     __device__ __forceinline__ std::uint32_t shift_of(int query) const {
-        return base_ + Layout::kShift + (group_ * kGroupQueries + query) * 4;
+        return base_ + Layout::kShift + (group_.index * kGroupQueries + query) * 4;
     }
 
     // The page's probabilities, into the current buffer; whether any passed its reference.
@@ -194,11 +197,11 @@ private:
 
     // Syncs the group; whether any of its threads says so.
     __device__ __forceinline__ bool any_of_group(bool mine) {
-        const std::uint32_t flag = base_ + Layout::kRises + (group_ * 2 + buffer_) * 4;
+        const std::uint32_t flag = base_ + Layout::kRises + (group_.index * 2 + buffer_) * 4;
         if (mine) ptx::store_shared_u32(flag, 1);
-        sync();
+        group_.sync();
         if (ptx::load_shared_u32(flag) == 0) return false;
-        sync();  // all have read it
+        group_.sync();  // all have read it
         ptx::store_shared_u32(flag, 0);
         return true;
     }
@@ -212,14 +215,37 @@ private:
         mask(stage);
     }
 
+    // The references of the tile's first page, kMargin above the maxima of its columns. Where one is too large, or is
+    // none, the reference stays infinite, which sends the page to raise(). No probabilities are stored yet.
+    __device__ __forceinline__ void set_references() {
+        constexpr int kPart = kColumns / 3;  // at a time: there are no registers for more
+        static_assert(kPart % 2 == 0 && kColumns % kPart == 0, "whole parts of pairs");
+#pragma unroll
+        for (int begin = 0; begin < kColumns; begin += kPart) {
+            float max[kPart];
+#pragma unroll
+            for (int c = 0; c < kPart; ++c) {
+                const int i = (begin + c) / 2 * 4 + c % 2;
+                max[c] = fmaxf(s_[i], s_[i + 2]);
+            }
+            group_.template over_tokens<kGroupQueries>(max, begin, probability_ + (buffer_ ^ 1) * kPanel,
+                                                       [](float x, float y) { return fmaxf(x, y); });
+#pragma unroll
+            for (int c = 0; c < kPart; ++c)
+                if (fabsf(max[c] * a_.log2_scale) <= References::kLarge)
+                    softmax_.reference.set(begin + c, References::rounded(-fmaf(max[c], a_.log2_scale, kMargin)));
+        }
+    }
+
     // Raises the references that the page's scores passed, scales what has been summed, and stores the page's
     // probabilities again. No product is under way, and both buffers of probabilities are free for the exchange.
     template <bool Sparse>
     __device__ __forceinline__ void raise(int stage) {
         constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
         const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow, shifts = highest + kRow;
+        const int lane = ptx::lane();
         scores_again<Sparse>(stage);  // the exponentials took their registers
-        const std::uint32_t mine = maxima + (warp_ * 8 + lane_ / 4) * kRow + lane_ % 4 * 8;
+        const std::uint32_t mine = maxima + (group_.warp * 8 + lane / 4) * kRow + lane % 4 * 8;
 #pragma unroll
         for (int j = 0; j < kScores; j += 4) {
 #pragma unroll
@@ -229,7 +255,7 @@ private:
             ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
             stay_in_order();
         }
-        sync();
+        group_.sync();
 
         const int column = threadIdx.x % kGroupThreads;
         bool large = false;
@@ -246,7 +272,7 @@ private:
 
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-            const int query = query_of(c, lane_);
+            const int query = query_of(c, lane);
             const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference.at(c);
             float now = References::rounded(fminf(old, -fmaf(max, a_.log2_scale, kMargin))), down = old - now;
             if (shifted_) {
@@ -256,7 +282,7 @@ private:
                 const float top = fmaxf(max, before);
                 now = -kMargin;
                 down = was_shifted ? (top - before) * a_.log2_scale : fmaf(top, a_.log2_scale, old + kMargin);
-                if (warp_ == 0 && lane_ < 4) ptx::store_shared_f32(shifts + query * 4, -top);
+                if (group_.warp == 0 && lane < 4) ptx::store_shared_f32(shifts + query * 4, -top);
             }
             // Sums may have become infinite; where the old reference was so low, they do not count any more.
             const float factor = ptx::exp2_approx(-down);
@@ -269,21 +295,21 @@ private:
                 out_[half][i + 2] *= factor;
             }
         }
-        sync();
+        group_.sync();
         if (shifted_) {
             if (column < kGroupQueries)
                 ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
-            sync();
+            group_.sync();
         }
         scores_again<Sparse>(stage);
         if (shifted_)
 #pragma unroll
-            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane_)));
+            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane)));
         store_probabilities(a_.log2_scale);
         if (shifted_)
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) softmax_.reference.set(c, kShiftedReference);
-        sync();
+        group_.sync();
     }
 
     // Keeps the compiler from moving instructions across, which would need more registers than there are: a branch that
@@ -294,14 +320,20 @@ private:
 
     // ---- pages --------------------------------------------------------------------------------------------------
     // A run of pages of one kind. A page's product with V and the next one's with K start together, after its softmax.
+    // `first`: of the tile.
     template <bool SparseKey, bool SparseValue>
-    __device__ __forceinline__ void run(int pages) {
+    __device__ __forceinline__ void run(int pages, bool first) {
         KeyMetadata key_metadata;
         ValueMetadata value_metadata;
         ptx::mbarrier_wait(base_ + Layout::kKeyFull + stage_.index * 8, stage_.parity);
         load_metadata<SparseKey>(key_metadata, key(stage_.index));
         start_scores<SparseKey>(key(stage_.index), key_metadata);
         ptx::wgmma_commit();  // an empty group, in the place of the product with V
+        if (first) {
+            ptx::wgmma_wait<0>(s_);
+            if (pages <= Cut::kEdgePages) mask(stage_.index);
+            set_references();
+        }
         int before = stage_.index;
 #pragma unroll 1
         for (int left = pages;;) {
@@ -346,27 +378,22 @@ private:
 
     // Sums over all tokens, then the log-sum-exp and the output, which goes out by way of the queries' place.
     __device__ __forceinline__ void finish() {
-        const std::uint32_t sums = probability_;  // f32 [warps][queries]
+        group_.template over_tokens<kGroupQueries>(softmax_.sum, 0, probability_,
+                                                   [](float x, float y) { return x + y; });
+        const int lane = ptx::lane();
+        if (group_.warp == 0 && lane < 4)
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-            const float sum = sum_over_rows(softmax_.sum[c]);
-            if (lane_ < 4) ptx::store_shared_f32(sums + (warp_ * kGroupQueries + query_of(c, lane_)) * 4, sum);
-        }
-        sync();
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-            const int query = query_of(c, lane_), row = first_row_ + query;
-            float sum = 0.0f;
-#pragma unroll
-            for (int warp = 0; warp < 4; ++warp) sum += ptx::load_shared_f32(sums + (warp * kGroupQueries + query) * 4);
-            if (warp_ == 0 && lane_ < 4 && row < a_.q_len) {
+            for (int c = 0; c < kColumns; ++c) {
                 constexpr float kLn2 = 0.69314718056f;
+                const int query = query_of(c, lane), row = first_row_ + query;
                 const float reference = shifted_ ? -kMargin : softmax_.reference.at(c);
                 const float shift = ptx::load_shared_f32(shift_of(query)) * a_.log2_scale;
-                a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] =
-                    (log2f(sum) - reference - shift) * kLn2;
+                const float lse = (ptx::log2_approx(softmax_.sum[c]) - reference - shift) * kLn2;
+                if (row < a_.q_len) a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] = lse;
             }
-            const float scale = 1.0f / sum;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+            const float scale = ptx::reciprocal_approx(softmax_.sum[c]);
             const int i = c / 2 * 4 + c % 2;
 #pragma unroll
             for (int half = 0; half < kHalves; ++half) {
@@ -385,18 +412,19 @@ private:
                 else
                     ptx::stmatrix_x2_trans(to, packed(i), packed(i + 2));
             }
-        sync();
+        group_.sync();
         uint4 *const to = static_cast<uint4 *>(a_.out) + first_chunk();
-        for (int i = threadIdx.x % kGroupThreads; i < kGroupQueries * kChunks; i += kGroupThreads) {
+        Group::deal<kAllChunks>([&](int, int i) {
             const int row = i / kChunks, chunk = i % kChunks;
             if (first_row_ + row < a_.q_len) to[row * kChunks + chunk] = *at_query_chunk(row, chunk);
-        }
+        });
     }
 
     const Arguments &a_;
     unsigned char *const shared_;
     const std::uint32_t base_;
-    const int group_, warp_, lane_, head_, first_row_;
+    const Group group_;
+    const int head_, first_row_;
     const std::uint32_t query_, probability_;  // this group's, in shared memory
     std::uint32_t store_at_, metadata_at_;
     Stage stage_;

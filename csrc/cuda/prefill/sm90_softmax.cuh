@@ -11,7 +11,7 @@
 //   - If one did, which the group learns at the barrier that publishes the probabilities, the page is done again: its
 //     scores recomputed, its column maxima found, references raised to kMargin above them, O and the sums scaled.
 //
-// The first page meets references of minus infinity, as it were, and is always done again. Weights below
+// The first page's maxima are found before its probabilities, so that it is not done again. Weights below
 // 2^-(25 - kMargin) of a query's largest one so far count as 0 in fp16.
 #pragma once
 
@@ -20,6 +20,7 @@
 #include "cuda/fragments.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/ptx/order.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "sm90_plan.h"
@@ -43,7 +44,7 @@ __device__ __forceinline__ constexpr int column_of(int score) { return score / 4
 __device__ __forceinline__ int query_of(int column, int lane) { return column / 2 * 8 + lane % 4 * 2 + column % 2; }
 
 // What a thread's columns are taken relative to: the negative reference, in powers of 2; the same in all threads of a
-// column. At first infinite, so that a tile's first page raises it.
+// column. At first infinite: a page that meets it so raises it.
 template <int Columns>
 class References {
 public:
@@ -112,27 +113,37 @@ struct Softmax {
     // Probabilities of a page, added to the sums and stored as the B tile [queries][64 tokens] of the product with
     // V^T; `to`: where this lane stores. Returns whether one is 2 or more.
     //
-    // Written as a pipeline, for the compiler would put all exponentials first and all stores last: one pair's
-    // exponentials come with the addition and packing of the pair kAhead before.
+    // Written as a pipeline, a step's exponentials beside the additions, packing and stores of the step two before. The
+    // compiler would undo it: with two groups, where nothing else hides what an exponential takes, it may not.
     template <class T>
     __device__ __forceinline__ bool store_probabilities(Scores &s, std::uint32_t to, float log2_scale,
                                                         std::uint32_t never) {
-        constexpr int kPairs = kScores / 2, kAhead = 6;
-        if (never) return true;  // it is 0; the branch keeps what comes before from being moved in here, and spilling
+        constexpr int kPairs = kScores / 2, kStep = 2, kAhead = 2 * kStep;
+        constexpr bool kKeepOrder = Cut::kGroups == 2;
+        static_assert(kPairs % kStep == 0, "whole steps");
+        // What comes before is not to be moved in here, and spill.
+        if constexpr (kKeepOrder)
+            ptx::keep_order(never);
+        else if (never)
+            return true;
         std::uint32_t packed[4], all = 0;
 #pragma unroll
-        for (int pair = -kAhead; pair < kPairs; ++pair) {
-            if (pair + kAhead < kPairs)
+        for (int step = -kAhead; step < kPairs; step += kStep) {
 #pragma unroll
-                for (int i = 2 * (pair + kAhead); i < 2 * (pair + kAhead) + 2; ++i) s[i] = power(s[i], i, log2_scale);
-            if (pair < 0) continue;
-            sum[column_of(2 * pair)] += s[2 * pair];
-            sum[column_of(2 * pair + 1)] += s[2 * pair + 1];
-            packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
-            all |= packed[pair % 4];
-            if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
-            if (pair == kPairs - 1 && kPairs % 4 == 2)
-                ptx::stmatrix_x2_trans(to + pair / 4 * (16 * 128), packed[0], packed[1]);
+            for (int pair = step + kAhead; pair < step + kAhead + kStep && pair < kPairs; ++pair)
+#pragma unroll
+                for (int i = 2 * pair; i < 2 * pair + 2; ++i) s[i] = power(s[i], i, log2_scale);
+#pragma unroll
+            for (int pair = step; step >= 0 && pair < step + kStep; ++pair) {
+                sum[column_of(2 * pair)] += s[2 * pair];
+                sum[column_of(2 * pair + 1)] += s[2 * pair + 1];
+                packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
+                all |= packed[pair % 4];
+                if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
+                if (pair == kPairs - 1 && kPairs % 4 == 2)
+                    ptx::stmatrix_x2_trans(to + pair / 4 * (16 * 128), packed[0], packed[1]);
+            }
+            if (kKeepOrder) ptx::keep_order(never);
         }
         return all & kTwoOrMore;
     }

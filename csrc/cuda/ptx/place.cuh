@@ -16,4 +16,10 @@ __device__ __forceinline__ int block_index() {
     return index;
 }
 
+__device__ __forceinline__ int lane() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
 }  // namespace hsb::cuda::ptx

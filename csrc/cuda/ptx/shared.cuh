@@ -25,6 +25,11 @@ __device__ __forceinline__ float load_shared_f32(std::uint32_t address) {
     return value;
 }
 
+__device__ __forceinline__ float2 load_shared_f32x2(std::uint32_t address) {
+    float2 value;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address) : "memory");
+    return value;
+}
 __device__ __forceinline__ void store_shared_f32(std::uint32_t address, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }

@@ -1,0 +1,21 @@
+// The order of instructions, where ptxas would choose a worse one (sm_90a).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+namespace hsb::cuda::ptx {
+
+// ptxas moves no instruction across. It is one itself that never runs, since `never` is 0, which the compiler must not
+// know. Of all that PTX can predicate, this one is not in the way: no branch, no waiting, no claim on registers.
+__device__ __forceinline__ void keep_order(std::uint32_t never) {
+    asm volatile(
+        "{\n.reg .pred runs;\nsetp.ne.u32 runs, %0, 0;\n"
+        "@runs griddepcontrol.launch_dependents;\n}" ::"r"(never)
+        : "memory");
+}
+
+}  // namespace hsb::cuda::ptx
+
+#endif
