@@ -10,6 +10,7 @@
 
 #include "cuda/ptx/registers.cuh"
 #include "sm90_consumer.cuh"
+#include "sm90_references.cuh"
 
 namespace hsb::cuda::sm90 {
 

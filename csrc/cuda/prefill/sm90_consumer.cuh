@@ -215,102 +215,10 @@ private:
         mask(stage);
     }
 
-    // The references of the tile's first page, kMargin above the maxima of its columns. Where one is too large, or is
-    // none, the reference stays infinite, which sends the page to raise(). No probabilities are stored yet.
-    __device__ __forceinline__ void set_references() {
-        constexpr int kPart = kColumns / 3;  // at a time: there are no registers for more
-        static_assert(kPart % 2 == 0 && kColumns % kPart == 0, "whole parts of pairs");
-#pragma unroll
-        for (int begin = 0; begin < kColumns; begin += kPart) {
-            float max[kPart];
-#pragma unroll
-            for (int c = 0; c < kPart; ++c) {
-                const int i = (begin + c) / 2 * 4 + c % 2;
-                max[c] = fmaxf(s_[i], s_[i + 2]);
-            }
-            group_.template over_tokens<kGroupQueries>(max, begin, probability_ + (buffer_ ^ 1) * kPanel,
-                                                       [](float x, float y) { return fmaxf(x, y); });
-#pragma unroll
-            for (int c = 0; c < kPart; ++c)
-                if (fabsf(max[c] * a_.log2_scale) <= References::kLarge)
-                    softmax_.reference.set(begin + c, References::rounded(-fmaf(max[c], a_.log2_scale, kMargin)));
-        }
-    }
-
-    // Raises the references that the page's scores passed, scales what has been summed, and stores the page's
-    // probabilities again. No product is under way, and both buffers of probabilities are free for the exchange.
+    // In sm90_references.cuh.
+    __device__ __forceinline__ void set_references();
     template <bool Sparse>
-    __device__ __forceinline__ void raise(int stage) {
-        constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
-        const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow, shifts = highest + kRow;
-        const int lane = ptx::lane();
-        scores_again<Sparse>(stage);  // the exponentials took their registers
-        const std::uint32_t mine = maxima + (group_.warp * 8 + lane / 4) * kRow + lane % 4 * 8;
-#pragma unroll
-        for (int j = 0; j < kScores; j += 4) {
-#pragma unroll
-            for (int i = j; i < j + 2; ++i)  // takes back what this page has added, by the same arithmetic
-                softmax_.sum[column_of(i)] -=
-                    softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
-            ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
-            stay_in_order();
-        }
-        group_.sync();
-
-        const int column = threadIdx.x % kGroupThreads;
-        bool large = false;
-        if (column < kGroupQueries) {
-            float max = negative_infinity();
-#pragma unroll 8
-            for (int row = 0; row < 32; ++row)
-                max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
-            ptx::store_shared_f32(highest + column * 4, max);
-            large = max > negative_infinity() && fabsf(max * a_.log2_scale) > References::kLarge;
-        }
-        const bool was_shifted = shifted_;
-        if (any_of_group(large)) shifted_ = true;
-
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-            const int query = query_of(c, lane);
-            const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference.at(c);
-            float now = References::rounded(fminf(old, -fmaf(max, a_.log2_scale, kMargin))), down = old - now;
-            if (shifted_) {
-                // The shift is the negative of a maximum, exactly, so that what it leaves of that score is 0.
-                const float before =
-                    was_shifted ? -ptx::load_shared_f32(shift_of(query)) : -(old + kMargin) / a_.log2_scale;
-                const float top = fmaxf(max, before);
-                now = -kMargin;
-                down = was_shifted ? (top - before) * a_.log2_scale : fmaf(top, a_.log2_scale, old + kMargin);
-                if (group_.warp == 0 && lane < 4) ptx::store_shared_f32(shifts + query * 4, -top);
-            }
-            // Sums may have become infinite; where the old reference was so low, they do not count any more.
-            const float factor = ptx::exp2_approx(-down);
-            softmax_.sum[c] = down > 60.0f ? 0.0f : softmax_.sum[c] * factor;
-            softmax_.reference.set(c, now);
-            const int i = c / 2 * 4 + c % 2;
-#pragma unroll
-            for (int half = 0; half < kHalves; ++half) {
-                out_[half][i] *= factor;
-                out_[half][i + 2] *= factor;
-            }
-        }
-        group_.sync();
-        if (shifted_) {
-            if (column < kGroupQueries)
-                ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
-            group_.sync();
-        }
-        scores_again<Sparse>(stage);
-        if (shifted_)
-#pragma unroll
-            for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane)));
-        store_probabilities(a_.log2_scale);
-        if (shifted_)
-#pragma unroll
-            for (int c = 0; c < kColumns; ++c) softmax_.reference.set(c, kShiftedReference);
-        group_.sync();
-    }
+    __device__ __forceinline__ void raise(int stage);
 
     // Keeps the compiler from moving instructions across, which would need more registers than there are: a branch that
     // is never taken.
