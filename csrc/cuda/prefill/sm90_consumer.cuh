@@ -139,15 +139,14 @@ private:
 #pragma unroll
             for (int pair = 0; pair < kKeyPairs; ++pair) {
                 ptx::wgmma_sp_k32<0>(s_, k.at(pair * 64), q.at(pair * kPanel), metadata[pair], pair > 0, T());
-                ptx::wgmma_sp_k32<1>(s_, k.at(pair * 64 + 32), q.at(pair * kPanel + 64), metadata[pair], true,
-                                           T());
+                ptx::wgmma_sp_k32<1>(s_, k.at(pair * 64 + 32), q.at(pair * kPanel + 64), metadata[pair], true, T());
             }
         } else {
             const ptx::WgmmaTile<128> k(page);
 #pragma unroll
             for (int step = 0; step < HeadDim / 16; ++step)
                 ptx::wgmma_k16(s_, k.at(KeyPage<HeadDim>::dense_chunk(0, step / 4 * 8) + step % 4 * 32),
-                                     q.at(step / 4 * kPanel + step % 4 * 32), step > 0, T());
+                               q.at(step / 4 * kPanel + step % 4 * 32), step > 0, T());
         }
         ptx::wgmma_commit();
     }
@@ -219,12 +218,6 @@ private:
     __device__ __forceinline__ void set_references();
     template <bool Sparse>
     __device__ __forceinline__ void raise(int stage);
-
-    // Keeps the compiler from moving instructions across, which would need more registers than there are: a branch that
-    // is never taken.
-    __device__ __forceinline__ void stay_in_order() const {
-        if (a_.never) asm volatile("brkpt;");
-    }
 
     // ---- pages --------------------------------------------------------------------------------------------------
     // A run of pages of one kind. A page's product with V and the next one's with K start together, after its softmax.

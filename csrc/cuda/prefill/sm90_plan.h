@@ -109,7 +109,7 @@ struct Arguments {
     std::int32_t tiles;        // per head
     float log2_scale;          // powers of 2 per unit of the scores; positive
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
-    std::uint32_t never;       // 0, which the compiler does not know: branches on it order the code
+    std::uint32_t never;       // 0, which the compiler does not know: see ptx/order.cuh
 
     HSB_HOST_DEVICE bool has_one_kind() const { return !(k.dense && k.sparse) && !(v.dense && v.sparse); }
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }

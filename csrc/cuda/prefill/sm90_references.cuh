@@ -47,7 +47,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Kind>::raise(int stage) {
             softmax_.sum[column_of(i)] -=
                 softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
         ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
-        stay_in_order();
+        ptx::keep_apart(a_.never);
     }
     group_.sync();
 
