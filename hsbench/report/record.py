@@ -1,14 +1,15 @@
 """What is reported: one `Record` per (phase, method, shape, sparsity), the same columns in every format.
 
-The field order of `Record` is the column order of the CSV and of the JSON rows; nothing else defines it.
-Units are in the names. A field that does not apply is None: an empty cell in CSV, null in JSON.
+The field order of `Record` is the column order of the CSV and of the JSON rows, and a field's type is the type of its
+column in every row; nothing else defines either. Units are in the names. A field that does not apply is None: an empty
+cell in CSV, null in JSON.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from hsbench.workload import Workload
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 SCHEMA = "hsbench/3"
 
 #: ok: checked and timed. incorrect: the output failed its check. oom: did not fit, or was estimated not to.
-#: unsupported: the method cannot do this shape. unavailable: it could, with something this machine lacks.
-#: interrupted: the user stopped the run before the row was done.
+#: unsupported: the method cannot do this shape, or no method can do these tensors. unavailable: it could, with
+#: something this machine lacks. interrupted: the user stopped the run before the row was done.
 STATUSES = ("ok", "incorrect", "oom", "unsupported", "unavailable", "interrupted")
 
 #: Families that attend to all of K and V.
@@ -120,17 +121,36 @@ class Record:
     def to_row(self) -> dict[str, Any]:
         """The columns in order, as plain Python values.
 
-        NaN and infinities become None (JSON has neither). A row that is not ok never carries a speedup,
-        whoever filled it in: a result that failed its check must not be quoted.
+        Each has its field's type, so that a column of floats holds no int, whatever was put in. NaN and infinities
+        become None (JSON has neither). A row that is not ok never carries a speedup, whoever filled it in: a result
+        that failed its check must not be quoted.
+
+        Raises:
+            TypeError: a value that its field's type cannot hold, such as 1.5 where a count belongs.
         """
-        row = {name: plain(getattr(self, name)) for name in COLUMNS}
+        row = {name: _typed(name, plain(getattr(self, name))) for name in COLUMNS}
         if self.status != "ok":
             row["speedup"] = row["speedup_lo"] = row["speedup_hi"] = None
         return row
 
 
 COLUMNS = tuple(column.name for column in fields(Record))
+#: Of each column: what is left of its field's type without None.
+_TYPES: dict[str, type] = {
+    name: next((part for part in get_args(hint) if part is not type(None)), hint)
+    for name, hint in get_type_hints(Record).items()
+}
 _IDENTITY = COLUMNS[: COLUMNS.index("achieved_sparsity")] + ("seed", "tensors")
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A plain value as the type of its column."""
+    wanted = _TYPES[name]
+    if value is None or type(value) is wanted:
+        return value
+    if type(value) in (int, float) and wanted in (int, float) and wanted(value) == value:
+        return wanted(value)
+    raise TypeError(f"{name} {value!r}: the column holds {wanted.__name__}")
 
 
 @dataclass

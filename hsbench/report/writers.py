@@ -163,7 +163,7 @@ class JsonWriter(_Stream):
     def _ending(self, *, complete: bool) -> str:
         memory = ",\n".join(json.dumps(item) for item in self._memory)
         peaks = [
-            {"name": peak.name, "value": _rounded(plain(peak.value)), "unit": peak.unit}
+            {"name": peak.name, "value": _rounded(plain(float(peak.value))), "unit": peak.unit}
             for peak in self._peaks
         ]
         return (
@@ -243,8 +243,7 @@ def _csv_cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        rounded = _rounded(value)
-        return str(int(rounded)) if rounded.is_integer() and abs(rounded) < 1e15 else repr(rounded)
+        return repr(_rounded(value))  # with a point or an exponent: a typed reader takes every row for a float
     return str(value)
 
 

@@ -75,3 +75,19 @@ def test_rows_hold_plain_values(row_ok, workload):
 def test_plain_reaches_into_containers():
     facts = {"gpu": None, 1: (np.int32(2), {"nan": math.nan, "path": np}), "flag": False}
     assert plain(facts) == {"gpu": None, "1": [2, {"nan": None, "path": str(np)}], "flag": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", 1.5), ("power_w", "350"), ("throttled", 1), ("samples", True), ("baseline", 3)]
+)
+def test_a_value_of_another_type_is_refused(row_failed, workload, name, value):
+    record = row_failed(workload(), "dense", "interrupted", None, **{name: value}).record
+    with pytest.raises(TypeError, match=f"{name} {value!r}: the column holds "):
+        record.to_row()
+
+
+def test_whole_numbers_become_what_their_column_holds(row_failed, workload):
+    record = row_failed(workload(), "dense", "interrupted", None, samples=np.float64(3), power_w=np.int64(350)).record
+    row = record.to_row()
+    assert type(row["samples"]) is int and row["samples"] == 3
+    assert type(row["power_w"]) is float and row["power_w"] == 350

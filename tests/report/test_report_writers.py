@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -12,7 +13,7 @@ import textwrap
 import pytest
 
 from hsbench.errors import UsageError
-from hsbench.report import COLUMNS, FORMATS, markdown, writer_for
+from hsbench.report import COLUMNS, FORMATS, Record, markdown, writer_for
 from hsbench.report.writers import CsvWriter, JsonWriter
 
 
@@ -65,7 +66,17 @@ def test_csv_quotes_what_needs_it(row_failed, workload):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.5, "0.5"), (1 / 3, "0.333333"), (7400.0, "7400"), (1234567.8, "1234568"), (2.1e-7, "2.1e-07")],
+    [
+        (0.5, "0.5"),
+        (1 / 3, "0.333333"),
+        (7400.0, "7400.0"),
+        (1234567.8, "1234568.0"),
+        (2.1e-7, "2.1e-07"),
+        (0.0, "0.0"),
+        (0, "0.0"),
+        (3, "3.0"),
+        (1e16, "1e+16"),
+    ],
 )
 def test_numbers_have_six_digits_and_no_noise(row_ok, workload, value, text):
     result = row_ok(workload(), "dense", 1.0, {"dense": 1}, power_w=value)
@@ -76,6 +87,26 @@ def test_numbers_have_six_digits_and_no_noise(row_ok, workload, value, text):
     (row,) = csv.DictReader(io.StringIO(streams["csv"].getvalue()))
     assert row["power_w"] == text
     assert json.loads(streams["json"].getvalue())["rows"][0]["power_w"] == float(text)
+
+
+def test_every_row_of_a_column_has_its_fields_type(row_ok, workload):
+    """As a reader that infers types from each file sees it: two files of one schema concatenate."""
+    kinds = {name: hint.split(" |")[0] for name, hint in Record.__annotations__.items()}
+    numbers = {name: {"int": int, "float": float}[kind] for name, kind in kinds.items() if kind in ("int", "float")}
+    assert len(numbers) > 30
+    for value in (0, 2, 2.0, 2.5, 1e-5):
+        result = row_ok(workload(), "dense", 1.0, {"dense": 1})
+        for name, kind in numbers.items():
+            setattr(result.record, name, value if kind is float or value == 2 else 0)
+        streams = {name: io.StringIO() for name in ("csv", "json")}
+        for name, stream in streams.items():
+            with writer_for(name, stream) as writer:
+                writer.row(result)
+        (cells,) = csv.DictReader(io.StringIO(streams["csv"].getvalue()))
+        (row,) = json.loads(streams["json"].getvalue())["rows"]
+        for name, kind in numbers.items():
+            assert type(row[name]) is kind and row[name] == getattr(result.record, name), name
+            assert type(ast.literal_eval(cells[name])) is kind, name
 
 
 @pytest.mark.parametrize("name", ["csv", "json"])
