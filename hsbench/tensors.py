@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hsbench.errors import UsageError
+from hsbench.tensor_file import damaged, holds_no_layer, open_safetensors
 from hsbench.workload import Workload, check_geometry
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _Q, _K, _V, _CHANNELS = range(4)  # first key of the generators
 
 _LAYER = re.compile(r"layers\.(\d+)\.([qkv])", re.ASCII)
 _DTYPES = {"F16": "fp16", "BF16": "bf16"}
+_TRANSPOSED = (
+    "if the tensors are [batch, seq, heads, head_dim] where [batch, heads, seq, head_dim] is needed, "
+    "save them with .transpose(1, 2).contiguous()"
+)
 
 
 @dataclass
@@ -77,6 +82,13 @@ class Captured:
     seq: int
 
     @property
+    def warning(self) -> str | None:
+        """What looks wrong about the geometry, with the remedy; None where nothing does."""
+        if self.kv_heads <= self.seq:
+            return None
+        return f"--kv {self.path}: {self.kv_heads} kv heads but only {self.seq} tokens; {_TRANSPOSED}"
+
+    @property
     def source(self) -> str:
         """Provenance, such as ``kv.safetensors#layers.3``."""
         return f"{self.path.name}#layers.{self.layer}"
@@ -103,14 +115,14 @@ class Captured:
         Raises:
             UsageError: the file is damaged, or an element is not finite; names tensor and first index.
         """
-        with _safe_open(self.path, "pt") as file:
+        with open_safetensors(self.path, "pt") as file:
             loaded = {}
             for name in "qkv":
                 key = f"layers.{self.layer}.{name}"
                 try:
                     tensor = file.get_slice(key)[:, :, -self.q_len :] if name == "q" else file.get_tensor(key)
                 except Exception as error:  # safetensors raises its own types, by version
-                    raise _damaged(self.path, error) from error
+                    raise damaged(self.path, error) from error
                 tensor = tensor.contiguous()
                 _check_finite(tensor, key, self.path)
                 loaded[name] = tensor.to(device)
@@ -122,12 +134,12 @@ def _sha256(path: Path, layer: int, _version: tuple[int, int]) -> str:
     import torch
 
     digest = hashlib.sha256()
-    with _safe_open(path, "pt") as file:
+    with open_safetensors(path, "pt") as file:
         for name in "qkv":
             try:
                 tensor = file.get_tensor(f"layers.{layer}.{name}")
             except Exception as error:  # safetensors raises its own types, by version
-                raise _damaged(path, error) from error
+                raise damaged(path, error) from error
             digest.update(tensor.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -209,7 +221,7 @@ def open_captured(path: str | Path, layer: int | None = None) -> Captured:
         UsageError: no such file or layer, damaged, a tensor missing, or shapes or dtypes that do not fit.
     """
     path = Path(path)
-    with _safe_open(path, "numpy") as file:
+    with open_safetensors(path, "numpy") as file:
         names = set(file.keys())
         layer = _choose_layer(path, names, layer)
         shapes, dtypes = {}, {}
@@ -272,32 +284,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _safe_open(path: Path, framework: str) -> Any:
-    """``safetensors.safe_open``, with every failure as a :class:`UsageError`."""
-    from safetensors import safe_open
-
-    if not path.exists():
-        raise UsageError("--kv", path, "no such file; give a safetensors file with layers.N.q, .k and .v")
-    if not path.is_file():
-        raise UsageError("--kv", path, "not a file; give a safetensors file with layers.N.q, .k and .v")
-    try:
-        return safe_open(path, framework=framework)
-    except OSError as error:
-        remedy = f"cannot be read ({error.strerror or error}); check its permissions"
-        raise UsageError("--kv", path, remedy) from error
-    except Exception as error:  # safetensors raises its own types, by version
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())
-    return UsageError("--kv", path, f"not a whole safetensors file ({reason}); save or copy it again")
-
-
 def _choose_layer(path: Path, names: set[str], layer: int | None) -> int:
     layers = sorted({int(match[1]) for match in map(_LAYER.fullmatch, names) if match})
     if not layers:
-        raise UsageError("--kv", path, "holds no layer; save layers.N.q, layers.N.k and layers.N.v")
+        raise holds_no_layer(path, names)
     if layer is None:
         return layers[0]
     if layer not in layers:
@@ -339,9 +329,13 @@ def _check_shapes(
 ) -> tuple[int, int, int, int, int, int]:
     """(batch, q_heads, kv_heads, head_dim, q_len, seq) of shapes that fit."""
 
+    kv = shapes["k"]
+    # Where heads exceed tokens, they may be in each other's place; what does not fit then is but a consequence.
+    swapped = f"; {_TRANSPOSED}" if len(kv) == 4 and kv[1] > kv[2] else ""
+
     def refuse(problem: str) -> UsageError:
         remedy = "shapes must be [batch, heads, seq, head_dim]"
-        return UsageError("--kv", path, f"layers.{layer}: {problem}; {remedy}")
+        return UsageError("--kv", path, f"layers.{layer}: {problem}; {remedy}{swapped}")
 
     for name, shape in shapes.items():
         if len(shape) != 4 or 0 in shape:
@@ -349,11 +343,13 @@ def _check_shapes(
     if shapes["k"] != shapes["v"]:
         raise refuse(f"k is {list(shapes['k'])} but v is {list(shapes['v'])}")
     batch, q_heads, q_len, head_dim = shapes["q"]
-    kv_batch, kv_heads, seq, kv_head_dim = shapes["k"]
+    kv_batch, kv_heads, seq, kv_head_dim = kv
     if (batch, head_dim) != (kv_batch, kv_head_dim):
         raise refuse(f"batch or head_dim of q {list(shapes['q'])} and k {list(shapes['k'])} differ")
     if q_len > seq:
         raise refuse(f"q has {q_len} queries, more than the {seq} tokens of k")
+    if swapped and q_heads % kv_heads:
+        raise refuse(f"q has {q_heads} heads, no multiple of the {kv_heads} of k")
     check_geometry(q_heads, kv_heads, head_dim, option="--kv", value=path)
     return batch, q_heads, kv_heads, head_dim, q_len, seq
 

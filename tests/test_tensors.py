@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +145,6 @@ assert before + 1 < most <= before + 1 + 2, f"{most} threads at a time, {before}
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": str(Path(tensors.__file__).parents[1])}
 
 
@@ -195,8 +196,117 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.safetensors")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    assert "not a file" in refused(tmp_path)
+def test_a_folder_names_a_file_in_it(tmp_path: Path) -> None:
+    assert "a folder, not a file; it holds no .safetensors file" in refused(tmp_path)
+    for name in ("model-2.safetensors", "model-1.safetensors", "config.json"):
+        (tmp_path / name).touch()
+    assert f"such as {tmp_path / 'model-1.safetensors'}" in refused(tmp_path)
+
+
+def test_a_device_and_a_name_that_cannot_be(tmp_path: Path) -> None:
+    assert "not a regular file" in refused(Path("/dev/null"))
+    assert "cannot be read" in refused(tmp_path / ("long" * 100))
+
+
+def torch_zip(path: Path) -> None:
+    torch.save({"q": torch.zeros(4)}, path)
+
+
+def torch_pickle(path: Path) -> None:
+    torch.save({"q": torch.zeros(4)}, path, _use_new_zipfile_serialization=False)
+
+
+def npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, q=np.zeros(4), k=np.zeros(4))
+
+
+def npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(4))
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("kv.safetensors", "")
+
+
+def index(path: Path, *names: str) -> None:
+    path.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part-1.safetensors")}, indent=2))
+
+
+SAVED = "safetensors.torch.save_file, as layers.N.q"
+
+
+@pytest.mark.parametrize(
+    ("make", "what", "remedy"),
+    [
+        pytest.param(torch_zip, "made by torch.save", f"torch.load and save q, k and v with {SAVED}", id="pt"),
+        pytest.param(torch_pickle, "made by torch.save", f"torch.load and save q, k and v with {SAVED}", id="old pt"),
+        pytest.param(npz, "NumPy arrays (.npz)", f"numpy.load and save q, k and v with {SAVED}", id="npz"),
+        pytest.param(npy, "a NumPy array (.npy)", f"numpy.load and save q, k and v with {SAVED}", id="npy"),
+        pytest.param(archive, "a zip archive", "extract it", id="zip"),
+        pytest.param(lambda p: p.write_bytes(b"PK\x03\x04" * 9), "a damaged zip archive", SAVED, id="damaged zip"),
+        pytest.param(lambda p: p.write_bytes(b"GGUF" + bytes(60)), "a GGUF file", "run the model and save", id="gguf"),
+        pytest.param(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(60)), "an HDF5 file", SAVED, id="hdf5"),
+        pytest.param(lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(60)), "gzip", "decompress it", id="gzip"),
+        pytest.param(
+            lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+            "a Git LFS pointer", "git lfs pull", id="lfs",
+        ),
+        pytest.param(
+            lambda p: index(p, "model.layers.0.mlp.up_proj.weight"),
+            "the index of a model's weights", f"run the model and save q, k and v with {SAVED}", id="index",
+        ),
+        pytest.param(
+            lambda p: index(p, "layers.0.q", "layers.0.k"),
+            "an index of safetensors files", "give the file that holds the layer: part-1.safetensors", id="own index",
+        ),
+        pytest.param(lambda p: p.write_text('{"a": 1}'), "a JSON file", SAVED, id="json"),
+        pytest.param(
+            lambda p: save_file({"model.layers.0.self_attn.k_proj.weight": torch.zeros(4, 4)}, p),
+            "holds a model's weights, not captured tensors", "run the model and save", id="weights",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["kv.pt", "kv.safetensors"])  # what a file is, not what it is called
+def test_another_kind_of_file_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], object], what: str, remedy: str
+) -> None:
+    path = tmp_path / name
+    make(path)
+    message = refused(path)
+    assert message.startswith(f"--kv {path}: {what}") or f"({what})" in message
+    assert remedy in message
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/k\xff.safetensors"))
+    path.write_bytes(capture(tmp_path / "kv.safetensors").read_bytes())
+    with pytest.raises(UsageError) as caught:
+        open_captured(path)
+    message = str(caught.value)
+    assert message.startswith(f"--kv {tmp_path}/k\\xff.safetensors: the path is not UTF-8") and "rename" in message
+    message.encode()  # can be shown
+
+
+TRANSPOSE = "save them with .transpose(1, 2).contiguous()"
+
+
+def test_heads_and_tokens_in_each_others_place_are_suspected(tmp_path: Path) -> None:
+    path = tmp_path / "kv.safetensors"
+    shape = (1, 1024, 32, 64)  # 1024 tokens of 32 heads
+    warning = open_captured(capture(path, q=shape, k=shape, v=shape)).warning
+    assert warning == f"--kv {path}: 1024 kv heads but only 32 tokens; {tensors._TRANSPOSED}" and TRANSPOSE in warning
+    for right in ((1, 32, 1024, 64), (1, 32, 32, 64)):
+        assert open_captured(capture(path, q=right, k=right, v=right)).warning is None
+
+
+@pytest.mark.parametrize("q", [(1, 1024, 32, 64), (1, 1, 32, 64), (1, 1, 8, 64)])
+def test_what_does_not_fit_because_of_it_is_explained_by_it(tmp_path: Path, q: tuple[int, ...]) -> None:
+    kv = (1, 1024, 8, 64)
+    message = refused(capture(tmp_path / "kv.safetensors", q=q, k=kv, v=kv))
+    assert TRANSPOSE in message and "[batch, seq, heads, head_dim]" in message
 
 
 def test_not_a_safetensors_file(tmp_path: Path) -> None:

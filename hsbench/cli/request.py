@@ -298,6 +298,8 @@ def _contradiction(option: str, typed: object, held: str, captured: Captured) ->
 def _warnings(cells: tuple[Cell, ...]) -> Iterator[str]:
     profiles = load_profiles()
     for cell in cells:
+        if cell.captured is not None and cell.captured.warning is not None:
+            yield cell.captured.warning
         profile = profiles.get(cell.workload.name)
         if profile is not None and cell.workload.seq > profile.max_seq:
             yield f"--seq {cell.workload.seq} is beyond the {profile.max_seq} tokens of {profile.name}"

@@ -269,6 +269,16 @@ def test_a_captured_sweep(hsbench: Run, bench: object, tmp_path: Path) -> None:
     assert [call["captured"].q_len for call in bench.calls] == [1, 1, 5, 5]
 
 
+def test_heads_that_exceed_tokens_are_warned_of_once(hsbench: Run, bench: object, tmp_path: Path) -> None:
+    path = tmp_path / "kv.safetensors"
+    save_file({f"layers.0.{name}": torch.zeros(1, 96, 8, 64).half() for name in "qkv"}, path)
+    ran = hsbench("compare", "--kv", str(path), "--phase", "decode,prefill", "--sparsity", "0,0.5")
+    assert ran.code == 0 and len(bench.calls) == 4
+    assert ran.err.count("warning") == 1
+    assert "96 kv heads but only 8 tokens; if the tensors are [batch, seq, heads, head_dim]" in ran.err
+    assert "save them with .transpose(1, 2)" in ran.err
+
+
 def test_an_internal_error_is_one_line_and_a_hint(
     hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
