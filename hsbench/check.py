@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hsbench.methods.reference import attend_heads
+from hsbench.errors import UnsupportedError
+from hsbench.methods.reference import attend_head, attend_heads
 from hsbench.prune import BLOCK
 from hsbench.tensors import Inputs
 
@@ -73,8 +74,9 @@ def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
     Outside the checked rows the output must at least be finite: it was poisoned with NaN before the run.
     """
     tolerance = TOLERANCE[out.dtype]
-    got = out.index_select(2, expected.rows).float()
-    error = float((got - expected.out).norm() / expected.out.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    # In fp64: the squares of bf16's larger values overflow fp32.
+    got, wanted = out.index_select(2, expected.rows).double(), expected.out.double()
+    error = float((got - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float32).tiny))
     if not torch.isfinite(out).all():
         return Verdict(error, "the output is not finite everywhere (or was not written)")
     if not error <= tolerance:
@@ -87,3 +89,41 @@ def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
         if not off <= LSE_TOLERANCE:
             return Verdict(error, f"log-sum-exp off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
     return Verdict(error, None)
+
+
+def refuse_overflow(inputs: Inputs, pruned: Pruned, expected: Expected, out: Tensor, lse: Tensor | None) -> None:
+    """Finds out, of an output that failed its check, whether any could have passed.
+
+    Raises:
+        UnsupportedError: attention over these tensors is not finite in fp32, so that they are to blame and not the
+            method; names them, with their largest magnitudes.
+    """
+    right = expected.out, expected.lse
+    if _finite(*right):
+        bad = ~torch.isfinite(out).all(-1)
+        if lse is not None:
+            bad |= ~torch.isfinite(lse)
+        if not bad.any():
+            return
+        # Not every row was held against the reference: this one is now.
+        batch, head, row = (int(index) for index in bad.nonzero()[0])
+        kv_head = head // (inputs.q.shape[1] // inputs.k.shape[1])
+        k, v = pruned(batch, kv_head) or (inputs.k[batch, kv_head], inputs.v[batch, kv_head])
+        rows = torch.tensor([row], device=out.device)
+        query = inputs.q[batch, head : head + 1].index_select(1, rows)
+        right = attend_head(query, k, v, rows, inputs.q.shape[2])
+        if _finite(*right):
+            return
+    # It is the scores: what comes after them are means of v, which fp32 has room for.
+    sizes = ", ".join(f"|{name}| up to {_largest(getattr(inputs, name)):.2g}" for name in "qk")
+    remedy = "scale q or k down, or capture values of a usual size"
+    raise UnsupportedError(f"q k^T overflows fp32 ({sizes}), so that no output is right: {remedy}")
+
+
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(torch.isfinite(x).all()) for x in tensors)
+
+
+def _largest(x: Tensor) -> float:
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))

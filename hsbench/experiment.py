@@ -228,7 +228,10 @@ class _Run:
                         row.prepared.poison()
                         row.prepared.run()
                     row.footprint.gpu_used_bytes = self.telemetry.memory_used_bytes()
-                    row.verdict = check.compare(row.expected, row.prepared.out, row.prepared.lse)
+                    out, lse = row.prepared.out, row.prepared.lse
+                    row.verdict = check.compare(row.expected, out, lse)
+                    if row.verdict.reason is not None:
+                        check.refuse_overflow(inputs, pruned, row.expected, out, lse)
                 except Exception as error:
                     self._failed(row, error)
 

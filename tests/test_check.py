@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hsbench.check import LSE_TOLERANCE, SAMPLED_ROWS, TOLERANCE, Expected, compare, expect, sample_rows
+from hsbench.check import (
+    LSE_TOLERANCE,
+    SAMPLED_ROWS,
+    TOLERANCE,
+    Expected,
+    compare,
+    expect,
+    refuse_overflow,
+    sample_rows,
+)
+from hsbench.errors import UnsupportedError
 from hsbench.tensors import Inputs
 
 EVERY_DTYPE = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in TOLERANCE]
@@ -125,6 +135,16 @@ def test_an_expected_output_of_zeros() -> None:
     assert compare(zeros, out, lse).reason is not None
 
 
+@pytest.mark.parametrize("size", [1e18, 1e22, 3e38])
+def test_values_whose_squares_overflow_are_compared_all_the_same(size: float) -> None:
+    expected = make_expected()
+    large = Expected(expected.rows, expected.out / expected.out.abs().max() * size, expected.lse)
+    out, lse = output(large, 8, torch.bfloat16)
+    verdict = compare(large, out, lse)
+    assert verdict.reason is None and 0 < verdict.rel_error < TOLERANCE[torch.bfloat16]
+    assert compare(large, 1.1 * out, lse).rel_error == pytest.approx(0.1, rel=0.1)
+
+
 # ---- sample_rows -------------------------------------------------------------------------------------------
 @settings(max_examples=200, deadline=None)
 @given(q_len=st.integers(1, 300) | st.integers(1, 1 << 20), seed=st.integers(0, 999))
@@ -194,3 +214,55 @@ def test_expected_of_the_inputs_themselves() -> None:
     assert torch.equal(same.out, given_back.out) and torch.equal(same.lse, given_back.lse)
     halved = expect(inputs, lambda batch, head: (inputs.k[batch, head], inputs.v[batch, head] / 2), seed=0)
     assert torch.allclose(halved.out, same.out / 2, rtol=1e-3)
+
+
+# ---- refuse_overflow ---------------------------------------------------------------------------------------
+def large_inputs(q_len: int, scale: float, row: int | None = None) -> Inputs:
+    """bf16 inputs with q and k ``scale`` times as large, q in one row only if it is given."""
+    inputs = make_inputs(q_len)
+    q, k, v = inputs.q.bfloat16(), inputs.k.bfloat16() * scale, inputs.v.bfloat16()
+    q[:, :, slice(None) if row is None else slice(row, row + 1)] *= scale
+    return Inputs(q, k, v, "gaussian")
+
+
+def poisoned(inputs: Inputs, row: int | None = None) -> tuple[Tensor, Tensor]:
+    out, lse = torch.zeros_like(inputs.q), torch.zeros(inputs.q.shape[:3])
+    out[:, :, slice(None) if row is None else row] = math.nan
+    return out, lse
+
+
+@pytest.mark.parametrize("of_inputs", [True, False])
+def test_tensors_that_overflow_are_to_blame(of_inputs: bool) -> None:
+    inputs = large_inputs(4, 1e20)
+    pruned = (lambda b, h: None) if of_inputs else (lambda b, h: (inputs.k[b, h], inputs.v[b, h]))
+    expected = expect(inputs, pruned, seed=0)
+    out, lse = poisoned(inputs)
+    assert compare(expected, out, lse).reason is not None
+    said = r"^q k\^T overflows fp32 \(\|q\| up to \S+e\+20, \|k\| up to \S+e\+20\), so that no .*: scale q or k down"
+    with pytest.raises(UnsupportedError, match=said):
+        refuse_overflow(inputs, pruned, expected, out, lse)
+    # Nor can a method that gives finite numbers there be right.
+    with pytest.raises(UnsupportedError, match="overflows fp32"):
+        refuse_overflow(inputs, pruned, expected, torch.zeros_like(out), lse)
+
+
+def test_an_overflow_in_a_row_that_is_not_checked() -> None:
+    q_len = 80
+    rows = sample_rows(q_len, 0).tolist()
+    row = next(row for row in range(q_len) if row not in rows)
+    inputs = large_inputs(q_len, 1e20, row)
+    inputs.k[:] /= 1e20 / 3e18  # so that only this row's scores overflow
+    expected = expect(inputs, lambda b, h: None, seed=0)
+    assert torch.isfinite(expected.out).all()
+    with pytest.raises(UnsupportedError, match="overflows fp32"):
+        refuse_overflow(inputs, lambda b, h: None, expected, *poisoned(inputs, row))
+
+
+@pytest.mark.parametrize("row", [0, 1, None])
+def test_a_method_that_is_to_blame_is_not_excused(row: int | None) -> None:
+    inputs = large_inputs(80, 1e9)
+    expected = expect(inputs, lambda b, h: None, seed=0)
+    out, lse = poisoned(inputs, row)
+    refuse_overflow(inputs, lambda b, h: None, expected, out, lse)
+    refuse_overflow(inputs, lambda b, h: None, expected, out, None)
+    refuse_overflow(inputs, lambda b, h: None, expected, torch.zeros_like(out), lse)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hsbench.methods
 from hsbench import experiment, machine, measure, native
@@ -27,7 +28,7 @@ from hsbench.measure import cache as cache_module
 from hsbench.methods.base import Method, Prepared
 from hsbench.methods.reference import attention
 from hsbench.report import Report, Result
-from hsbench.tensors import Inputs
+from hsbench.tensors import Inputs, open_captured
 from hsbench.workload import Workload, make_workload
 
 MISSING = native.why_missing("cpu")
@@ -540,6 +541,31 @@ def test_tensors_that_are_not_finite_end_the_run(register: Any) -> None:
     register(FakeMethod("fake:bad", on_prepare=raises(NonFiniteError("k", (0, 1, 2, 3)))))
     with pytest.raises(NonFiniteError, match=r"k is not finite at index \[0, 1, 2, 3\]"):
         run(decode(), "fake")
+
+
+@needs_native
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_tensors_that_overflow_fp32_are_said_to(phase: str, tmp_path: Path) -> None:
+    """No method is called incorrect for them, the reference least of all; and the next cell runs."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q": (1, 4, 100, 64), "k": (1, 2, 300, 64), "v": (1, 2, 300, 64)}
+    named = {f"layers.0.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    reports = []
+    for scale in (1e20, 1.0):
+        path = tmp_path / f"{scale}.safetensors"
+        save_file({name: (scale * x).bfloat16() for name, x in named.items()}, path)
+        captured = open_captured(path)
+        captured = captured.last(1) if phase == "decode" else captured
+        shape = {name: getattr(captured, name) for name in ("q_heads", "kv_heads", "head_dim", "dtype", "q_len", "seq")}
+        workload = make_workload(phase, **shape, tensors=captured.source)
+        methods = ("sdpa:math", "dense", "hierarchical", *(["reference"] if phase == "decode" else []))
+        reports.append(run(workload, *methods, captured=captured))
+    large, usual = reports
+    assert len(large.results) >= 3 and set(statuses(large).values()) == {"unsupported"}
+    for result in large.results:
+        assert result.record.reason.startswith("q k^T overflows fp32 (|q| up to ")
+        assert result.record.reason.endswith(": scale q or k down, or capture values of a usual size")
+    assert set(statuses(usual).values()) == {"ok"}
 
 
 def test_without_the_native_library_torch_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
