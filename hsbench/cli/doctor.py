@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from hsbench.cli import options as o
-from hsbench.cli.output import writing
+from hsbench.cli.output import results_stdout, writing
 from hsbench.workload import parse_choice
 
 
@@ -16,6 +15,7 @@ def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
     Example: hsbench doctor
     """
     chosen = parse_choice(format or "table", "--format", ("table", "json"))
+    stdout = results_stdout("send it somewhere, as in hsbench doctor > FILE")
 
     from hsbench import experiment
     from hsbench.report import console_for
@@ -26,5 +26,5 @@ def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
         if chosen == "json":
             print(json.dumps(document(facts), indent=2))
         else:
-            render_doctor(facts, console_for(sys.stdout))
+            render_doctor(facts, console_for(stdout))
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED, OK
 from hsbench.cli.output import writing
 from hsbench.cli.request import Cell, Plan
+from hsbench.cli.streams import say
 from hsbench.errors import UsageError
 from hsbench.workload import load_profiles
 
@@ -29,7 +30,7 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
     from hsbench.profiling.base import ProfilerError
 
     if not any(_ran_ok(report) for report in reports):
-        _say("hsbench: nothing to profile: no row ran ok")
+        say("hsbench: nothing to profile: no row ran ok")
         return
     try:
         plan.profile_dir.mkdir(parents=True, exist_ok=True)
@@ -39,15 +40,15 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
     _free_gpu_memory(plan.device)
     for cell, report in zip(plan.cells, reports, strict=True):
         for job in _jobs(plan, profiler, cell, report):
-            _say(f"hsbench: profiling {cell.label} with {profiler.name}: {', '.join(job.methods)}")
+            say(f"hsbench: profiling {cell.label} with {profiler.name}: {', '.join(job.methods)}")
             try:
                 lines = profiler.make(job)
             except ProfilerError as error:
-                _say(*(f"  | {line}" for line in error.output.splitlines()))
+                say(*(f"  | {line}" for line in error.output.splitlines()))
                 raise
-            _say(f"profile    {job.report}", *(f"           {line}" for line in summary_lines(lines)))
-            _say(f"           profiled run, no timing: shares are of a method's time under {profiler.name}")
-            _say(f"open       {profiler.how_to_open(job.report)}")
+            say(f"profile    {job.report}", *(f"           {line}" for line in summary_lines(lines)))
+            say(f"           profiled run, no timing: shares are of a method's time under {profiler.name}")
+            say(f"open       {profiler.how_to_open(job.report)}")
 
 
 def run_profiled(plan: Plan, given: Orders) -> int:
@@ -80,7 +81,7 @@ def run_profiled(plan: Plan, given: Orders) -> int:
         for result in report.results:
             print(f"{result.record.method}: {result.record.status}, profiled run, no timing")
     for record in failed:
-        print(f"hsbench: {record.method}: {record.status} under the profiler: {record.reason}", file=sys.stderr)
+        say(f"hsbench: {record.method}: {record.status} under the profiler: {record.reason}")
     return INTERRUPTED if report.interrupted else INTERNAL if failed else OK
 
 
@@ -145,8 +146,3 @@ def _free_gpu_memory(device: str) -> None:
 
 def _ran_ok(report: Report) -> list[str]:
     return [result.record.method for result in report.results if result.record.status == "ok"]
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)

@@ -18,8 +18,9 @@ from hsbench.cli.compare import compare
 from hsbench.cli.decode import decode
 from hsbench.cli.doctor import doctor
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
-from hsbench.cli.output import discard_stdout, writing
+from hsbench.cli.output import writing
 from hsbench.cli.prefill import prefill
+from hsbench.cli.streams import discard, say, tolerant_stderr
 from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
 from hsbench.errors import HsbenchError
 
@@ -54,8 +55,12 @@ def hsbench(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return the exit code. Raises nothing."""
+    with tolerant_stderr():
+        return _answered(list(sys.argv[1:] if argv is None else argv))
+
+
+def _answered(words: list[str]) -> int:
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
         COMMAND_LINE.set(tuple(words))
         code = _dispatch(words)
         if sys.stdout is not None:
@@ -65,19 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HsbenchError as error:
         return _fail("error", error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("hsbench: interrupted", file=sys.stderr)
+        say("hsbench: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read stdout has seen enough: no error, and nothing to say.
-        discard_stdout()
+        # Only stdout's gets here: whoever read it has seen enough. No error, and nothing to say.
+        discard(sys.stdout)
         return 0
     except SystemExit as left:
-        # Rich leaves so, with 1, when it meets a broken pipe itself.
+        # Rich leaves so, with 1, when it meets a broken pipe itself: typer's help has its own console.
         return 0 if isinstance(left.__context__, BrokenPipeError) else INTERNAL
     except Exception as error:
         code = _fail("internal error", f"{type(error).__name__}: {error}", INTERNAL)
         if os.environ.get("HSBENCH_TRACEBACK", "0") in ("", "0"):
-            print("hsbench: set HSBENCH_TRACEBACK=1 to see the traceback", file=sys.stderr)
+            say("hsbench: set HSBENCH_TRACEBACK=1 to see the traceback")
         return code
 
 
@@ -100,5 +105,5 @@ def _fail(kind: str, message: object, code: int) -> int:
 
         traceback.print_exc()
     # One line whatever was typed: a value may hold a newline, and a library's message usually does.
-    print(f"hsbench: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    say(f"hsbench: {kind}: {' '.join(str(message).split())}")
     return code

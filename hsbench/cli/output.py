@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hsbench.cli.streams import discard
 from hsbench.errors import HsbenchError, UsageError
 from hsbench.workload import parse_choice
 
@@ -82,6 +83,7 @@ def make_sink(
 
     Raises:
         UsageError: an unknown format, or a path that cannot or must not be written.
+        HsbenchError: results go to stdout, which is closed.
     """
     output = None if typed_output is None else Path(typed_output)
     if typed_format is None:
@@ -89,7 +91,9 @@ def make_sink(
     else:
         format = parse_choice(typed_format, "--format", FORMATS)
     targets = {}
-    if output is not None:
+    if output is None:
+        results_stdout()
+    else:
         check_writable(output)
         targets[output] = "--output"
     manifest, beside = None, False
@@ -175,15 +179,24 @@ class Sink:
         from hsbench.report import writer_for
 
         if self._writer is None:
-            if self.path is None and sys.stdout is None:
-                raise HsbenchError("stdout is closed: give --output FILE")
             if self.manifest_path is not None and self.manifest is not None:
                 with writing(self.manifest_path, "--manifest"):
                     self.manifest_path.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
             # newline="": lines end as the writer ends them, on every system.
-            stream = sys.stdout if self.path is None else self.path.open("w", encoding="utf-8", newline="")
+            stream = results_stdout() if self.path is None else self.path.open("w", encoding="utf-8", newline="")
             self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest)
         return self._writer
+
+
+def results_stdout(remedy: str = "give --output FILE") -> TextIO:
+    """Stdout, where it can take results.
+
+    Raises:
+        HsbenchError: it was closed when the process started.
+    """
+    if sys.stdout is None:
+        raise HsbenchError(f"stdout is closed: {remedy}")
+    return sys.stdout
 
 
 @contextlib.contextmanager
@@ -191,22 +204,16 @@ def writing(path: Path | None = None, option: str = "--output") -> Iterator[None
     """Explain a failure to write to a file, or to stdout where there is none.
 
     Raises:
-        HsbenchError: the disk is full, or such.
-        BrokenPipeError: as it came; to a reader who is gone, nothing needs explaining.
+        HsbenchError: the disk is full, the reader of a pipe that was named is gone, or such.
+        BrokenPipeError: the reader of stdout is gone; to nobody, nothing needs explaining.
     """
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if path is None:
-            discard_stdout()
+            discard(sys.stdout)
+            if isinstance(error, BrokenPipeError):
+                raise
         where = "stdout" if path is None else f"{option} {path}"
         remedy = f"cannot be written ({error.strerror or error}); results from there on are lost"
         raise HsbenchError(f"{where}: {remedy}") from error
-
-
-def discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush does not complain about a broken pipe."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hsbench.cli.streams import say, stderr
 from hsbench.experiment import Observer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _REDRAW_S = 0.2
 
 def warn(text: str) -> None:
     """One warning line on stderr."""
-    print(f"hsbench: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    say(f"hsbench: warning: {' '.join(text.split())}")
 
 
 class Progress(Observer):
@@ -39,7 +40,7 @@ class Progress(Observer):
         self._warned: set[str] = set()
         self._label = ""
         self._drawn = 0.0
-        self._bar: Any = _bar(cells) if sys.stderr.isatty() else None
+        self._bar: Any = _bar(cells) if stderr().isatty() else None
         self._task = self._bar.add_task("", total=cells) if self._bar else None
 
     def cell(self, done: int, label: str) -> None:
@@ -107,7 +108,7 @@ def _bar(cells: int) -> Any:
     return Bar(
         *counter,
         TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
+        console=Console(file=stderr()),
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,

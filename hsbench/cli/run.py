@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.manifest import manifest_of
 from hsbench.cli.request import Cell, Plan
+from hsbench.cli.streams import say, stderr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,14 +71,14 @@ def run(plan: Plan, summary: Summary) -> int:
             sink.report(reports[-1])
     # One table on stdout says it all; anything else gets its summary.
     if sink.format != "table" or sink.path is not None or len(plan.cells) > 1:
-        summary(reports, console_for(sys.stderr))
+        summary(reports, console_for(stderr()))
     code = exit_code(reports, plan.methods)
     if plan.profiler is None or code == INTERRUPTED:
         return code
     try:
         hand_off(plan, plan.profiler, reports)
     except KeyboardInterrupt:
-        print("hsbench: interrupted under the profiler; the results above are whole", file=sys.stderr)
+        say("hsbench: interrupted under the profiler; the results above are whole")
         return INTERRUPTED
     return code
 

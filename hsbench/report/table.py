@@ -27,10 +27,16 @@ _WARNINGS = ("warning", "missing", "throttled", "shared", "stopped")
 
 def console_for(stream: TextIO) -> Console:
     """A console on `stream`: the terminal's width, or `PIPE_WIDTH` where there is none."""
-    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    console = _Console(file=stream, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich's own takes it for stdout's, whatever the stream, points that at nothing and leaves the program.
+        raise  # the BrokenPipeError that is being handled
 
 
 class Page:
