@@ -1,7 +1,7 @@
 """Entry point: dispatch a command, and turn whatever it ends in into one line and an exit code.
 
 Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check, 4 what was asked for cannot run
-here, 130 interrupted.
+here, 130 interrupted (128 and the signal's number: 143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def hsbench(
     Results go to stdout; progress, warnings and summaries to stderr.
 
     Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check,
-    4 what was asked for cannot run here, 130 interrupted (rows that were done are kept).
+    4 what was asked for cannot run here, 130 interrupted (143 by SIGTERM, 129 by
+    SIGHUP; rows that were done are kept).
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -69,9 +70,9 @@ def _answered(words: list[str]) -> int:
         return code
     except HsbenchError as error:
         return _fail("error", error, error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         say("hsbench: interrupted")
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     except BrokenPipeError:
         # Only stdout's gets here: whoever read it has seen enough. No error, and nothing to say.
         discard(sys.stdout)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.manifest import manifest_of
 from hsbench.cli.request import Cell, Plan
+from hsbench.cli.signals import Interruptible
 from hsbench.cli.streams import say, stderr
 
 if TYPE_CHECKING:
@@ -21,18 +22,25 @@ Summary = Callable[[list["Report"], "Console"], None]
 def run(plan: Plan, summary: Summary) -> int:
     """Run every cell of a plan.
 
-    Ctrl-C ends the run: rows that are done stay, the others are written as interrupted.
+    Ctrl-C, SIGTERM or SIGHUP ends the run: rows that are done stay, the others are written as interrupted.
 
     Args:
         plan: from ``request.py``.
         summary: prints all reports for people; used where stdout does not hold tables already.
 
     Returns:
-        The exit code, see :func:`exit_code`.
+        The exit code, see :func:`exit_code`; of an interrupted run, the one of the signal.
 
     Raises:
         ProfilerError, UnavailableError: the results are out, but a profile that was asked for could not be made.
+        KeyboardInterrupt: a signal came once all rows were out, or another while they were written.
     """
+    with Interruptible() as signals:
+        code = _run(plan, summary, signals)
+    return signals.exit_code if code == INTERRUPTED else code
+
+
+def _run(plan: Plan, summary: Summary, signals: Interruptible) -> int:
     from hsbench import experiment, measure
     from hsbench.cli.handoff import hand_off, run_profiled
     from hsbench.cli.progress import Progress, warn
@@ -62,7 +70,7 @@ def run(plan: Plan, summary: Summary) -> int:
                     reports.append(report)
                     with progress.aside():
                         sink.report(report)
-                    if report.interrupted:
+                    if report.interrupted or signals.first is not None:
                         break
         except KeyboardInterrupt:  # between cells, where no experiment turns it into rows
             pass

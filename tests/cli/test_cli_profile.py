@@ -534,13 +534,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_ctrl_c_ends_the_whole_hand_off(standin: Standin, importable: None, tmp_path: Path) -> None:
-    """A terminal's Ctrl-C, while a tool that takes its time runs: exit code 130, the results, and no report."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_whole_hand_off(
+    standin: Standin, importable: None, tmp_path: Path, number: int, code: int
+) -> None:
+    """A terminal's Ctrl-C, or a supervisor's SIGTERM, while a tool that takes its time runs: the signal's exit code,
+    the results, no report, and no tool that runs on."""
     tool = tmp_path / "bin" / "nsys"
     tool.write_text(
-        f"#!{sys.executable}\nimport sys, time\n"
+        f"#!{sys.executable}\nimport os, sys, time\n"
         "stem = [w for w in sys.argv if w.startswith('--output=')][0][9:]\n"
-        "open(stem + '.nsys-rep', 'w').write('half'); open('started', 'w').write('x'); time.sleep(60)\n"
+        "open(stem + '.nsys-rep', 'w').write('half')\n"
+        "open('starting', 'w').write(str(os.getpid())); os.rename('starting', 'started'); time.sleep(60)\n"
     )
     tool.chmod(0o755)
     command = [sys.executable, "-m", "hsbench", "decode", *SMALL, "--methods", "sdpa:flash", "--profiler", "nsys"]
@@ -548,8 +553,9 @@ def test_ctrl_c_ends_the_whole_hand_off(standin: Standin, importable: None, tmp_
     deadline = time.monotonic() + 60
     while not Path("started").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
+    assert not alive(int(Path("started").read_text()))
     assert "sdpa:flash" in out and "the results above are whole" in err and "Traceback" not in err
     assert standin.files == []

@@ -61,7 +61,7 @@ def test_version() -> None:
 
 def test_help_shows_every_option_and_the_exit_codes() -> None:
     ran = spawn("-m", "hsbench", "--help")
-    for word in ("decode", "prefill", "compare", "doctor", "130", "Exit codes"):
+    for word in ("decode", "prefill", "compare", "doctor", "130", "143", "129", "Exit codes"):
         assert word in ran.stdout
     ran = spawn("-m", "hsbench", "compare", "--help")
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(Request)}

@@ -1,0 +1,79 @@
+"""Ctrl-C, SIGTERM and SIGHUP: what they do while there is nothing to keep, and while there is.
+
+At first they end the process at once: an exception would pass through whatever is being imported, where a callback may
+swallow it, or an extension module may turn it into another. In a run they raise KeyboardInterrupt, so that what is done
+is kept. A signal that is ignored when hsbench starts (nohup, a script's background job) stays ignored, and a handler
+that somebody else has set stays theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+def leave_at_once() -> None:
+    """From now on, a signal ends this process with its one line and its exit code, wherever that is."""
+    for number in STOPPING:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _leave)
+
+
+class Interruptible:
+    """A context manager in which a signal raises :class:`Stopped`, each time that it comes.
+
+    In a thread other than the main one, where Python handles no signals, it changes nothing.
+
+    Attributes:
+        first: the number of the first signal that came; None while none has, although its exception may have been
+            swallowed on the way.
+    """
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What an interrupted process ends with: 128 and the signal's number, Ctrl-C's where none came."""
+        return 128 + (self.first or signal.SIGINT)
+
+    def __enter__(self) -> Interruptible:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                before = signal.getsignal(number)
+                if before in (signal.SIG_DFL, signal.default_int_handler, _leave):
+                    self._before[number] = before
+                    signal.signal(number, self._stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        raise Stopped(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"hsbench: interrupted\n")
+    os._exit(128 + number)
