@@ -88,9 +88,10 @@ Sustain = Annotated[
     ),
 ]
 Format = Annotated[
-    Text, _option("--format", "FORMAT", "table, csv, json or markdown; else what --output ends in.", _OUTPUT)
+    Text,
+    _option("--format", "FORMAT", "table, csv, json or markdown; else by --output: .txt, .csv, .json or .md.", _OUTPUT),
 ]
-Output = Annotated[Text, _option("--output", "FILE", "Write results there instead of to stdout.", _OUTPUT)]
+Output = Annotated[Text, _option("--output", "FILE", "Write results there instead of to stdout (-).", _OUTPUT)]
 Manifest = Annotated[
     Text,
     _option("--manifest", "FILE", "Write what the run depends on there (FILE.manifest.json beside a CSV).", _OUTPUT),

@@ -4,68 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hsbench.cli.places import FORMATS, check_writable, format_of, is_file, names_stdout, open_for_writing, same
 from hsbench.cli.streams import discard
 from hsbench.errors import HsbenchError, UsageError
 from hsbench.workload import parse_choice
 
 if TYPE_CHECKING:
     from hsbench.report import Report, Result, Writer
-
-FORMATS = ("table", "csv", "json", "markdown")
-_SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "table"}
-
-
-def format_of(path: Path | None, default: str) -> str:
-    """The format where none was asked for: what the file's name ends in, else the command's own."""
-    return default if path is None else _SUFFIXES.get(path.suffix.lower(), default)
-
-
-def check_writable(path: Path, option: str = "--output") -> None:
-    """Make sure that a file can be written, without changing it or leaving one behind.
-
-    Raises:
-        UsageError: a directory, in no directory, or not writable.
-    """
-    if path.is_dir():
-        raise UsageError(option, path, f"is a directory; name a file in it, such as {path / 'results.csv'}")
-    if not path.parent.is_dir():
-        raise UsageError(option, path, f"there is no directory {path.parent}; create it first")
-    try:
-        if path.is_file():
-            with path.open("r+b"):
-                pass
-        elif not path.exists():
-            path.open("xb").close()
-            path.unlink()
-        elif not os.access(path, os.W_OK):  # a pipe or a device: opening it might block
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        remedy = f"cannot be written ({error.strerror or error}); give a path that can"
-        raise UsageError(option, path, remedy) from error
-
-
-def check_creatable(folder: Path, option: str) -> None:
-    """Make sure that files can be put into a folder, or that it can be made, without making it.
-
-    Raises:
-        UsageError: it is, or lies below, something that is no folder; or it cannot be written.
-    """
-    try:
-        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not above.is_dir():
-            raise UsageError(option, folder, f"{above} is not a folder; give another")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        remedy = f"cannot be written ({error.strerror or error}); give a folder that can"
-        raise UsageError(option, folder, remedy) from error
 
 
 def make_sink(
@@ -85,43 +36,47 @@ def make_sink(
         UsageError: an unknown format, or a path that cannot or must not be written.
         HsbenchError: results go to stdout, which is closed.
     """
-    output = None if typed_output is None else Path(typed_output)
-    if typed_format is None:
-        format = format_of(output, default_format)
-    else:
-        format = parse_choice(typed_format, "--format", FORMATS)
-    targets = {}
+    output = None if typed_output is None or names_stdout(typed_output) else Path(typed_output)
+    targets: dict[Path, str] = {}
     if output is None:
         results_stdout()
     else:
         check_writable(output)
         targets[output] = "--output"
-    manifest, beside = None, False
+    manifest = None
     if typed_manifest is not None:
+        if names_stdout(typed_manifest):
+            raise UsageError("--manifest", typed_manifest, "stdout is for results; name a file")
         manifest = Path(typed_manifest)
         check_writable(manifest, "--manifest")
-        if output is not None and _same(manifest, output):
+        if output is not None and same(manifest, output):
             raise UsageError("--manifest", manifest, "is the file of --output; give another")
         targets[manifest] = "--manifest"
-    elif format == "csv" and output is not None and (output.is_file() or not output.exists()):
-        manifest, beside = output.with_suffix(".manifest.json"), True
-        try:
-            check_writable(manifest)
-        except UsageError as error:
-            remedy = f"its manifest {manifest} {error.remedy}, with --manifest"
-            raise UsageError("--output", output, remedy) from error
+    inputs = tuple(inputs)
     for option, path in inputs:
         for target, given in targets.items():
-            if _same(target, path):
+            if same(target, path):
                 raise UsageError(given, target, f"is the file of {option}; give another")
-        if beside and _same(manifest, path):
-            remedy = f"its manifest would be {manifest}, the file of {option}; give another, or --manifest PATH"
-            raise UsageError("--output", output, remedy)
+    if typed_format is None:
+        format = format_of(output, default_format)
+    else:
+        format = parse_choice(typed_format, "--format", FORMATS)
+    if manifest is None and format == "csv" and output is not None and is_file(output):
+        manifest = _manifest_beside(output, inputs)
     return Sink(format, output, manifest)
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+def _manifest_beside(output: Path, inputs: Iterable[tuple[str, Path]]) -> Path:
+    manifest = output.with_suffix(".manifest.json")
+    try:
+        check_writable(manifest)
+    except UsageError as error:
+        raise UsageError("--output", output, f"its manifest {manifest} {error.remedy}, with --manifest") from error
+    for option, path in inputs:
+        if same(manifest, path):
+            remedy = f"its manifest would be {manifest}, the file of {option}; give another, or --manifest PATH"
+            raise UsageError("--output", output, remedy)
+    return manifest
 
 
 class Sink:
@@ -180,10 +135,9 @@ class Sink:
 
         if self._writer is None:
             if self.manifest_path is not None and self.manifest is not None:
-                with writing(self.manifest_path, "--manifest"):
-                    self.manifest_path.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
-            # newline="": lines end as the writer ends them, on every system.
-            stream = results_stdout() if self.path is None else self.path.open("w", encoding="utf-8", newline="")
+                with writing(self.manifest_path, "--manifest"), open_for_writing(self.manifest_path) as file:
+                    file.write(json.dumps(self.manifest, indent=2) + "\n")
+            stream = results_stdout() if self.path is None else open_for_writing(self.path)
             self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest)
         return self._writer
 

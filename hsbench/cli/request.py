@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsbench.cli.output import Sink, check_creatable, make_sink
+from hsbench.cli.output import Sink, make_sink
+from hsbench.cli.places import check_creatable
 from hsbench.errors import UsageError
 from hsbench.methods import check_methods, find_methods
 from hsbench.workload import (

@@ -162,7 +162,7 @@ def test_a_process_keeps_its_exit_code(kind: str) -> None:
     assert (ran.returncode, ran.stdout) == (2, b"")
 
 
-@pytest.mark.parametrize("argv", [["decode", *TINY], ["doctor"]])
+@pytest.mark.parametrize("argv", [["decode", *TINY], ["decode", *TINY, "--output", "-"], ["doctor"]])
 def test_a_closed_stdout_is_an_error_before_any_work(argv: list[str]) -> None:
     code = f"""
 import sys
