@@ -8,18 +8,21 @@ Importing this package touches no device, loads no native library and imports no
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # typing's own takes long to import: no Ctrl-C is handled before the command line's entry point
 
 __version__ = "0.1.0"
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill", "__version__"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from hsbench.api import HierarchicalKV, compress, decode, prefill
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        import importlib
+
         return getattr(importlib.import_module("hsbench.api"), name)
     raise AttributeError(f"module 'hsbench' has no attribute {name!r}")

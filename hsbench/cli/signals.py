@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from types import FrameType, TracebackType
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own takes long to import, see the package's __init__
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -186,3 +186,17 @@ def test_ctrl_c_before_signals_are_handled(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("hsbench.cli.signals.leave_at_once", interrupt)
     assert entry.main() == 130
     assert capsys.readouterr().err == "hsbench: interrupted\n"
+
+
+def test_little_is_imported_before_signals_are_handled() -> None:
+    """Of what takes long, nothing: typing and typer are most of the first 0.1 s of a command."""
+    code = """
+import sys
+before = set(sys.modules)
+from hsbench.cli import signals
+slow = {"typing", "typer", "importlib.metadata", "hsbench.cli.main"} & (set(sys.modules) - before)
+sys.exit(f"imported {slow}" if slow else 0)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
