@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Command, setup
+from setuptools import Command, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
@@ -92,6 +93,24 @@ class BuildNative(Command):
         return [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.is_file()]
 
 
+class BuildPy(build_py):
+    """The Python part, from nothing each time. A wheel holds whatever lies in the build folder, and setuptools only
+    ever adds to that: what was deleted here would live on in every wheel made with an older build/."""
+
+    def run(self) -> None:
+        # The package's own folder, not build_lib: that may be any folder a user names, the source folder too.
+        built = Path(self.build_lib, "hsbench")
+        if not self.editable_mode and built.exists() and built.resolve() != ROOT / "hsbench":
+            for path in built.iterdir():
+                if path.name == "lib":  # BuildNative's, which does the same there
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        super().run()
+
+
 class Build(build):
     sub_commands = [*build.sub_commands, ("build_native", None)]
 
@@ -108,13 +127,9 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=[
-        "hsbench",
-        *(f"hsbench.{path.parent.name}" for path in sorted((ROOT / "hsbench").glob("*/__init__.py"))),
-        "hsbench.profiles",
-    ],
+    packages=[*find_packages(str(ROOT), include=["hsbench", "hsbench.*"]), "hsbench.profiles"],
     package_dir={"hsbench.profiles": "profiles"},
     package_data={"hsbench.profiles": ["*.toml"]},
     include_package_data=False,
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
+    cmdclass={"build": Build, "build_py": BuildPy, "build_native": BuildNative, "bdist_wheel": Wheel},
 )
