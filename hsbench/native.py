@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from hsbench import installation
 from hsbench.errors import HsbenchError, UnavailableError
 
 LIB = Path(__file__).parent / "lib"
@@ -74,14 +75,12 @@ class Library:
 
     def __init__(self, kind: str) -> None:
         path = LIB / f"libhsbench_{kind}.so"
-        needs = {"cpu": "a C++17 compiler (g++ or clang)", "cuda": "nvcc (CUDA toolkit 12.4 or newer)"}[kind]
-        remedy = f"install {needs}, then `pip install --force-reinstall --no-deps .` in hsbench's source folder"
         if not path.exists():
-            raise UnavailableError(f"the {kind.upper()} library was not built: {remedy}")
+            raise _unusable(kind, "was not built")
         try:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise UnavailableError(f"the {kind.upper()} library does not load ({error}): {remedy}") from error
+            raise _unusable(kind, f"does not load ({error})") from error
         self._library.hsb_abi.restype = ctypes.c_char_p
         self._library.hsb_last_error.restype = ctypes.c_char_p
         self._library.hsb_struct_size.restype = ctypes.c_int64
@@ -91,7 +90,7 @@ class Library:
             for name, struct in structs().items()
         )
         if stale:
-            raise UnavailableError(f"the {kind.upper()} library is from another version of hsbench: {remedy}")
+            raise _unusable(kind, "is from another version of hsbench")
 
     def has(self, function: str) -> bool:
         """Whether the library exports a function."""
@@ -215,7 +214,29 @@ def why_cannot(operation: str, device: str) -> str | None:
 def _header() -> bytes:
     path = LIB / "params.h"
     if not path.exists():
-        raise UnavailableError(
+        raise _shadowing(path.name, f"that tree has no {LIB.name}/{path.name}") or UnavailableError(
             f"{path} is missing: hsbench was not installed by pip; run `pip install .` in its source folder"
         )
     return path.read_bytes()
+
+
+def _unusable(kind: str, fault: str) -> UnavailableError:
+    """What to say of a library that "was not built", say. Behind the last ": " stands the remedy."""
+    needs = {"cpu": "a C++17 compiler (g++ or clang)", "cuda": "nvcc (CUDA toolkit 12.4 or newer)"}[kind]
+    return _shadowing(f"libhsbench_{kind}.so", f"in that tree the {kind.upper()} library {fault}") or UnavailableError(
+        f"the {kind.upper()} library {fault}: install {needs}, then"
+        " `pip install --force-reinstall --no-deps .` in hsbench's source folder"
+    )
+
+
+def _shadowing(file: str, fault: str) -> UnavailableError | None:
+    """The same where an installation has the file, and would be found but for this source tree: another build would
+    change nothing."""
+    package = LIB.parent
+    installed = installation.shadowed(package, f"{LIB.name}/{file}")
+    if installed is None:
+        return None
+    return UnavailableError(
+        f"the source tree at {package.parent} shadows the installation at {installed}, and {fault}:"
+        f" {installation.how_to_leave(package)}"
+    )

@@ -1,5 +1,9 @@
-"""Shared by all tests: where there is no GPU, tests marked ``gpu`` skip with the reason; a library that
-HSBENCH_REQUIRE names must be there, so that a broken build cannot pass as a row of skipped tests."""
+"""Shared by all tests: where there is no GPU, tests marked ``gpu`` skip with the reason.
+
+A run that cannot test what it seems to test fails at once, rather than pass as a row of skipped tests: hsbench must
+have been installed and be found, what was compiled must load, and a library that HSBENCH_REQUIRE names must be there.
+On a machine without a compiler an installed hsbench has no library, and tests that need one skip.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,29 @@ import os
 import pytest
 
 from hsbench import native
+from hsbench.errors import UnavailableError
+
+LIBRARIES = ("cpu", "cuda")
+
+
+def pytest_report_header() -> str:
+    built = [kind for kind in LIBRARIES if native.why_missing(kind) is None]
+    return f"hsbench: {native.LIB.parent}, libraries: {', '.join(built) or 'none'}"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    for kind in filter(None, os.environ.get("HSBENCH_REQUIRE", "").split(",")):
-        if reason := native.why_missing(kind):
+    try:
+        native.structs()
+    except UnavailableError as error:
+        hint = "to test the installation, `pytest`, not `python -m pytest`; to test a source tree, `pip install -e` it"
+        raise pytest.UsageError(f"{error} ({hint})") from error
+    required = list(filter(None, os.environ.get("HSBENCH_REQUIRE", "").split(",")))
+    for kind in dict.fromkeys((*required, *LIBRARIES)):
+        reason = native.why_missing(kind)
+        if reason and kind in required:
             raise pytest.UsageError(f"HSBENCH_REQUIRE names {kind}, but {reason}")
+        if reason and (native.LIB / f"libhsbench_{kind}.so").exists():
+            raise pytest.UsageError(reason)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
