@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
-
 from hsbench import accounting, check, conditions, machine, measure
 from hsbench.diagnosis import diagnose
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
+from hsbench.fit import Fit
 from hsbench.machine import resolve_device, surroundings
 from hsbench.methods import check_methods, find_methods
 from hsbench.methods.base import Method, Prepared
+from hsbench.out_of_memory import REMEDY, is_out_of_memory, let_go
 from hsbench.report import Peak, Record, Report, Result
 from hsbench.tensors import Captured, Inputs, make_inputs
 from hsbench.workload import Workload
@@ -112,6 +112,7 @@ def run_workload(
         NonFiniteError: the tensors hold a NaN or an infinity.
     """
     device = resolve_device(device)
+    measure.release_memory(device)  # what runs must not depend on what ran before
     run = _Run(workload, device, settings or Settings(), captured, observer or Observer(), capture)
     rows = [_Row(method) for method in find_methods(methods, workload.phase, device)]
     with measure.annotate("workload"):
@@ -119,6 +120,9 @@ def run_workload(
             interrupted = run.all(rows)
         except KeyboardInterrupt:
             interrupted = True
+        except Exception as error:
+            run.ran_out(rows, error)
+            interrupted = False
     for row in rows:
         if row.result is None:
             run.finish(row, "interrupted")
@@ -143,11 +147,13 @@ class _Run:
         self.machine = machine.facts(device, self.telemetry)
         self.peaks: dict[str, Peak] = {}
         self.shared: bool | None = None  # whether others used the device while it sampled
+        self.doing = ""
 
     def all(self, rows: list[_Row]) -> bool:
         """Runs all stages; returns whether the user interrupted the sampling."""
+        fit = Fit(self.workload, self.device, cold=self.settings.cache == "cold", ceiling=self.capture is None)
         for row in rows:
-            self._can_run(row)
+            self._can_run(row, fit)
         if all(row.result for row in rows):
             return False
         inputs = self._inputs()
@@ -176,32 +182,40 @@ class _Run:
         row.result = Result(record, dict(prepared.memory) if prepared else {}, note)
         self.observer.finished(row.result)
 
-    def _can_run(self, row: _Row) -> None:
+    def ran_out(self, rows: list[_Row], error: Exception) -> None:
+        """Closes the rows that are not done where memory ran out for what they share; raises any other error again."""
+        if not is_out_of_memory(error):
+            raise error
+        let_go(error)
+        open_rows = [row for row in rows if row.result is None]
+        for row in open_rows:
+            row.prepared = row.expected = None
+        for row in open_rows:
+            self.finish(row, "oom", f"ran out of memory while {self.doing}: {REMEDY}")
+
+    def _can_run(self, row: _Row, fit: Fit) -> None:
         if reason := row.method.unsupported(self.workload, self.device):
             self.finish(row, "unsupported", reason)
         elif reason := row.method.unavailable(self.device):
             self.finish(row, "unavailable", reason)
         else:
-            queries = self.workload.batch * self.workload.q_heads * self.workload.q_len * self.workload.head_dim * 2
-            # Beside the method's own needs: the tensors, the packed caches of the other methods, and what measuring
-            # takes (a probe's buffer, a flush).
-            shared = self.workload.dense_kv_bytes * 3 + 2 * queries + (1 << 30)
-            own = row.method.estimate_bytes(self.workload)
-            row.footprint = measure.Footprint(self.device, own)
-            need, free = own + shared, machine.available_bytes(self.device)
-            if free is not None and need > free:
-                remedy = "give a smaller --seq or --batch, or fewer --methods"
-                self.finish(row, "oom", f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB is free: {remedy}")
+            row.footprint = measure.Footprint(self.device, row.method.estimate_bytes(self.workload))
+            if reason := fit.refusal(row.method):
+                self.finish(row, "oom", reason)
+
+    def _stage(self, doing: str) -> None:
+        self.doing = doing
+        self.observer.stage(doing)
 
     def _inputs(self) -> Inputs:
-        self.observer.stage("generating q, k, v" if self.captured is None else "loading q, k, v")
+        self._stage("generating q, k, v" if self.captured is None else "loading q, k, v")
         with measure.annotate("generate"):
             if self.captured is not None:
                 return self.captured.load(self.device)
             return make_inputs(self.workload, self.device)
 
     def _prepare(self, row: _Row, inputs: Inputs) -> None:
-        self.observer.stage(f"{row.method.name}: preparing")
+        self._stage(f"{row.method.name}: preparing")
         with measure.annotate(row.method.name):
             try:
                 with row.footprint.preparing():
@@ -215,7 +229,7 @@ class _Run:
         # All methods that attend to the inputs themselves share one reference.
         shared: check.Expected | None = None
         for row in rows:
-            self.observer.stage(f"{row.method.name}: checking against fp32")
+            self._stage(f"{row.method.name}: checking against fp32")
             with measure.annotate(row.method.name), measure.annotate("check"):
                 try:
                     pruned = row.prepared.pruned
@@ -237,6 +251,7 @@ class _Run:
 
     def _sample(self, rows: list[_Row]) -> bool:
         settings = self.settings
+        self._stage("making the buffers that measuring takes")
         least = min(row.prepared.kv_bytes for row in rows)
         cache = measure.policy(least, self.device, settings.cache)
         self.cache = cache.label
@@ -274,7 +289,7 @@ class _Run:
             spent[name] = spent.get(name, 0.0) + seconds
             self.observer.sampled(name, done, settings.max_samples, spent[name])
 
-        self.observer.stage("sampling in turn")
+        self._stage("sampling in turn")
         load = measure.OtherLoad()
         sampling = measure.sample_in_turn(
             subjects,
@@ -312,10 +327,14 @@ class _Run:
                 self._failed(row, row.samples.error)
             elif row.verdict.reason is None and row.samples.times_s:
                 with measure.annotate(row.method.name), measure.annotate("check"):
-                    if again:
-                        row.prepared.poison()
-                        row.prepared.run()
-                    after = check.compare(row.expected, row.prepared.out, row.prepared.lse)
+                    try:
+                        if again:
+                            row.prepared.poison()
+                            row.prepared.run()
+                        after = check.compare(row.expected, row.prepared.out, row.prepared.lse)
+                    except Exception as error:
+                        self._failed(row, error)
+                        continue
                 if after.reason is not None:
                     row.verdict = check.Verdict(after.rel_error, f"after the timed runs: {after.reason}")
 
@@ -349,24 +368,25 @@ class _Run:
 
     def _compress_note(self, row: _Row) -> str:
         with measure.annotate(row.method.name), measure.annotate("prune"), measure.annotate("compress"):
-            return accounting.compress_note(self.workload, row.prepared, measure.clock_for(self.device))
+            try:
+                return accounting.compress_note(self.workload, row.prepared, measure.clock_for(self.device))
+            except Exception as error:  # the row's own result is whole
+                if not is_out_of_memory(error):
+                    raise
+                return "pruning and packing once more, to time it, ran out of memory"
 
     def _failed(self, row: _Row, error: Exception) -> None:
         """Closes the row of a method that raised; what is not a known kind of failure is raised again."""
-        row.prepared = None
         if isinstance(error, UnsupportedError):
-            self.finish(row, "unsupported", str(error))
+            status, reason = "unsupported", str(error)
         elif isinstance(error, UnavailableError):
-            self.finish(row, "unavailable", str(error))
+            status, reason = "unavailable", str(error)
         elif isinstance(error, measure.ClockError):
-            self.finish(row, "unsupported", f"cannot be timed on {self.device}: {error}")
-        elif _out_of_memory(error):
-            self.finish(row, "oom", "ran out of memory: give a smaller --seq or --batch, or fewer --methods")
+            status, reason = "unsupported", f"cannot be timed on {self.device}: {error}"
+        elif is_out_of_memory(error):
+            status, reason = "oom", f"ran out of memory: {REMEDY}"
         else:
             raise error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
+        row.prepared = row.expected = None
+        let_go(error)
+        self.finish(row, status, reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shutil
 from typing import Any
 
@@ -27,15 +26,6 @@ def resolve_device(name: str) -> str:
     return "cuda" if name == "cuda" or (name == "auto" and has_gpu) else "cpu"
 
 
-def available_bytes(device: str) -> int | None:
-    """Memory that can still be allocated; None where the system does not tell."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    facts = measure.cpu_facts()
-    known = [size for size in (facts.memory_available_bytes, facts.memory_limit_bytes) if size is not None]
-    return min(known, default=None)
-
-
 def hardware(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
     """``cpu``, and ``gpu`` or None."""
     cpu = measure.cpu_facts()
@@ -51,6 +41,7 @@ def hardware(device: str, telemetry: measure.Telemetry) -> dict[str, Any]:
             "governor": cpu.governor,
             "virtual_machine": cpu.hypervisor,
             "memory_bytes": cpu.memory_total_bytes,
+            "memory_limit_bytes": cpu.memory_limit_bytes,
             "last_level_cache_bytes": measure.last_level_cache_bytes("cpu"),
         },
         "gpu": None,
@@ -122,13 +113,13 @@ def cuda_code() -> dict[str, Any] | None:
     return {"architectures": {code.name: code.runs_on(chip) for code in codes}, "runs": runs, "verdict": verdict}
 
 
-@functools.cache
 def ceiling(device: str, kind: str, size: int | None = None) -> measure.Ceiling:
-    """A ceiling of this machine, made once per process: ``read`` or ``copy`` (GB/s) of ``size`` bytes, or ``gemm``
-    (TFLOP/s). Without a size, far more than the caches hold."""
+    """A ceiling of this machine: ``read`` or ``copy`` (GB/s) of ``size`` bytes, or ``gemm`` (TFLOP/s). Without a size,
+    far more than the caches hold. Its buffers live as long as it does: a cell that kept them would leave less to the
+    cells after it."""
     if kind == "gemm":
         return measure.gemm_ceiling(device)
-    size = size or max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes(device)) // 4096 * 4096
+    size = size or _probe_size(device)
     make = {"read": measure.read_ceiling, "copy": measure.copy_ceiling}[kind]
     return make(device, **_native_probe(device, size, copy=kind == "copy"))
 
@@ -136,7 +127,21 @@ def ceiling(device: str, kind: str, size: int | None = None) -> measure.Ceiling:
 def ceiling_of(phase: str, device: str) -> measure.Ceiling:
     """What bounds a phase: a matrix product for prefill, memory for decode. On a CPU, decode only reads, and a copy's
     stores first read the lines that they write, so that reads are the ceiling there."""
-    return ceiling(device, "gemm" if phase == "prefill" else "copy" if device == "cuda" else "read")
+    return ceiling(device, _ceiling_kind(phase, device))
+
+
+def ceiling_bytes(phase: str, device: str) -> int:
+    """Memory that :func:`ceiling_of` takes, known before it is made."""
+    kind = _ceiling_kind(phase, device)
+    return measure.gemm_bytes(device) if kind == "gemm" else _probe_size(device) * (2 if kind == "copy" else 1)
+
+
+def _ceiling_kind(phase: str, device: str) -> str:
+    return "gemm" if phase == "prefill" else "copy" if device == "cuda" else "read"
+
+
+def _probe_size(device: str) -> int:
+    return max(_PROBE_BYTES, 4 * measure.last_level_cache_bytes(device)) // 4096 * 4096
 
 
 def _native_probe(device: str, size: int, *, copy: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from hsbench.errors import UsageError
+from hsbench.errors import HsbenchError, UnavailableError, UsageError
+from hsbench.out_of_memory import is_out_of_memory
 
 SAVE = "save q, k and v with safetensors.torch.save_file, as layers.N.q, layers.N.k and layers.N.v"
 
@@ -54,14 +55,19 @@ def open_safetensors(path: Path, framework: str) -> Any:
     except UsageError:
         raise
     except OSError as error:
+        if is_out_of_memory(error):
+            raise damaged(path, error) from error
         remedy = f"cannot be read ({error.strerror or error}); check its name and permissions"
         raise UsageError("--kv", path, remedy) from error
     except Exception as error:  # safetensors raises its own types, by version
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: Exception) -> UsageError:
-    """What to say of a file that safetensors cannot read."""
+def damaged(path: Path, error: Exception) -> HsbenchError:
+    """What to say of a file that safetensors cannot read; where there was no room to map it, that is not its fault."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())
+        return UnavailableError(f"--kv {path}: no room in memory for it ({reason}): raise the limit (see ulimit -v)")
     if (what := _what_it_is(path)) is not None:
         return UsageError("--kv", path, what)
     reason = " ".join(str(error).split())

@@ -105,6 +105,7 @@ class Captured:
 
         Raises:
             UsageError: the file is damaged.
+            UnavailableError: it does not fit in the memory that may be had; the same in all that read it.
         """
         stat = self.path.stat()
         return _sha256(self.path, self.layer, (stat.st_size, stat.st_mtime_ns))

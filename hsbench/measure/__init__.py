@@ -16,12 +16,13 @@ rest. NVTX ranges (domain "hsbench") nest as subject / prepare, warm-up, sample.
 Importing the room touches no device and does not import torch.
 """
 
-from .cache import CachePolicy, Flusher, last_level_cache_bytes, policy
+from .available import FreeMemory, free_memory, release_memory, thread_bytes
+from .cache import COLD_FACTOR, CachePolicy, Flusher, flush_bytes, last_level_cache_bytes, policy
 from .clock import Clock, ClockError, CudaClock, HostClock, ProfiledClock, Retake, clock_for, take_sample
 from .cpu import CpuFacts, cpu_facts
 from .footprint import Footprint
 from .load import sustain
-from .probes import Ceiling, Probe, copy_ceiling, gemm_ceiling, probe, read_ceiling
+from .probes import Ceiling, Probe, copy_ceiling, gemm_bytes, gemm_ceiling, probe, read_ceiling
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .ranges import annotate, mark, mirrored, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
@@ -29,6 +30,7 @@ from .statistics import Ratio, Summary, ratio_interval, relative_half_width, sum
 from .telemetry import GpuFacts, GpuProcess, Reading, Telemetry, TelemetrySummary
 
 __all__ = [
+    "COLD_FACTOR",
     "CachePolicy",
     "Ceiling",
     "Clock",
@@ -37,6 +39,7 @@ __all__ = [
     "CudaClock",
     "Flusher",
     "Footprint",
+    "FreeMemory",
     "GpuFacts",
     "GpuProcess",
     "HostClock",
@@ -59,6 +62,9 @@ __all__ = [
     "clock_for",
     "copy_ceiling",
     "cpu_facts",
+    "flush_bytes",
+    "free_memory",
+    "gemm_bytes",
     "gemm_ceiling",
     "last_level_cache_bytes",
     "mark",
@@ -70,9 +76,11 @@ __all__ = [
     "read_ceiling",
     "recorder",
     "relative_half_width",
+    "release_memory",
     "sample_in_turn",
     "settle",
     "summarize",
     "sustain",
     "take_sample",
+    "thread_bytes",
 ]

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-COLD_FACTOR = 4  # working set or flush, in units of the last-level cache
+COLD_FACTOR = 4
+"""A working set or a flush that is cold, in units of the last-level cache."""
 # Where nothing tells the size: larger than most, since a flush that is too long is only slow.
 FALLBACK_BYTES = 64 << 20
 
@@ -106,7 +107,7 @@ class Flusher:
         if device.startswith("cuda"):
             import torch
 
-            count = COLD_FACTOR * last_level_cache_bytes(device) // 4
+            count = flush_bytes(device) // 4
             self._buffer: Any = torch.empty(count, dtype=torch.float32, device=device)
             self._largest: Any = torch.empty((), dtype=torch.float32, device=device)
             self.nbytes = 4 * count
@@ -123,11 +124,22 @@ class Flusher:
             self._buffer.zero_()
             torch.amax(self._buffer, dim=0, out=self._largest)
             return
-        threads = [threading.Thread(target=_sweep, args=item, daemon=True) for item in self._slices.items()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        started = []
+        try:
+            for item in self._slices.items():
+                thread = threading.Thread(target=_sweep, args=item, daemon=True)
+                thread.start()  # RuntimeError where there is no room for its stack
+                started.append(thread)
+        finally:
+            for thread in started:
+                thread.join()
+
+
+def flush_bytes(device: str) -> int:
+    """What a `Flusher` holds, known before it is made."""
+    if device.startswith("cuda"):
+        return COLD_FACTOR * last_level_cache_bytes(device)
+    return sum(_slice_bytes().values())
 
 
 def usable_cpus() -> list[int]:

@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import cgroup
 from .cache import usable_cpus
 
 
@@ -21,7 +22,6 @@ class CpuFacts:
         quota_cores: that a cgroup lets it use at a time, fractions possible; None without a limit.
         governor: frequency policy of the first usable core, such as "performance".
         memory_total_bytes: of the machine.
-        memory_available_bytes: without swapping, at the time of asking.
         memory_limit_bytes: that a cgroup allows; None without a limit below the total.
         hypervisor: True in a virtual machine.
     """
@@ -32,7 +32,6 @@ class CpuFacts:
     quota_cores: float | None
     governor: str | None
     memory_total_bytes: int | None
-    memory_available_bytes: int | None
     memory_limit_bytes: int | None
     hypervisor: bool | None
 
@@ -47,16 +46,15 @@ def cpu_facts(root: Path = Path("/")) -> CpuFacts:
     cpuinfo = _fields(root / "proc/cpuinfo")
     meminfo = _fields(root / "proc/meminfo")
     total = _kib(meminfo.get("MemTotal"))
-    limit = _memory_limit(root)
+    limit = cgroup.memory_limit(root)
     flags = cpuinfo.get("flags")
     return CpuFacts(
         model=cpuinfo.get("model name") or platform.processor() or platform.machine() or None,
         logical_cores=os.cpu_count(),
         usable_cores=len(cpus),
-        quota_cores=_quota_cores(root),
+        quota_cores=cgroup.quota_cores(root),
         governor=_text(root / f"sys/devices/system/cpu/cpu{cpus[0]}/cpufreq/scaling_governor"),
         memory_total_bytes=total,
-        memory_available_bytes=_kib(meminfo.get("MemAvailable")),
         memory_limit_bytes=limit if limit is not None and (total is None or limit < total) else None,
         hypervisor=None if flags is None else "hypervisor" in flags.split(),
     )
@@ -84,47 +82,3 @@ def _kib(value: str | None) -> int | None:
         return None if value is None else int(value.split()[0]) * 1024
     except (ValueError, IndexError):
         return None
-
-
-def _quota_cores(root: Path) -> float | None:
-    """The smallest limit from this process's cgroup up to the root: cpu.max, or version 1's cpu.cfs_*."""
-    limits = []
-    for folder in _cgroup_folders(root, "cpu"):
-        quota, period = ((_text(folder / "cpu.max") or "").split() + ["", ""])[:2]
-        if not quota:
-            quota = _text(folder / "cpu.cfs_quota_us") or ""
-            period = _text(folder / "cpu.cfs_period_us") or ""
-        if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1 are no limit
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
-def _memory_limit(root: Path) -> int | None:
-    limits = []
-    for folder in _cgroup_folders(root, "memory"):
-        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or ""
-        if limit.isdecimal():
-            limits.append(int(limit))
-    return min(limits, default=None)
-
-
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """This process's cgroup folders for a controller, innermost first, up to the mount.
-
-    In a container /proc/self/cgroup may name a path of the host that is not mounted: the mount's own root
-    then holds the limit, which is why the walk always ends there.
-    """
-    folders: list[Path] = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif controller in controllers.split(","):
-            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
-        else:
-            continue
-        for mount in mounts:
-            inner = mount / path.lstrip("/")
-            folders += [inner, *(p for p in inner.parents if p.is_relative_to(mount))]
-    return folders

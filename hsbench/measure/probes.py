@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from .available import free_memory
 from .cache import COLD_FACTOR, last_level_cache_bytes
 from .clock import Clock, take_sample
-from .cpu import cpu_facts
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +134,12 @@ def gemm_ceiling(device: str, dtype: str | None = None, size: int | None = None)
     return Ceiling(f"gemm {dtype}", "TFLOP/s", 2 * size**3 / 1e12, run, "torch")
 
 
+def gemm_bytes(device: str) -> int:
+    """Memory that `gemm_ceiling` takes at most, of its own dtype and size: two fp32 operands, and all three in it."""
+    dtype, size = _GEMM["cuda" if device.startswith("cuda") else "cpu"]
+    return size * size * (2 * 4 + 3 * (4 if dtype == "fp32" else 2))
+
+
 def probe(ceiling: Ceiling, clock: Clock, *, count: int = 20, budget_s: float = 1.0) -> Probe:
     """Measures a ceiling by itself.
 
@@ -172,9 +178,9 @@ def _buffer(device: str) -> torch.Tensor:
     """fp32 values, far larger than the caches, and at most an eighth of the memory that is free."""
     import torch
 
-    if device.startswith("cuda"):
-        wanted, free = 1 << 30, int(torch.cuda.mem_get_info(device)[0])
-    else:
-        wanted, free = 1 << 28, cpu_facts().memory_available_bytes or 1 << 31
-    nbytes = min(max(wanted, COLD_FACTOR * last_level_cache_bytes(device)), free // 8)
+    wanted = 1 << 30 if device.startswith("cuda") else 1 << 28
+    free = free_memory(device)
+    nbytes = max(wanted, COLD_FACTOR * last_level_cache_bytes(device))
+    if free is not None:
+        nbytes = min(nbytes, free.nbytes // 8)
     return torch.ones(nbytes // 4, dtype=torch.float32, device=device)

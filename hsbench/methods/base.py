@@ -76,6 +76,10 @@ class Method(ABC):
         """Memory that preparing and running it takes beyond q, k and v; known before anything is allocated."""
         return 0
 
+    def held_bytes(self, workload: Workload) -> int:
+        """Of these, what it still holds between its runs, while the other methods have their turns."""
+        return self.estimate_bytes(workload)
+
     @abstractmethod
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         """Prunes, packs and allocates.

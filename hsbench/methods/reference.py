@@ -95,6 +95,10 @@ class Reference(Method):
         head = workload.seq * workload.head_dim * 4 * 2
         return 4 * 4 * max(_SCORES, workload.group * workload.seq) + head + 6 * queries
 
+    def held_bytes(self, workload: Workload) -> int:
+        queries = workload.batch * workload.q_heads * workload.q_len
+        return queries * (2 * workload.head_dim + 4)
+
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         q = inputs.q
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hsbench.errors import UnsupportedError
 from hsbench.methods.base import Method, Prepared
+from hsbench.out_of_memory import is_out_of_memory
 from hsbench.tensors import Inputs
 from hsbench.workload import Workload
 
@@ -76,6 +77,9 @@ class Sdpa(Method):
         copies = 3 * heads + (heads if heads > 1 else 0)
         return 3 * 4 * queries * workload.seq + copies * workload.dense_kv_bytes + 3 * out
 
+    def held_bytes(self, workload: Workload) -> int:
+        return 2 * workload.batch * workload.q_heads * workload.q_len * workload.head_dim
+
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         prepared = _Prepared(
             out=torch.empty_like(inputs.q),
@@ -110,6 +114,8 @@ def _refusal(prepared: _Prepared, workload: Workload) -> str | None:
         try:
             trial.run()
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             # Which of the checks failed is said in warnings, below a heading each; the error only says that no backend
             # is left.
             said = [str(w.message).split(" (Triggered")[0].strip() for w in caught]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hsbench.measure import probes
+from hsbench.measure import FreeMemory, probes
 from hsbench.measure.clock import HostClock
 from hsbench.measure.probes import copy_ceiling, faster_half_median, gemm_ceiling, probe, read_ceiling
 
@@ -84,10 +84,12 @@ def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
     monkeypatch.setattr(torch, "ones", lambda count, **kind: count)
     monkeypatch.setattr(probes, "last_level_cache_bytes", lambda device: 100 << 20)
     memory = 64 << 30
-    monkeypatch.setattr(probes, "cpu_facts", lambda: type("Facts", (), {"memory_available_bytes": memory}))
+    monkeypatch.setattr(probes, "free_memory", lambda device: memory and FreeMemory(memory))
     assert probes._buffer("cpu") * 4 == 400 << 20
     memory = 1 << 30
     assert probes._buffer("cpu") * 4 == 128 << 20
+    memory = None  # a system that does not tell
+    assert probes._buffer("cpu") * 4 == 400 << 20
 
 
 def test_gemm_counts_two_operations_per_product():
