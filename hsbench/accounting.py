@@ -46,8 +46,8 @@ def storage(workload: Workload, prepared: Prepared) -> dict[str, object]:
     }
 
 
-def gpu_state(telemetry: measure.TelemetrySummary, shared: bool | None) -> dict[str, object]:
-    """What the GPU did while a method was sampled, and whether others used the device meanwhile."""
+def device_state(telemetry: measure.TelemetrySummary, shared: bool | None) -> dict[str, object]:
+    """What the device did while a method was sampled, and whether others used it meanwhile."""
     return {
         "sm_clock_mhz": telemetry.sm_clock_mhz,
         "power_w": telemetry.power_w,

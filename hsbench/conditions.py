@@ -46,5 +46,14 @@ def cpu_warning(share: float) -> str:
     return f"others used {share:.0%} of the cores meanwhile: stop them and run again for times to quote"
 
 
+def quota_warning(cores: float, threads: int) -> str:
+    """One line on a CPU quota of so many `cores` that stopped `threads` threads during samples."""
+    amount = f"{cores:g} core{'' if cores == 1 else 's'}"
+    whose = "the one thread" if threads == 1 else f"the {threads} threads"
+    fewer = f"set OMP_NUM_THREADS={int(cores)}, or " if 1 <= int(cores) < threads else ""
+    said = f"a CPU quota of {amount} stopped {whose} during samples (cpu.max of the control group)"
+    return f"{said}: {fewer}raise the quota, and run again for times to quote"
+
+
 def _remedy(reasons: Collection[str]) -> str:
     return next((remedy for causes, remedy in _REMEDIES if any(cause in reasons for cause in causes)), _OTHERWISE)

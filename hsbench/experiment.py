@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from hsbench import accounting, check, conditions, machine, measure
+from hsbench import accounting, check, conditions, machine, measure, native
 from hsbench.diagnosis import diagnose
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError
 from hsbench.fit import Fit
@@ -146,6 +146,7 @@ class _Run:
         self.telemetry = measure.Telemetry(device)
         self.machine = machine.facts(device, self.telemetry)
         self.peaks: dict[str, Peak] = {}
+        self.quota = measure.QuotaWatch()
         self.shared: bool | None = None  # whether others used the device while it sampled
         self.doing = ""
 
@@ -265,6 +266,8 @@ class _Run:
                 row.prepared.poison()
                 if order_caches is not None:
                     order_caches()
+                if self.device == "cpu":
+                    self.quota.before()
                 measure.settle()  # last: torch poisons a large output with all its threads, which spin afterwards
 
             return measure.Subject(row.method.name, row.prepared.run, before)
@@ -286,6 +289,7 @@ class _Run:
             if name == _PROBE:
                 return
             self.telemetry.read(name)
+            self.quota.after(name)
             spent[name] = spent.get(name, 0.0) + seconds
             self.observer.sampled(name, done, settings.max_samples, spent[name])
 
@@ -307,11 +311,15 @@ class _Run:
         return sampling.interrupted
 
     def _conditions(self, load: measure.OtherLoad) -> None:
-        """Says once what the machine did to the samples: others' work on it, clocks held down."""
+        """Says once what the machine did to the samples: others' work on it, clocks or threads held back."""
         if self.device == "cpu":
             share = load.share()
-            self.shared = None if share is None else share > _SHARED_MACHINE
+            quota = self.quota.summary().throttled
+            # Where a quota stopped our threads, the cores that others used are not what the samples waited for.
+            self.shared = None if share is None or quota else share > _SHARED_MACHINE
             text = conditions.cpu_warning(share) if self.shared else None
+            if quota:
+                text = conditions.quota_warning(self.quota.cores, native.threads())
         else:
             self.shared = self.telemetry.shared
             text = conditions.gpu_warning(self.telemetry)
@@ -357,10 +365,13 @@ class _Run:
             self.finish(row, "ok" if row in good else "incorrect", row.verdict.reason, note, **columns)
 
     def _columns(self, row: _Row, median_s: float) -> dict[str, object]:
+        meanwhile = self.quota.summary(row.method.name)
+        if meanwhile.throttled is None:  # no quota to tell of
+            meanwhile = self.telemetry.summary(row.method.name)
         return {
             **accounting.times(row.samples),
             **accounting.rates(self.workload, row.prepared, median_s, self.peaks.values()),
-            **accounting.gpu_state(self.telemetry.summary(row.method.name), self.shared),
+            **accounting.device_state(meanwhile, self.shared),
             "rel_error": row.verdict.rel_error,
             "cache": self.cache,
             "sustain_s": float(self.settings.sustain_s),

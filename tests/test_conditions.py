@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hsbench.conditions import cpu_warning, gpu_warning
+from hsbench.conditions import cpu_warning, gpu_warning, quota_warning
 from hsbench.measure import GpuProcess, TelemetrySummary
 from hsbench.measure.telemetry import NOT_THROTTLING, REASONS
 
@@ -56,3 +56,17 @@ def test_both_are_one_line() -> None:
 
 def test_others_on_the_cores() -> None:
     assert cpu_warning(0.368).startswith("others used 37% of the cores meanwhile: stop them")
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "said", "remedy"),
+    [
+        (0.25, 2, "a CPU quota of 0.25 cores stopped the 2 threads", "raise the quota, and run again"),
+        (1, 1, "a CPU quota of 1 core stopped the one thread ", "raise the quota, and run again"),
+        (2.5, 16, "a CPU quota of 2.5 cores stopped the 16 threads", "set OMP_NUM_THREADS=2, or raise the quota"),
+        (4, 4, "a CPU quota of 4 cores stopped the 4 threads", "raise the quota, and run again"),
+    ],
+)
+def test_a_quota_and_its_remedy(cores: float, threads: int, said: str, remedy: str) -> None:
+    text = quota_warning(cores, threads)
+    assert text.startswith(said) and f": {remedy}" in text and "\n" not in text

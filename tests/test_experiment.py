@@ -345,6 +345,43 @@ def test_a_shared_machine_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None
     assert run(decode(), "sdpa:flash").results[0].record.shared is None
 
 
+class StoppedAt(measure.QuotaWatch):
+    """A quota of a quarter core that stops every second sample of sdpa:flash."""
+
+    def __init__(self) -> None:
+        self.cores, self._stopped = 0.25, {}
+        self.begun = 0
+
+    def before(self) -> None:
+        self.begun += 1
+
+    def after(self, tag: str) -> None:
+        samples = self._stopped.setdefault(tag, [])
+        samples.append(tag == "sdpa:flash" and len(samples) % 2 == 0)
+
+
+def test_a_quota_is_named_and_nobody_else_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[StoppedAt] = []
+
+    def watch() -> StoppedAt:
+        watches.append(StoppedAt())
+        return watches[-1]
+
+    monkeypatch.setattr(measure, "QuotaWatch", watch)
+    monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: 0.37))
+    log = Log()
+    report = run(decode(), "sdpa:flash", "reference", observer=log)
+    assert log.warnings == report.machine["warnings"] and len(log.warnings) == 1
+    assert "a CPU quota of 0.25 cores stopped the" in log.warnings[0] and "others" not in log.warnings[0]
+    flash, reference = (by_method(report)[name].record for name in ("sdpa:flash", "reference"))
+    assert (flash.throttled, flash.throttle_reasons, flash.marks) == (True, "cpu_quota", "*")
+    assert flash.throttled_share == pytest.approx(2 / 3)
+    assert (reference.throttled, reference.throttle_reasons, reference.throttled_share) == (False, None, 0.0)
+    assert flash.shared is reference.shared is None
+    turns = flash.samples + reference.samples
+    assert watches[0].begun == turns + 2, "and the warm-ups, which count for nobody"
+
+
 # ---- Telemetry and memory ----------------------------------------------------------------------------------
 def test_a_throttled_or_shared_gpu_is_one_warning() -> None:
     seen = types.SimpleNamespace(

@@ -24,6 +24,7 @@ from .footprint import Footprint
 from .load import sustain
 from .probes import Ceiling, Probe, copy_ceiling, gemm_bytes, gemm_ceiling, probe, read_ceiling
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
+from .quota import QuotaWatch
 from .ranges import annotate, mark, mirrored, recorder
 from .sampling import Samples, Sampling, StopRule, Subject, sample_in_turn
 from .statistics import Ratio, Summary, ratio_interval, relative_half_width, summarize
@@ -46,6 +47,7 @@ __all__ = [
     "OtherLoad",
     "Probe",
     "ProfiledClock",
+    "QuotaWatch",
     "Ratio",
     "Reading",
     "Retake",

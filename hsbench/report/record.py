@@ -77,7 +77,7 @@ class Record:
     tensors: str | None = None  # "gaussian" | "outliers" | "FILE#layers.N"
     memory_clock_mhz: float | None = None
     temperature_c: float | None = None
-    throttle_reasons: str | None = None  # NVML's names joined by "+"; None when nothing held the clocks down
+    throttle_reasons: str | None = None  # NVML's names joined by "+", or "cpu_quota"; None when nothing held it back
     throttled_share: float | None = None  # of this method's samples
     shared: bool | None = None  # others used the device while this run sampled; None where that cannot be told
     estimated_bytes: int | None = None  # memory beyond q, k and v, before anything was allocated

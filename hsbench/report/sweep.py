@@ -9,7 +9,7 @@ from rich.console import Console
 from hsbench.report import text
 from hsbench.report.record import DENSE_FAMILIES, Record, Report
 from hsbench.report.table import VERDICT_STYLES, Page, facts
-from hsbench.report.view import alarms, machine_facts, sustained, unique, verdict
+from hsbench.report.view import alarms, held_back, machine_facts, sustained, unique, verdict
 
 #: What tells one cell of a sweep from another, and how the heading names a value that all cells share.
 _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
@@ -172,10 +172,11 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     lines = []
     if any(verdict(record) == "inconclusive" for record in records if record.family not in DENSE_FAMILIES):
         lines.append(("~", "inconclusive: the interval of the speedup holds 1, no difference shown"))
-    slowed = [record.method for record in records if record.throttled]
+    throttled = [record for record in records if record.throttled]
+    slowed = [record.method for record in throttled]
     if slowed:
         counts = [f"{name} in {slowed.count(name)}" for name in unique(slowed)]
-        lines.append(("throttled", f"* the clock was held down while sampling: {', '.join(counts)}"))
+        lines.append(("throttled", f"* {held_back(throttled)}: {', '.join(counts)}"))
     shared = sum(any(result.record.shared for result in report.results) for report in reports)
     if shared:
         lines.append(("shared", f"+ others used the device meanwhile, in {shared} of {len(reports)} cells"))

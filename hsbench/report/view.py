@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _CPU_WORDS = {
     "model": "{}",
     "cores": "{} cores",
+    "quota_cores": "of which a quota allows {:g}",
     "threads": "{} threads used",
     "isa": "{}",
     "governor": "governor {}",
@@ -162,8 +163,10 @@ def machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
         ]
         facts.append(("gpu", ", ".join(filter(None, words))))
     if isinstance(cpu, dict):
-        cores = {"cores": cpu.get("usable_cores")} if "cores" not in cpu else {}
-        facts.append(("cpu", _words({**cpu, **cores}, _CPU_WORDS)))
+        cores = cpu.get("cores", cpu.get("usable_cores"))
+        quota = cpu.get("quota_cores")
+        limited = quota is not None and cores is not None and quota < cores
+        facts.append(("cpu", _words({**cpu, "cores": cores, "quota_cores": quota if limited else None}, _CPU_WORDS)))
     versions = machine.get("versions")
     if isinstance(versions, dict):
         facts.append(
@@ -296,13 +299,20 @@ def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tupl
     throttled = [record for record in ok if record.throttled]
     if throttled:
         which = ", ".join(_clocked(record) for record in throttled)
-        facts.append(("throttled", f"* {which}: the clock was held down while sampling"))
+        facts.append(("throttled", f"* {which}: {held_back(throttled)}"))
     if any(record.shared for record in ok):
         facts.append(("shared", "+ others used the device while these were sampled, in turn"))
     facts += [("note", f"{result.record.method}: {result.note}") for result in report.results if result.note]
     if report.interrupted:
         facts.append(("stopped", "the run was interrupted; rows that were not done say so"))
     return facts
+
+
+def held_back(throttled: list[Record]) -> str:
+    """What "*" means: a GPU's clocks were held down, or a CPU's threads were stopped."""
+    if all(record.throttle_reasons == "cpu_quota" for record in throttled):
+        return "a CPU quota stopped the threads while sampling"
+    return "the clock was held down while sampling"
 
 
 def _clocked(record: Record) -> str:

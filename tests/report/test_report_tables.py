@@ -161,6 +161,19 @@ def test_throttled_rows_are_marked(report):
     )
 
 
+def test_a_cpu_quota_is_no_clock(report):
+    source = report()
+    source.machine["cpu"] |= {"cores": 4, "quota_cores": 0.25}
+    for result in source.results[4:]:
+        result.record.throttled, result.record.throttle_reasons, result.record.throttled_share = True, "cpu_quota", 0.5
+    text = printed(source)
+    assert "* hierarchical (cpu_quota, 50% of samples)" in text and "clock" not in text
+    assert "a CPU quota stopped the threads while sampling" in text.replace("\n           ", " ")
+    assert "4 cores, of which a quota allows 0.25, 4 threads used" in text
+    source.machine["cpu"]["quota_cores"] = 8
+    assert "quota allows" not in printed(source), "a quota of more than there is limits nothing"
+
+
 def test_throttle_reasons_are_named(report):
     source = report()
     record = source.results[4].record
