@@ -17,12 +17,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hsbench import accounting, check, experiment, machine, measure, native
 from hsbench.errors import UnavailableError, UnsupportedError
@@ -32,7 +34,7 @@ from hsbench.methods.reference import Reference
 from hsbench.native import NativeError
 from hsbench.out_of_memory import is_out_of_memory, let_go
 from hsbench.report import Report
-from hsbench.tensors import make_inputs
+from hsbench.tensors import make_inputs, open_captured
 from hsbench.workload import Workload, make_workload
 
 MISSING = native.why_missing("cpu")
@@ -235,6 +237,18 @@ def test_what_our_library_could_not_allocate_is_the_methods_row(monkeypatch: pyt
 
     monkeypatch.setattr(native.Library, "call", call)
     assert statuses(run("dense", "unstructured")) == {"dense": "ok", "unstructured": "oom"}
+
+
+@pytest.mark.parametrize("error", ["Python", "a file's mapping", "the system"])
+def test_a_file_that_has_no_room_is_not_damaged(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kv.safetensors"
+    q, k, v = torch.ones(1, 4, 1, 64).half(), torch.ones(1, 2, 300, 64).half(), torch.ones(1, 2, 300, 64).half()
+    save_file({"layers.0.q": q, "layers.0.k": k, "layers.0.v": v}, path)
+    captured = open_captured(path)
+    monkeypatch.setattr("safetensors.safe_open", failing(MEANT[error]))
+    with pytest.raises(UnavailableError, match="no room in memory for it"):
+        open_captured(path)
+    assert set(statuses(run(captured=captured)).values()) == {"oom"}
 
 
 def test_a_backend_that_has_no_room_to_try_does_not_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
