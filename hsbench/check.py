@@ -52,11 +52,15 @@ def sample_rows(q_len: int, seed: int) -> Tensor:
     """Query rows to check: all of them up to ``SAMPLED_ROWS``; else the first, the last, those on both sides of some
     block edges, and random ones. Ascending."""
     if q_len <= SAMPLED_ROWS:
-        return torch.arange(q_len)
-    generator = torch.Generator().manual_seed(seed)
-    edges = torch.randint(1, max(q_len // BLOCK, 2), (SAMPLED_ROWS // 4,), generator=generator) * BLOCK
-    spread = torch.randint(0, q_len, (SAMPLED_ROWS // 2 - 2,), generator=generator)
-    rows = torch.cat([torch.tensor([0, q_len - 1]), edges, edges - 1, spread])
+        return torch.arange(q_len, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)  # the same rows whatever the device
+
+    def draw(low: int, high: int, count: int) -> Tensor:
+        return torch.randint(low, high, (count,), generator=generator, device="cpu")
+
+    edges = draw(1, max(q_len // BLOCK, 2), SAMPLED_ROWS // 4) * BLOCK
+    spread = draw(0, q_len, SAMPLED_ROWS // 2 - 2)
+    rows = torch.cat([torch.tensor([0, q_len - 1], device="cpu"), edges, edges - 1, spread])
     return rows.clamp(max=q_len - 1).unique()
 
 

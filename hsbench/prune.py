@@ -72,8 +72,13 @@ def check_finite(name: str, x: Tensor) -> None:
 
 def raise_if_non_finite(name: str, flat: int, shape: torch.Size) -> None:
     """Raises :class:`NonFiniteError` for element ``flat`` of a tensor of ``shape``; -1 means that all is well."""
-    if flat >= 0:
-        raise NonFiniteError(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape)))
+    if flat < 0:
+        return
+    index: list[int] = []
+    for size in reversed(shape):
+        flat, at = divmod(flat, size)
+        index.insert(0, at)
+    raise NonFiniteError(name, tuple(index))
 
 
 def keep_2_of_4(x: Tensor, dim: int) -> Tensor:

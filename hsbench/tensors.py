@@ -174,7 +174,8 @@ def make_inputs(workload: Workload, device: str | torch.device) -> Inputs:
 
     def tensor(which: int, shape: tuple[int, ...], channels: list[Channels] | None = None) -> torch.Tensor:
         # One at a time, so that the host holds one tensor more than the device does at most.
-        out = memory.empty(shape, dtype, "cpu")
+        with torch.inference_mode(False):  # threads do not inherit that mode, and may not write what was made in it
+            out = memory.empty(shape, dtype, "cpu")
         _fill(out, workload.seed, which, channels)
         return out.to(device)
 

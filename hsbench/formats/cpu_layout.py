@@ -80,8 +80,8 @@ def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim:
     values = tiles[..., PATTERN_BYTES:].contiguous().view(torch.int16).unflatten(-1, (GROUPS, 2, LANES))
     slots = [values[..., slot, :].contiguous() for slot in range(2)]
     # Bit masks by pattern code, all ones where a slot's value goes to a position: far faster here than a scatter.
-    masks = torch.tensor([[[-(at == i), -(at == j)] for i, j in PATTERNS] for at in range(4)], dtype=torch.int16)
-    masks, flat = masks.to(pages.device), codes.flatten()
+    positions = [[[-(at == i), -(at == j)] for i, j in PATTERNS] for at in range(4)]
+    masks, flat = torch.tensor(positions, dtype=torch.int16, device=pages.device), codes.flatten()
 
     def step(at: int) -> Tensor:
         low, high = (masks[at, :, slot].index_select(0, flat).view(codes.shape) & slots[slot] for slot in range(2))
