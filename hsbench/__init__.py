@@ -10,6 +10,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own takes long to import: no Ctrl-C is handled before the command line's entry point
 
+from hsbench import forks as _forks  # noqa: F401  it must know of every fork from here on
+
 __version__ = "0.1.0"
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill", "__version__"]

@@ -33,7 +33,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) 
 
 def scratch(size: int, device: torch.device | str) -> Tensor:
     """``size`` bytes of workspace, uint8, zeroed: kernels may keep counters there that they reset themselves."""
-    return empty((size,), torch.uint8, device).zero_()
+    workspace = empty((size,), torch.uint8, device)
+    if workspace.device.type != "cpu":
+        return workspace.zero_()
+    # Not by torch: its threads spin for a while afterwards, and a forked child does not have them (hsbench.forks).
+    ctypes.memset(workspace.data_ptr(), 0, size)
+    return workspace
 
 
 @functools.cache

@@ -4,9 +4,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <pthread.h>
 #include <thread>
-#include <unistd.h>
 
 namespace hsb::cpu {
 namespace {
@@ -74,22 +75,21 @@ private:
     std::exception_ptr error_;
 };
 
+// Never destroyed: its workers sleep until the process ends. A forked child inherits the object but not the threads, and
+// perhaps a lock that one of them held, so it forgets this one and makes its own. Nothing on the way to it is a lock,
+// which a fork might leave held: hence no mutex and no local static here.
+std::atomic<Pool *> pool{nullptr};
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+
 }  // namespace
 
 void parallel_for(int threads, std::int64_t items, const std::function<void(std::int64_t, int)> &body) {
-    // Never destroyed: its workers sleep until the process ends. A forked child inherits the object but not the
-    // threads, so it makes its own.
-    static std::mutex making;
-    static Pool *pool = nullptr;
-    static pid_t owner = 0;
-    {
-        std::lock_guard lock(making);
-        if (owner != getpid()) {
-            pool = new Pool;
-            owner = getpid();
-        }
+    Pool *mine = pool.load(std::memory_order_acquire);
+    if (mine == nullptr) {
+        auto fresh = std::make_unique<Pool>();
+        if (pool.compare_exchange_strong(mine, fresh.get())) mine = fresh.release();  // else another thread was first
     }
-    pool->run(threads, items, body);
+    mine->run(threads, items, body);
 }
 
 }  // namespace hsb::cpu

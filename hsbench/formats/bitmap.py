@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench import memory, native
+from hsbench import forks, memory, native
 from hsbench.formats.hierarchical import DTYPES
 from hsbench.prune import check_finite, keep_unstructured, kept_per_token, raise_if_non_finite
 
@@ -56,6 +56,10 @@ class BitmapTensor:
 
     def unpack(self) -> Tensor:
         """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        with forks.torch_operations():
+            return self._unpack()
+
+    def _unpack(self) -> Tensor:
         keep = (self.bitmap.unsqueeze(-1) >> torch.arange(CHUNK, device=self.bitmap.device) & 1).bool()
         rank = keep.cumsum(-1) - 1
         first = (self.offset.to(torch.int64) & 0xFFFFFFFF).unsqueeze(-1) * PAD

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench import memory, native
+from hsbench import forks, memory, native
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.formats import cpu_layout, cuda_layout
 from hsbench.prune import (
@@ -115,6 +115,10 @@ class PagedTensor:
 
     def unpack(self) -> Tensor:
         """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        with forks.torch_operations():
+            return self._unpack()
+
+    def _unpack(self) -> Tensor:
         batch, kv_heads, seq, head_dim = self.shape
         blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.map.device)
         entries = self.map.flatten()
@@ -173,10 +177,12 @@ class HierarchicalKV:
 def check_kv(k: Tensor, v: Tensor) -> None:
     """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair, ``[batch, kv_heads, seq, 64|128]``,
     and :class:`UnavailableError` on a device that no library is for."""
-    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype or k.device != v.device:
+    if k.device != v.device:
+        raise UnsupportedError(f"k is on {k.device}, but v on {v.device}: give v.to('{k.device}')")
+    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
         raise UnsupportedError(
             f"k {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype} must be alike: "
-            "[batch, kv_heads, seq, head_dim], one dtype, one device"
+            "[batch, kv_heads, seq, head_dim], one dtype"
         )
     if k.device.type not in LAYOUTS:
         raise UnavailableError(f"hsbench has no kernels for {k.device.type} tensors: move k and v to cpu or cuda")
