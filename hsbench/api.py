@@ -1,11 +1,16 @@
-"""The public Python API: what a notebook uses. CPU and CUDA tensors alike."""
+"""The public Python API: what a notebook uses. CPU and CUDA tensors alike.
+
+Tensors are plain strided ones: a subclass, a sparse, nested or quantised tensor is refused. There is no backward: while
+gradients are recorded, a tensor that requires one is refused rather than its gradient lost in silence; detach it, or
+call under ``torch.no_grad()``. Lazy negation is resolved, and what is not contiguous is copied. After ``fork()`` all of
+it works in the child, on CPU tensors.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from hsbench import attend
-from hsbench.errors import UsageError
+from hsbench import arguments, attend
 from hsbench.formats.hierarchical import HierarchicalKV, check_kv, compress_kv
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
@@ -36,23 +41,28 @@ def compress(
         The compressed cache, on the device of ``k``.
 
     Raises:
-        UsageError: a sparsity outside 0 to 0.5, a negative sink or local.
-        UnsupportedError: shapes or dtypes that the formats do not hold.
+        UsageError: k or v is no plain tensor or requires a gradient; a sparsity is no number from 0 to 0.5; sink or
+            local is no whole number from 0 on. Names the argument and the remedy.
+        UnsupportedError: shapes or dtypes that the formats do not hold, or k and v on different devices.
         NonFiniteError: K or V holds a NaN or an infinity; names the tensor and the first index.
-        UnavailableError: the native library for the device is missing; the message has the remedy.
+        UnavailableError: the native library for the device is missing, or the device cannot be used in a forked
+            process; the message has the remedy.
     """
+    k, v = arguments.tensor("k", k), arguments.tensor("v", v)
     check_kv(k, v)
-    shares = {
-        "key_sparsity": sparsity if key_sparsity is None else key_sparsity,
-        "value_sparsity": sparsity if value_sparsity is None else value_sparsity,
-    }
-    for name, share in shares.items():
-        if not 0 <= share <= 0.5:
-            raise UsageError(name, share, "2:4 prunes at most half: give 0 to 0.5")
-    for name, tokens in (("sink", sink), ("local", local)):
-        if tokens < 0:
-            raise UsageError(name, tokens, "give a number of tokens, 0 or more")
-    return compress_kv(k, v, sink=sink, local=local, **shares)
+    return compress_kv(
+        k,
+        v,
+        key_sparsity=_share("key_sparsity", key_sparsity, sparsity),
+        value_sparsity=_share("value_sparsity", value_sparsity, sparsity),
+        sink=arguments.tokens("sink", sink),
+        local=arguments.tokens("local", local),
+    )
+
+
+def _share(name: str, own: float | None, both: float) -> float:
+    """The sparsity of one tensor; what is wrong with it is said of the argument that was given."""
+    return arguments.sparsity("sparsity", both) if own is None else arguments.sparsity(name, own)
 
 
 def decode(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
@@ -67,10 +77,12 @@ def decode(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
         pruned K and V, and ``lse [batch, q_heads, 1]``, fp32, the natural log of the sum of exponentials.
 
     Raises:
-        UnsupportedError: q does not fit the cache.
-        UnavailableError: the native library for the device is missing; the message has the remedy.
+        UsageError: q is no plain tensor or requires a gradient, or kv is no compressed cache.
+        UnsupportedError: q does not fit the cache in shape, dtype or device, or has more than one query.
+        UnavailableError: the native library for the device is missing, or the device cannot be used in a forked
+            process; the message has the remedy.
     """
-    call = attend.decode_call(q, kv)
+    call = attend.decode_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()
     return call.out, call.lse
 
@@ -86,9 +98,8 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
         ``out [batch, q_heads, q_len, head_dim]`` in q's dtype and ``lse [batch, q_heads, q_len]``, fp32, natural log.
 
     Raises:
-        UnsupportedError: q does not fit the cache.
-        UnavailableError: the native library for the device is missing; the message has the remedy.
+        UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq.
     """
-    call = attend.prefill_call(q, kv)
+    call = attend.prefill_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()
     return call.out, call.lse

@@ -20,11 +20,12 @@ MAX_GROUP = 16
 def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
     """Raises :class:`UnsupportedError` unless ``q [batch, q_heads, q_len, head_dim]`` fits the cache."""
     batch, kv_heads, seq, head_dim = kv_shape
-    if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != head_dim or q.dtype != dtype or q.device != device:
-        raise UnsupportedError(
-            f"q is {list(q.shape)} {q.dtype} on {q.device}: this cache needs "
-            f"[{batch}, q_heads, q_len, {head_dim}] {dtype} on {device}"
-        )
+    if q.device != device:
+        raise UnsupportedError(f"q is on {q.device}, but the cache on {device}: give q.to('{device}')")
+    if q.dtype != dtype:
+        raise UnsupportedError(f"q is {q.dtype}, but the cache {dtype}: give q.to({dtype})")
+    if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != head_dim:
+        raise UnsupportedError(f"q is {list(q.shape)}: this cache needs [{batch}, q_heads, q_len, {head_dim}]")
     if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= MAX_GROUP:
         raise UnsupportedError(f"q has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
     if not 1 <= q.shape[2] <= seq:

@@ -213,6 +213,7 @@ def test_nbytes() -> None:
         pytest.param(lambda k, v: (k, v[:, :, :-1]), r"must be alike", id="seq"),
         pytest.param(lambda k, v: (k, v[:, :1]), r"must be alike", id="heads"),
         pytest.param(lambda k, v: (k, v.bfloat16()), r"float16 and v .*bfloat16 must be alike", id="dtypes"),
+        pytest.param(lambda k, v: (k, v.to("meta")), r"v on meta: give v\.to\('cpu'\)", id="devices"),
         pytest.param(lambda k, v: (k[0], v[0]), r"\[batch, kv_heads, seq, head_dim\]", id="three dimensions"),
         pytest.param(lambda k, v: (k.float(), v.float()), r"torch\.float32: convert .* torch\.float16", id="float32"),
         pytest.param(lambda k, v: (k.repeat(1, 1, 1, 2)[..., :96],) * 2, r"head_dim must be 64 or 128", id="96"),
@@ -260,14 +261,14 @@ def test_non_finite_tensors_are_named(dtype: torch.dtype, bad: float) -> None:
     [
         pytest.param(lambda q: q[0], r"needs \[1, q_heads, q_len, 64\]", id="three dimensions"),
         pytest.param(lambda q: q.repeat(2, 1, 1, 1), r"needs \[1, q_heads", id="batch"),
-        pytest.param(lambda q: q.repeat(1, 1, 1, 2), r"64\] torch\.float16", id="head_dim"),
-        pytest.param(lambda q: q.bfloat16(), r"torch\.bfloat16 .*torch\.float16", id="dtype"),
+        pytest.param(lambda q: q.repeat(1, 1, 1, 2), r"128\]: this cache needs .*64\]", id="head_dim"),
+        pytest.param(lambda q: q.bfloat16(), r"torch\.bfloat16, .*give q\.to\(torch\.float16\)", id="dtype"),
         pytest.param(lambda q: q[:, :3], r"3 heads: give 1 to 16 times the 2 kv heads", id="3 heads"),
         pytest.param(lambda q: q[:, :1], r"1 heads", id="fewer heads"),
         pytest.param(lambda q: q.repeat(1, 9, 1, 1), r"36 heads", id="a group of 18"),
         pytest.param(lambda q: q[:, :, :0], r"0 queries", id="no query"),
         pytest.param(lambda q: q.repeat(1, 1, 201, 1), r"201 queries", id="more queries than tokens"),
-        pytest.param(lambda q: q.to("meta"), r"on meta", id="device"),
+        pytest.param(lambda q: q.to("meta"), r"on meta, .* cpu: give q\.to\('cpu'\)", id="device"),
     ],
 )
 def test_queries_that_do_not_fit(change, message: str) -> None:
