@@ -41,7 +41,7 @@ _PLACES = {
     "ncu": ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu"),
 }
 #: Python packages that hsbench can do without at a loss.
-PACKAGES = ("nvidia-ml-py", "nvtx")
+PACKAGES = ("nvidia-ml-py", "nvidia-nvtx")
 _DOTTED = re.compile(r"\d+(?:\.\d+)+")
 
 

@@ -22,7 +22,7 @@ def test_here() -> None:
     json.dumps(document(found), allow_nan=False)
     assert found["probes"] == [] and {"cpu", "cuda"} == {row["device"] for row in found["methods"]}
     libraries = {item["name"]: item for item in found["libraries"]}
-    assert {"torch", "cuda", "cudnn", "driver", "nsys", "ncu", "nvcc", "nvtx"} <= set(libraries)
+    assert {"torch", "cuda", "cudnn", "driver", "nsys", "ncu", "nvcc", "nvidia-nvtx"} <= set(libraries)
     assert libraries["nsys"]["version"] is None and "timelines" in libraries["nsys"]["note"]
     assert libraries["ncu"] == {"name": "ncu", "version": "1.2", "note": ""}
     if not native.why_missing("cpu"):

@@ -2,7 +2,7 @@
 
 They nest as run > workload > method > phase, where a phase is prune (and, being one operation with it, compress
 inside it), check, warm-up, prepare (what is untimed before each run) or sample; one sample is one range. Without a
-profiler a range costs well under a microsecond, and without the nvtx package it does nothing. Names are fixed words,
+profiler a range costs well under a microsecond, and without NVTX (see ``nvtx``) it does nothing. Names are fixed words,
 so that a profiler adds up the same range over all rounds; whatever varies (the round) is the payload. No range opens or
 closes between the clock's start and its stop.
 
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from types import ModuleType
 from typing import Any, Literal
+
+from . import nvtx
 
 DOMAIN = "hsbench"
 
@@ -58,7 +59,7 @@ _mirror: Annotate | None = None
 
 @contextmanager
 def recorder() -> Iterator[Recorder]:
-    """Record every range and mark of the block, with or without nvtx."""
+    """Record every range and mark of the block, with or without NVTX."""
     global _recorder
     before, _recorder = _recorder, Recorder()
     try:
@@ -86,17 +87,15 @@ class annotate:  # noqa: N801 - a context manager named like nvtx's own
         payload: the number that varies, if any.
     """
 
-    __slots__ = ("_mirrored", "_name", "_payload", "_range", "_recorder")
+    __slots__ = ("_domain", "_mirrored", "_name", "_payload", "_recorder")
 
     def __init__(self, name: str, payload: Payload = None) -> None:
         self._name, self._payload = name, payload
 
     def __enter__(self) -> annotate:
-        nvtx = _nvtx()
-        self._range: Any = None
-        if nvtx is not None:
-            self._range = nvtx.annotate(self._name, domain=DOMAIN, payload=self._payload)
-            self._range.__enter__()
+        self._domain = _domain()
+        if self._domain is not None:
+            self._domain.push(self._name, self._payload)
         self._mirrored: Any = None
         if _mirror is not None:
             self._mirrored = _mirror(self._name, self._payload)
@@ -113,23 +112,19 @@ class annotate:  # noqa: N801 - a context manager named like nvtx's own
             self._recorder.stack.pop()
         if self._mirrored is not None:
             self._mirrored.__exit__(*exc)
-        if self._range is not None:
-            self._range.__exit__(*exc)
+        if self._domain is not None:
+            self._domain.pop()
 
 
 def mark(name: str, payload: Payload = None) -> None:
     """A point in time, of that name."""
-    nvtx = _nvtx()
-    if nvtx is not None:
-        nvtx.mark(name, domain=DOMAIN, payload=payload)
+    domain = _domain()
+    if domain is not None:
+        domain.mark(name, payload)
     if _recorder is not None:
         _recorder.events.append(Event("mark", (*_recorder.stack, name), payload))
 
 
 @cache
-def _nvtx() -> ModuleType | None:
-    try:
-        import nvtx
-    except Exception:  # a broken install of an optional package must not stop a measurement
-        return None
-    return nvtx
+def _domain() -> nvtx.Domain | None:
+    return nvtx.open_domain(DOMAIN)

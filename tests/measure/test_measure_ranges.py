@@ -1,21 +1,19 @@
-"""Ranges nest, close on errors, reach nvtx with their payload, and do nothing without it."""
+"""Ranges nest, close on errors, reach NVTX with their payload, and do nothing without it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
-from hsbench.measure import ranges
+from hsbench.measure import nvtx, ranges
 
 
 @pytest.fixture(autouse=True)
 def fresh_lookup() -> Iterator[None]:
-    ranges._nvtx.cache_clear()
+    ranges._domain.cache_clear()
     yield
-    ranges._nvtx.cache_clear()
+    ranges._domain.cache_clear()
 
 
 def test_ranges_nest_and_marks_lie_in_them():
@@ -62,36 +60,33 @@ def test_a_range_open_across_the_end_of_a_recorder_stays_consistent():
     assert [event.kind for event in recorder.events] == ["open", "close"]
 
 
-def test_nvtx_gets_domain_name_and_payload(monkeypatch):
-    calls: list[object] = []
+class Domain:
+    """Keeps what it is told."""
 
-    class Range:
-        def __init__(self, name: str, *, domain: str, payload: object) -> None:
-            calls.append((name, domain, payload))
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
 
-        def __enter__(self) -> None:
-            calls.append("enter")
+    def push(self, name: str, payload: object) -> None:
+        self.calls.append(("push", name, payload))
 
-        def __exit__(self, *exc: object) -> None:
-            calls.append("exit")
+    def pop(self) -> None:
+        self.calls.append(("pop",))
 
-    def mark(name: str, *, domain: str, payload: object) -> None:
-        calls.append(("mark", name, domain, payload))
+    def mark(self, name: str, payload: object) -> None:
+        self.calls.append(("mark", name, payload))
 
-    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=Range, mark=mark))
-    with ranges.annotate("sample", 3):
+
+def test_nvtx_gets_names_and_payloads_in_our_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains = {"hsbench": Domain()}
+    monkeypatch.setattr(nvtx, "open_domain", domains.pop)
+    with ranges.annotate("sample", 3) as opened:
         ranges.mark("here", 1.5)
-    assert calls == [("sample", "hsbench", 3), "enter", ("mark", "here", "hsbench", 1.5), "exit"]
+    assert domains == {}, "opened once"
+    assert opened._domain.calls == [("push", "sample", 3), ("mark", "here", 1.5), ("pop",)]
 
 
-def test_without_nvtx_nothing_happens(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nvtx", None)  # import raises ImportError
+def test_without_a_tool_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvtx, "open_domain", lambda name: None)
     with ranges.recorder() as recorder, ranges.annotate("a", 1):
         ranges.mark("b")
     assert recorder.opened() == ["a"]
-
-
-def test_the_real_nvtx_accepts_what_it_is_given():
-    pytest.importorskip("nvtx")
-    with ranges.annotate("a", 1), ranges.annotate("b", 2.5), ranges.annotate("c"):
-        ranges.mark("d", 3)
