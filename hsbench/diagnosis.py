@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hsbench import machine, measure, native, software
+from hsbench.profiling import PROFILERS
 from hsbench.workload import PHASES
 
 
@@ -30,6 +31,7 @@ def diagnose(probe: bool) -> dict[str, Any]:
     if telemetry.missing:
         what, _, why = telemetry.missing.removeprefix("no ").partition(": ")
         missing.append({"what": what, "why": why, "remedy": ""})
+    missing += _profilers()
     return {
         "machine": machine.hardware(device, telemetry),
         "now": _now(telemetry) if has_gpu else {},
@@ -71,6 +73,16 @@ def _now(telemetry: measure.Telemetry) -> dict[str, Any]:
         "shared": telemetry.shared,
         "other_processes": None if others is None else [dataclasses.asdict(process) for process in others],
     }
+
+
+def _profilers() -> list[dict[str, str]]:
+    """Profilers that are installed and would fail all the same; those that are not are among the libraries."""
+    items = []
+    for name, profiler in PROFILERS.items():
+        if software.find_tool(name) is not None and (reason := profiler().missing()):
+            why, _, remedy = reason.rpartition(": ")
+            items.append({"what": f"reports by {name}", "why": why, "remedy": remedy})
+    return items
 
 
 def _cpu_code() -> dict[str, Any] | None:

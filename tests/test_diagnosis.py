@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from hsbench import diagnosis, machine, measure, native, software
+from hsbench import diagnosis, machine, measure, native, profiling, software
 from hsbench.report.doctor import document
 
 
@@ -31,6 +31,23 @@ def test_here() -> None:
         assert found["code"]["cpu"]["verdict"] == f"{native.best_isa()} is used"
     if not torch.cuda.is_available():
         assert found["now"] == {}
+
+
+def test_a_profiler_that_is_here_and_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said beforehand; of one that is not here the libraries tell."""
+    monkeypatch.setattr(software, "find_tool", lambda name: "/usr/bin/nsys" if name == "nsys" else None)
+    monkeypatch.setattr(measure.nvtx, "why_missing", lambda: "nvidia-nvtx is not installed: pip install nvidia-nvtx")
+    monkeypatch.setattr(profiling.base, "find_tool", software.find_tool)
+    assert [item for item in diagnosis.diagnose(probe=False)["missing"] if item["what"].startswith("reports by")] == [
+        {
+            "what": "reports by nsys",
+            "why": "nsys would hear of none of hsbench's ranges, as nvidia-nvtx is not installed",
+            "remedy": "pip install nvidia-nvtx",
+        }
+    ]
+    monkeypatch.setattr(measure.nvtx, "why_missing", lambda: None)
+    found = diagnosis.diagnose(probe=False)
+    assert not any(item["what"].startswith("reports by") for item in found["missing"])
 
 
 def test_kernels_by_name_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
             except ProfilerError as error:
                 say(*(f"  | {line}" for line in error.output.splitlines()))
                 raise
-            say(f"profile    {job.report}", *(f"           {line}" for line in summary_lines(lines)))
+            table = summary_lines(lines, profiler.work(job.device))
+            say(f"profile    {job.report}", *(f"           {line}" for line in table))
             say(f"           profiled run, no timing: shares are of a method's time under {profiler.name}")
             say(f"open       {profiler.how_to_open(job.report)}")
 

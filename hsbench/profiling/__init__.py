@@ -20,7 +20,7 @@ from hsbench.profiling.nsys import Nsys
 from hsbench.profiling.summary import summary_lines
 from hsbench.profiling.torch_trace import TorchTrace
 
-__all__ = ["PROFILERS", "Job", "Profiler", "choose", "report_stem", "summary_lines", "unused_stem"]
+__all__ = ["PROFILERS", "Job", "Nsys", "Profiler", "choose", "report_stem", "summary_lines", "unused_stem"]
 
 PROFILERS: dict[str, type[Profiler]] = {profiler.name: profiler for profiler in (Nsys, Ncu, TorchTrace)}
 """By the name that ``--profiler`` takes; the first is the one to take where nobody asks."""

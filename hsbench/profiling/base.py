@@ -98,6 +98,14 @@ class Profiler(ABC):
             ProfilerError: the report cannot be read.
         """
 
+    def no_report(self, device: str) -> str | None:
+        """What to think of first where a run on that device ends well and leaves no report at all; None for nothing."""
+        return None
+
+    def work(self, device: str) -> str:
+        """What one line of its summary is of."""
+        return "kernel"
+
     def how_to_open(self, report: Path) -> str:
         """The command, or the page, that shows the report."""
         return f"{self.name}-ui {shlex.quote(str(report))}"
@@ -123,11 +131,12 @@ class Profiler(ABC):
             remove_reports(job.stem)
             raise
         if not job.report.is_file():
-            raise ProfilerError(f"{self.name} left no report {job.report}", output)
+            why = self.no_report(job.device)
+            raise ProfilerError(f"{self.name} left no report {job.report}{f': {why}' if why else ''}", output)
         if job.report.stat().st_size == 0:
             raise ProfilerError(f"{self.name} left an empty report {job.report}", output)
         lines = self.lines(job)
-        if not lines and self.little_to_see(job.device) is None:
+        if not lines:
             raise ProfilerError(f"the report {job.report} holds no sample of {', '.join(job.methods)}", output)
         return lines
 

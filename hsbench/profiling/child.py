@@ -15,6 +15,9 @@ from pathlib import Path
 _UNDER = "HSBENCH_PROFILED"  # "nsys 3": the profiler, and samples of each method
 _REPORT = "HSBENCH_PROFILE_REPORT"  # where a profiler inside the process writes its report
 
+#: The range around all that a profiler should record, where it goes by ranges.
+CAPTURE = "profiled"
+
 
 @dataclass(frozen=True)
 class Orders:
@@ -45,16 +48,17 @@ def recording(orders: Orders, device: str) -> Iterator[None]:
 
     ncu takes few launches, so that a sample's preparation (poisoned outputs, flushed caches) must not be among them.
     It is told when, through CUDA's own calls: a choice by NVTX range would find nothing wherever a range fails to
-    reach ncu, with the nvtx package missing or its messages going unheard.
+    reach ncu, with NVTX missing or its messages going unheard. On a CPU there are no such calls: nsys goes by a range.
     """
     if orders.profiler == "torch":
         with _torch_trace(orders.report, device):
             yield
         return
-    import torch
+    if not device.startswith("cuda"):
+        from hsbench.measure import annotate
 
-    if not torch.cuda.is_available():  # nothing to open the capture with, and no kernels to see
-        yield
+        with annotate(CAPTURE):
+            yield
     elif orders.profiler == "ncu":
         from hsbench.measure import mirrored
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import tempfile
+from pathlib import Path
 
+from hsbench.measure import nvtx
 from hsbench.measure.ranges import DOMAIN
-from hsbench.profiling.base import Job, Program, ask
-from hsbench.profiling.summary import Line, Span, joined, short_name
+from hsbench.profiling.base import Job, ProfilerError, Program, ask
+from hsbench.profiling.child import CAPTURE
+from hsbench.profiling.nsys_export import read_export
+from hsbench.profiling.summary import Line
 
-_REPORTS = ("nvtx_gpu_proj_trace", "cuda_gpu_trace")
+_IMPORTER = "QdstrmImporter"  # makes the report of what was recorded
 
 
 class Nsys(Program):
@@ -16,76 +20,79 @@ class Nsys(Program):
     product = "Nsight Systems"
     suffix = ".nsys-rep"
 
+    def missing(self) -> str | None:
+        if reason := super().missing():
+            return reason
+        if reason := nvtx.why_missing():
+            return f"nsys would hear of none of hsbench's ranges, as {reason}"
+        return _without_importer(Path(self.path))
+
     def little_to_see(self, device: str) -> str | None:
         if device.startswith("cuda"):
             return None
-        return "nsys shows CUDA work and this run is on the CPU"
+        return "nsys shows CUDA work and this run is on the CPU, of which it shows our ranges and calls into the OS"
+
+    def work(self, device: str) -> str:
+        return "kernel" if device.startswith("cuda") else "OS call"
+
+    def no_report(self, device: str) -> str | None:
+        return None if device.startswith("cuda") else f"none of hsbench's ranges reached it ({_DEAF})"
 
     def command(self, job: Job) -> list[str]:
+        # Recorded is what lies between the first sample and the last. CUDA's own calls open the capture where there is
+        # CUDA: that needs no range to get through, and a time line of kernels alone is still worth having. On a CPU
+        # they would never be made. There a range opens it, without which the report would hold nothing of ours anyway.
+        if job.device.startswith("cuda"):
+            what = ["--trace=cuda,nvtx", "--capture-range=cudaProfilerApi", "--cuda-graph-trace=node"]
+        else:
+            what = ["--trace=nvtx,osrt", "--capture-range=nvtx", f"--nvtx-capture={CAPTURE}@{DOMAIN}"]
         return [
             self.path,
             "profile",
-            "--trace=cuda,nvtx",
-            "--sample=none",
-            "--cpuctxsw=none",
-            "--capture-range=cudaProfilerApi",
+            *what,
             "--capture-range-end=stop",
-            "--cuda-graph-trace=node",
+            "--sample=none",
+            "--cpuctxsw=none",  # 2022.4 hangs with it where there are no perf events, in a container, say
             f"--output={job.stem}",  # nsys adds the suffix
             *job.command,
         ]
 
     def lines(self, job: Job) -> list[Line]:
-        options = ["--force-export=true", f"--report={','.join(_REPORTS)}", "--format=csv"]
-        return ask([self.path, "stats", *options, str(job.report)], parse_stats)
+        # Read from the export, not from what nsys says: the names and columns of its own reports differ by version
+        # (gputrace, cuda_gpu_trace, ...); the tables that they are made of do not, from 2022.4 on at least.
+        with tempfile.TemporaryDirectory() as folder:
+            export = Path(folder) / "report.sqlite"
+            options = ["--type=sqlite", "--force-overwrite=true", f"--output={export}"]
+            said = ask([self.path, "export", *options, str(job.report)], str)
+            if not export.is_file():
+                raise ProfilerError(f"nsys exported nothing from the report {job.report}", said)
+            has_ranges, lines = read_export(export, job.device)
+        if not has_ranges:
+            raise ProfilerError(f"the report {job.report} holds none of hsbench's ranges ({_DEAF})", said)
+        return lines
+
+    def remedy(self, output: str) -> str | None:
+        if "importer binary" not in output:
+            return None
+        return f"this nsys ({self.path}) lacks {_IMPORTER}, or a library of its, to make a report with; reinstall it"
 
 
-def parse_stats(output: str) -> list[Line]:
-    """Kernels by method, from what ``nsys stats`` prints of our two reports as CSV.
+#: What to do where NVTX is here, and nsys hears nothing of it all the same.
+_DEAF = "update Nsight Systems, unset NVTX_INJECTION64_PATH if you set it, or give --profiler torch"
 
-    A range on the GPU's time line runs from the first kernel that was launched in it to the end of the last. So a
-    kernel belongs to the sample in whose stretch it lies, and the sample to the method whose range is its parent.
 
-    Raises:
-        ValueError, KeyError: not such a text.
+def _without_importer(program: Path) -> str | None:
+    """Why an nsys as Debian packages it leaves no report, with the remedy; None for one that does, or another's.
+
+    Debian splits it over ``/usr/lib/nsight-systems`` and, the folder in which nsys looks for its importer,
+    ``/usr/lib/x86_64-linux-gnu/nsight-systems``; no package makes the link between them.
     """
-    ranges: list[dict[str, str]] = []
-    work: list[dict[str, str]] = []
-    for table in _tables(output):
-        if "Projected Start (ns)" in table[0]:
-            ranges = table
-        elif "CorrId" in table[0]:
-            work = table
-    named = {row["RangeId"]: _own_name(row["Name"]) for row in ranges if row["RangeId"].isdigit()}
-    samples = [
-        _span(named[row["ParentId"]], row["Projected Start (ns)"], row["Projected Duration (ns)"])
-        for row in ranges
-        if _own_name(row["Name"]) == "sample" and row["ParentId"] in named
-    ]
-    kernels = (_span(short_name(row["Name"]), row["Start (ns)"], row["Duration (ns)"]) for row in work)
-    return joined(kernels, samples)
-
-
-def _tables(output: str) -> list[list[dict[str, str]]]:
-    """The tables in a text: each begins with a line of headings, two of which are in ns, and ends with an empty line
-    or another table. What nsys says of its own work in between is none."""
-    tables: list[list[str]] = []
-    inside = False
-    for line in output.splitlines():
-        if line.count("(ns)") >= 2:
-            tables.append([line])
-            inside = True
-        elif not line.strip() or line.startswith(("Processing ", "NOTICE", "SKIPPED", "WARNING", "ERROR")):
-            inside = False
-        elif inside:
-            tables[-1].append(line)
-    return [list(csv.DictReader(table)) for table in tables if len(table) > 1]
-
-
-def _own_name(name: str) -> str:
-    """A range's name without its domain, which newer versions put before it."""
-    return name.strip().removeprefix(f"{DOMAIN}:").removeprefix(":")
-
-
-def _span(name: str, start: str, duration: str) -> Span:
-    return Span(name, float(start), float(start) + float(duration))
+    target = program.resolve().parent.parent
+    host = target.parent.parent / target.name
+    if target.name != "nsight-systems" or target.parent.parent.name != "lib":
+        return None
+    if any(target.glob(f"host-linux-*/{_IMPORTER}")):
+        return None
+    found = next(host.glob(f"host-linux-*/{_IMPORTER}"), None)
+    how = f"ln -s {found.parent} {target}/" if found else "apt-get install nsight-systems"
+    return f"nsys does not find its {_IMPORTER}, without which it leaves no report: {how}"

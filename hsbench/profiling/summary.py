@@ -47,6 +47,19 @@ class Span:
     busy: float | None = None
 
 
+def with_unseen(lines: Iterable[Line], samples: Sequence[Span], unseen: str) -> list[Line]:
+    """The lines, and one more per method (one call a sample) for what of its samples they leave over."""
+    whole: dict[str, list[float]] = {}
+    for sample in samples:
+        whole.setdefault(sample.name, []).append(sample.end - sample.start)
+    seen = list(lines)
+    for method, spans in whole.items():
+        left = sum(spans) - sum(line.busy for line in seen if line.method == method)
+        if left > _LEAST * sum(spans):
+            seen.append(Line(method, unseen, len(spans), left))
+    return by_share(seen, [sample.name for sample in samples])
+
+
 def joined(work: Iterable[Span], samples: Sequence[Span]) -> list[Line]:
     """The work by method and kernel, from the largest share down.
 
@@ -86,9 +99,13 @@ def short_name(kernel: str) -> str:
     return plain.split(" ")[-1].rpartition("::")[2] or kernel
 
 
-def summary_lines(lines: Sequence[Line]) -> list[str]:
-    """A table of few lines, no times in it: method, kernel, calls, its share of the method's time, metrics."""
-    rows = [["method", "kernel", "calls", "share", *_headings(lines)]]
+def summary_lines(lines: Sequence[Line], work: str = "kernel") -> list[str]:
+    """A table of few lines, no times in it: method, kernel, calls, its share of the method's time, metrics.
+
+    Args:
+        work: the heading over what the lines are of.
+    """
+    rows = [["method", work, "calls", "share", *_headings(lines)]]
     for method in dict.fromkeys(line.method for line in lines):
         own = [line for line in lines if line.method == method]
         whole = sum(line.busy for line in own)

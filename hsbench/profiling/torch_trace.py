@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hsbench.profiling.base import Job, Profiler, ProfilerError
-from hsbench.profiling.summary import Line, Span, by_share, joined, short_name
+from hsbench.profiling.summary import Line, Span, joined, short_name, with_unseen
 
 #: What of a sample no operator covers. Our own kernels on the CPU are called past torch, so that they are all of it.
 _UNSEEN = "outside torch (compiled code, Python)"
@@ -29,6 +29,9 @@ class TorchTrace(Profiler):
         except (ValueError, KeyError) as error:
             raise ProfilerError(f"the trace {job.report} cannot be read ({error})") from error
         return parse_trace(events, job.device)
+
+    def work(self, device: str) -> str:
+        return "kernel" if device.startswith("cuda") else "operator"
 
     def how_to_open(self, report: Path) -> str:
         return f"https://ui.perfetto.dev (Open trace file), or chrome://tracing: {report}"
@@ -64,14 +67,7 @@ def parse_trace(events: list[Event], device: str) -> list[Line]:
     operators = [
         event for event in events if event.get("cat") == "cpu_op" and (event["pid"], event["tid"]) in threads
     ]
-    lines = joined(_without_inner(operators), spans)
-    for method in dict.fromkeys(span.name for span in spans):
-        own = [span for span in spans if span.name == method]
-        whole = sum(span.end - span.start for span in own)
-        unseen = whole - sum(line.busy for line in lines if line.method == method)
-        if unseen > 0.01 * whole:
-            lines.append(Line(method, _UNSEEN, len(own), unseen))
-    return by_share(lines, [span.name for span in spans])
+    return with_unseen(joined(_without_inner(operators), spans), spans, _UNSEEN)
 
 
 def _kernels(events: list[Event], samples: list[Span]) -> list[Line]:

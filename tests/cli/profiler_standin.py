@@ -2,17 +2,20 @@
 
 Installed by copying under the tool's name (see ``install``). The variables say what it does besides:
     STANDIN_LOG     file to which each command line is added, as a line of JSON
-    STANDIN_MODE    ok; empty or missing (the report); fails; forbidden (ncu's counters); stats-fail
+    STANDIN_MODE    ok; empty or missing (the report); fails; forbidden (ncu's counters); no-importer (nsys);
+                    read-fails, or no-export (nsys), where the tool is asked what a report holds
     STANDIN_RUN     "" leaves the command out
-    STANDIN_STATS   file that is printed where the tool is asked for a summary
+    STANDIN_HOLDS   file with that: ncu's raw page, or nsys's export as SQL
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 #: Options of the real tools that are followed by a value of their own.
@@ -33,9 +36,16 @@ def main() -> int:
     with open(os.environ["STANDIN_LOG"], "a") as log:
         log.write(json.dumps([tool, *words]) + "\n")
     mode = os.environ.get("STANDIN_MODE", "ok")
-    if "stats" in words[:1] or "--import" in words:
-        print(Path(os.environ["STANDIN_STATS"]).read_text())
-        return 3 if mode == "stats-fail" else 0
+    if "--import" in words:
+        print(Path(os.environ["STANDIN_HOLDS"]).read_text())
+        return 3 if mode == "read-fails" else 0
+    if words[0] == "export":
+        (output,) = [word.removeprefix("--output=") for word in words if word.startswith("--output=")]
+        if mode == "ok":
+            with closing(sqlite3.connect(output)) as export:
+                export.executescript(Path(os.environ["STANDIN_HOLDS"]).read_text())
+        print("words of the export")
+        return 3 if mode == "read-fails" else 0
     words = words[1:] if tool == "nsys" else words
     options: dict[str, str] = {}
     while words and words[0].startswith("-"):
@@ -45,6 +55,10 @@ def main() -> int:
     if mode == "forbidden":
         print("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU counters")
         return 1
+    if mode == "no-importer":
+        print("Importer error status: The importer binary and its dependencies were not found.")
+        Path(options["--output"] + ".qdstrm").write_bytes(b"records")
+        return 0
     if mode == "fails":
         print("first words\n\nthe tool's last words", file=sys.stderr)
         Path(report).write_bytes(b"half a report")

@@ -23,6 +23,7 @@ from hsbench import profiling, software
 from hsbench.cli.handoff import command_of
 from hsbench.cli.main import main
 from hsbench.cli.request import Request, plan_one, plan_sweep
+from hsbench.measure import nvtx
 
 Run = Callable[..., object]
 DATA = Path(__file__).parents[1] / "profiling" / "data"
@@ -38,16 +39,17 @@ class Standin:
         monkeypatch.setenv("STANDIN_LOG", str(self._log))
         monkeypatch.setenv("STANDIN_RUN", "")
         monkeypatch.chdir(root)
-        # No tool that is really here.
+        # No tool that is really here; and NVTX, whether it is or not.
         monkeypatch.setattr(software, "_PLACES", {})
+        monkeypatch.setattr(nvtx, "why_missing", lambda: None)
         (root / "bin").mkdir()
         monkeypatch.setenv("PATH", str(root / "bin"))
 
     def install(self, name: str, mode: str = "ok") -> None:
         profiler_standin.install(self._root / "bin", name)
-        stats = {"nsys": "nsys_stats.csv", "ncu": "ncu_raw.csv"}[name]
+        holds = {"nsys": "nsys_export.sql", "ncu": "ncu_raw.csv"}[name]
         self._monkeypatch.setenv("STANDIN_MODE", mode)
-        self._monkeypatch.setenv("STANDIN_STATS", str(DATA / stats))
+        self._monkeypatch.setenv("STANDIN_HOLDS", str(DATA / holds))
 
     def run_the_command(self) -> None:
         self._monkeypatch.setenv("STANDIN_RUN", "1")
@@ -118,6 +120,45 @@ def test_nsys_on_the_cpu_is_done_and_warned_of(hsbench: Run, bench: object, stan
     ran = hsbench("decode", "--profiler", "nsys")
     assert ran.code == 0
     assert "hsbench: warning: --profiler nsys: nsys shows CUDA work and this run is on the CPU" in ran.err
+    table = ran.err[ran.err.index("profile    ") :].splitlines()
+    assert [line.split()[-3:] for line in table[1:4]] == [
+        ["call", "calls", "share"],
+        ["Python)", "2", "95%"],
+        ["pthread_cond_wait", "1", "5%"],
+    ]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nsys_that_would_hear_no_range_is_said_before_anything_runs(
+    hsbench: Run, bench: object, standin: Standin, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    bench.cuda = device == "cuda"
+    standin.install("nsys")
+    monkeypatch.setattr(nvtx, "why_missing", lambda: "nvidia-nvtx is not installed: pip install nvidia-nvtx")
+    ran = hsbench("decode", "--profiler", "nsys", "--device", device)
+    assert (ran.code, bench.calls, ran.err.count("\n")) == (4, [], 1)
+    assert "as nvidia-nvtx is not installed: pip install nvidia-nvtx; or give --profiler torch" in ran.err
+
+
+def test_nsys_as_debian_splits_it(
+    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program looks for its importer beside itself, where no package puts it."""
+    bench.cuda = True
+    standin.install("nsys")
+    target, host = (tmp_path / "lib" / place / "nsight-systems" for place in ("x86_64-linux-gnu", ""))
+    for folder in (target / "target-linux-x64", host / "host-linux-x64"):
+        folder.mkdir(parents=True)
+    (tmp_path / "bin" / "nsys").rename(target / "target-linux-x64" / "nsys")
+    (tmp_path / "bin" / "nsys").symlink_to(target / "target-linux-x64" / "nsys")
+    ran = hsbench("decode", "--profiler", "nsys")
+    assert (ran.code, bench.calls) == (4, []) and "apt-get install nsight-systems" in ran.err
+    (host / "host-linux-x64" / "QdstrmImporter").touch()
+    ran = hsbench("decode", "--profiler", "nsys")
+    link = f"ln -s {host}/host-linux-x64 {target}/"
+    assert (ran.code, bench.calls) == (4, []) and f"without which it leaves no report: {link};" in ran.err
+    subprocess.run(link.split(), check=True, env={"PATH": os.defpath})
+    assert hsbench("decode", "--profiler", "nsys").code == 0
 
 
 def test_a_tool_beside_the_path_is_found(
@@ -173,18 +214,31 @@ def test_the_command_line_of_nsys(hsbench: Run, bench: object, standin: Standin)
     bench.cuda = True
     standin.install("nsys")
     hsbench("decode", "--seq", "128k", "--sparsity", "0.5", "--profile")
-    profile, stats = standin.asked
+    profile, export = standin.asked
     stem = "profiles/out/decode-Llama-3.1-8B-128k-b1-fp16-s0.5"
     assert profile == [
-        "nsys", "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none", "--capture-range=cudaProfilerApi",
-        "--capture-range-end=stop", "--cuda-graph-trace=node", f"--output={stem}",
+        "nsys", "profile", "--trace=cuda,nvtx", "--capture-range=cudaProfilerApi", "--cuda-graph-trace=node",
+        "--capture-range-end=stop", "--sample=none", "--cpuctxsw=none", f"--output={stem}",
         sys.executable, "-m", "hsbench", "decode", "--seq", "131072", "--batch", "1", "--q-heads", "32",
         "--kv-heads", "8", "--head-dim", "128", "--dtype", "fp16", "--key-sparsity", "0.5", "--value-sparsity", "0.5",
         "--sink", "0", "--local", "0", "--seed", "0", "--methods", "dense,hierarchical", "--device", "cuda",
         "--cache", "cold", "--workload", "Llama-3.1-8B", "--tensors", "gaussian",
     ]  # fmt: skip
-    reports = "--report=nvtx_gpu_proj_trace,cuda_gpu_trace"
-    assert stats == ["nsys", "stats", "--force-export=true", reports, "--format=csv", f"{stem}.nsys-rep"]
+    assert export[:4] == ["nsys", "export", "--type=sqlite", "--force-overwrite=true"]
+    assert export[5:] == [f"{stem}.nsys-rep"] and not Path(export[4].removeprefix("--output=")).exists()
+    assert standin.files == [f"{Path(stem).name}.nsys-rep"], "nothing but the report is left"
+
+
+def test_the_command_line_of_nsys_on_the_cpu(hsbench: Run, bench: object, standin: Standin) -> None:
+    """Nothing calls cudaProfilerStart there: a capture that waits for it would leave no report."""
+    standin.install("nsys")
+    hsbench("prefill", "--seq", "1k", "--profiler", "nsys")
+    profile, _ = standin.asked
+    assert profile[: profile.index(sys.executable)] == [
+        "nsys", "profile", "--trace=nvtx,osrt", "--capture-range=nvtx", "--nvtx-capture=profiled@hsbench",
+        "--capture-range-end=stop", "--sample=none", "--cpuctxsw=none",
+        "--output=profiles/out/prefill-Llama-3.1-8B-1k-b1-fp16-s0.5",
+    ]  # fmt: skip
 
 
 def test_the_command_lines_of_ncu(hsbench: Run, bench: object, standin: Standin) -> None:
@@ -337,7 +391,8 @@ def test_a_replay_can_be_profiled(hsbench: Run, bench: object, standin: Standin)
         ("empty", "left an empty report profiles/out/decode-"),
         ("missing", "left no report profiles/out/decode-"),
         ("fails", "the run under nsys ended with exit code 7"),
-        ("stats-fail", "nsys stats --force-export=true"),
+        ("read-fails", "nsys export --type=sqlite"),
+        ("no-export", "nsys exported nothing from the report profiles/out/decode-"),
     ],
 )
 def test_a_report_that_is_none_is_an_error(
@@ -355,17 +410,40 @@ def test_a_report_that_is_none_is_an_error(
         assert standin.files == [], "half a report is no report"
 
 
-def test_a_report_without_a_sample_is_an_error(
-    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("DELETE FROM NVTX_EVENTS WHERE eventType = 59", "holds none of hsbench's ranges (update Nsight Systems, "),
+        ("DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL", "holds no sample of dense, hierarchical"),
+    ],
+)
+def test_a_report_without_ranges_or_work_is_an_error(
+    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    sql: str, message: str,
+) -> None:  # fmt: skip
     bench.cuda = True
     standin.install("nsys")
-    nothing = tmp_path / "nothing.csv"
-    nothing.write_text("SKIPPED: profiles/out/x.sqlite does not contain CUDA trace data.\n")
-    monkeypatch.setenv("STANDIN_STATS", str(nothing))
+    lacking = tmp_path / "lacking.sql"
+    lacking.write_text(f"{(DATA / 'nsys_export.sql').read_text()}\n{sql};")
+    monkeypatch.setenv("STANDIN_HOLDS", str(lacking))
     ran = hsbench("decode", "--profile")
-    assert ran.code == 1 and "holds no sample of dense, hierarchical" in ran.err
-    assert "  | SKIPPED" in ran.err or "  | Generated" in ran.err
+    assert ran.code == 1 and message in ran.err.splitlines()[-1]
+    assert "  | words of the export" in ran.err or "  | Generated" in ran.err
+
+
+def test_on_the_cpu_no_report_means_that_no_range_arrived(hsbench: Run, bench: object, standin: Standin) -> None:
+    standin.install("nsys", "missing")
+    ran = hsbench("decode", "--profiler", "nsys")
+    assert ran.code == 1
+    assert "none of hsbench's ranges reached it (update Nsight Systems, " in ran.err.splitlines()[-1]
+
+
+def test_nsys_without_its_importer(hsbench: Run, bench: object, standin: Standin) -> None:
+    bench.cuda = True
+    standin.install("nsys", "no-importer")
+    ran = hsbench("decode", "--profile")
+    assert (ran.code, standin.files) == (4, [])
+    assert "lacks QdstrmImporter" in ran.err.splitlines()[-1] and "reinstall it" in ran.err
 
 
 def test_counters_that_the_driver_keeps(hsbench: Run, bench: object, standin: Standin) -> None:

@@ -61,11 +61,16 @@ def test_the_capture_ends_with_a_run_that_fails(log: list[str], profiler: str) -
     assert log.count("start") == log.count("stop") == 1 and log[-1] == "stop"
 
 
-@pytest.mark.parametrize("profiler", ["nsys", "ncu"])
-def test_without_a_gpu_nothing_is_captured(
-    log: list[str], profiler: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_on_the_cpu_a_range_takes_the_place_of_cuda(
+    log: list[str], has_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with child.recording(child.Orders(profiler, 1, Path("unused")), "cpu"), measure.annotate("sample"):
+    """Where there is a GPU beside, too: the capture that nsys was told to open is that of the run's device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    with (
+        measure.recorder() as recorder,
+        child.recording(child.Orders("nsys", 1, Path("unused")), "cpu"),
+        measure.annotate("sample"),
+    ):
         pass
-    assert log == []
+    assert log == [] and recorder.opened() == ["profiled", "profiled/sample"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from hsbench.profiling.base import ProfilerError
 from hsbench.profiling.ncu import parse_raw
-from hsbench.profiling.nsys import parse_stats
+from hsbench.profiling.nsys_export import read_export
 from hsbench.profiling.summary import Line, Span, joined, short_name, summary_lines
 from hsbench.profiling.torch_trace import parse_trace
 
@@ -60,22 +63,68 @@ EXPECTED = [
 ]
 
 
-def test_kernels_of_nsys_by_method() -> None:
-    """The memset and the fill, which lie in no sample, are left out."""
-    assert told(parse_stats((DATA / "nsys_stats.csv").read_text())) == EXPECTED
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    path = tmp_path / "an export?.sqlite"
+    change(path, (DATA / "nsys_export.sql").read_text())
+    return path
 
 
-@pytest.mark.parametrize("domain", ["", ":"])
-def test_nsys_of_other_versions(domain: str) -> None:
-    """Names without the domain; reports in the other order; no empty line between them."""
-    text = (DATA / "nsys_stats.csv").read_text().replace("hsbench:", domain)
-    first, second = (part for part in text.split("Processing ")[1:])
-    assert told(parse_stats(f"Processing {second.strip()}\nProcessing {first}")) == EXPECTED
+def change(export: Path, sql: str) -> None:
+    with closing(sqlite3.connect(export)) as database:
+        database.executescript(sql)
 
 
-@pytest.mark.parametrize("said", ["", "SKIPPED: x.sqlite does not contain NV Tools Extension (NVTX) data.\n"])
-def test_nsys_without_anything(said: str) -> None:
-    assert parse_stats(said) == []
+def test_kernels_of_nsys_by_method(export: Path) -> None:
+    """The memset and the fill, which lie in no sample, are left out, and so are ranges of another domain."""
+    has_ranges, lines = read_export(export, "cuda")
+    assert has_ranges and told(lines) == EXPECTED
+
+
+def test_calls_into_the_os_by_method(export: Path) -> None:
+    """Of the thread that ran the samples; a call inside a call is part of it."""
+    has_ranges, lines = read_export(export, "cpu")
+    unseen = "outside the OS (compiled code, Python)"
+    assert has_ranges and told(lines) == [
+        ("dense", unseen, 2, 2 * 2850.0 - 285),
+        ("dense", "pthread_cond_wait", 1, 285.0),
+        ("sdpa:flash", unseen, 1, 1450.0 - 290),
+        ("sdpa:flash", "pthread_mutex_lock", 1, 290.0),
+    ]
+
+
+def test_nsys_without_calls_into_the_os(export: Path) -> None:
+    change(export, "DROP TABLE OSRT_API")
+    assert [(line.method, line.calls) for line in read_export(export, "cpu")[1]] == [("dense", 2), ("sdpa:flash", 1)]
+
+
+def test_nsys_keeps_a_domains_name_with_the_strings(export: Path) -> None:
+    change(
+        export,
+        "INSERT INTO StringIds VALUES (30, 'hsbench');"
+        "UPDATE NVTX_EVENTS SET text = NULL, textId = 30 WHERE text = 'hsbench'",
+    )
+    assert told(read_export(export, "cuda")[1]) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("DELETE FROM NVTX_EVENTS WHERE eventType = 59", (False, [])),  # a domain and nothing in it
+        ("UPDATE NVTX_EVENTS SET domainId = 2 WHERE eventType = 59", (False, [])),  # another's ranges alone
+        ("DROP TABLE NVTX_EVENTS", (False, [])),
+        ("DROP TABLE CUPTI_ACTIVITY_KIND_RUNTIME", (True, [])),  # ours, and no CUDA
+    ],
+)
+def test_nsys_without_ranges_or_without_cuda(export: Path, sql: str, expected: tuple[bool, list[Line]]) -> None:
+    change(export, sql)
+    assert read_export(export, "cuda") == expected
+
+
+def test_an_export_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("no database, and longer than the head of one would be: " + 99 * "x")
+    with pytest.raises(ProfilerError, match="cannot be read"):
+        read_export(tmp_path / "x", "cuda")
 
 
 # ---- ncu ---------------------------------------------------------------------------------------------------
@@ -150,6 +199,7 @@ def test_the_table() -> None:
         "        b           6    40%",
         "sdpa    c           3   100%",
     ]
+    assert summary_lines(lines, "OS call")[0] == "method  OS call  calls  share  DRAM"
 
 
 def test_many_kernels_are_few_lines() -> None:
