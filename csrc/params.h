@@ -24,6 +24,10 @@ enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA
 /* Which CUDA prefill kernel; AUTO takes the fastest that the GPU can run. */
 enum hsb_path { HSB_PATH_AUTO = 0, HSB_PATH_SM80 = 1, HSB_PATH_SM90 = 2 };
 
+/* How the CUDA probe reads: by loads into registers, or as decode reads its pages, by copies into a ring of stages in
+ * shared memory. AUTO is LOADS, the only way to copy. */
+enum hsb_probe_way { HSB_PROBE_AUTO = 0, HSB_PROBE_LOADS = 1, HSB_PROBE_RING = 2 };
+
 /* K or V as blocks of 64 tokens, each stored dense or 2:4. A page's bytes are the device layout's own
  * (hsbench/formats/). */
 typedef struct hsb_pages {
@@ -142,6 +146,8 @@ typedef struct hsb_probe_params {
     void *dst;                  /* [bytes], or NULL to read only */
     uint64_t *sink;             /* [1]: a value that depends on every byte read, so the reads cannot be dropped */
     void *stream;               /* CUDA */
+    int32_t way;                /* CUDA: an hsb_probe_way */
+    int32_t reserved;
 } hsb_probe_params;
 
 #endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ def diagnose(probe: bool) -> dict[str, Any]:
     has_gpu = torch.cuda.is_available()
     probes = []
     if probe:
-        wanted = [("cpu", "read"), ("cpu", "copy"), ("cpu", "gemm")] + [("cuda", "copy"), ("cuda", "gemm")] * has_gpu
-        for where, kind in wanted:
+        places = ("cpu", "cuda") if has_gpu else ("cpu",)
+        for where, kind in itertools.product(places, ("read", "copy", "gemm")):
             measured = measure.probe(machine.ceiling(where, kind), measure.clock_for(where))
             probes.append({"name": f"{where} {measured.name}", "value": measured.value, "unit": measured.unit})
     device = "cuda" if has_gpu else "cpu"

@@ -26,6 +26,8 @@ ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
 """hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""
 PATHS = {"auto": 0, "sm80": 1, "sm90": 2}
 """hsb_path by name: which CUDA prefill kernel."""
+PROBE_WAYS = {"loads": 1, "ring": 2}
+"""hsb_probe_way by name: how the CUDA probe reads."""
 
 _C_TYPES: dict[str, Any] = {
     "int32_t": ctypes.c_int32,

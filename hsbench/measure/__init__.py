@@ -22,7 +22,7 @@ from .clock import Clock, ClockError, CudaClock, HostClock, ProfiledClock, Retak
 from .cpu import CpuFacts, cpu_facts
 from .footprint import Footprint
 from .load import sustain
-from .probes import Ceiling, Probe, copy_ceiling, gemm_bytes, gemm_ceiling, probe, read_ceiling
+from .probes import Ceiling, Probe, copy_ceiling, fastest, gemm_bytes, gemm_ceiling, probe, read_ceiling
 from .quiet import OtherLoad, Settled, background_cpu_s, process_cpu_s, settle
 from .quota import QuotaWatch
 from .ranges import annotate, mark, mirrored, recorder
@@ -64,6 +64,7 @@ __all__ = [
     "clock_for",
     "copy_ceiling",
     "cpu_facts",
+    "fastest",
     "flush_bytes",
     "free_memory",
     "gemm_bytes",

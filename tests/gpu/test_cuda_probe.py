@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from hsbench import native
+from hsbench import machine, measure, native
 
 pytestmark = pytest.mark.gpu
 
@@ -19,21 +21,55 @@ def xor_of(x: Tensor) -> int:
     return int(x)
 
 
-@pytest.mark.parametrize("pages", [1, 3, 256, 100_003])
-@pytest.mark.parametrize("copies", [False, True])
-def test_every_byte_is_read_and_copied(copies: bool, pages: int) -> None:
+WAYS = [(way, False) for way in native.PROBE_WAYS] + [("loads", True)]
+"""How it reads, and whether it copies."""
+
+
+def probe_params(src: Tensor, sink: Tensor, way: str, dst: Tensor | None = None) -> Any:
+    fields = {} if dst is None else {"dst": dst}
+    params = native.make(
+        "hsb_probe_params", bytes=src.nbytes, src=src, sink=sink, way=native.PROBE_WAYS[way], **fields
+    )
+    params.stream = torch.cuda.current_stream().cuda_stream
+    return params
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 5, 255, 256, 4 * 132 * 12 + 1, 100_003])
+@pytest.mark.parametrize(("way", "copies"), WAYS)
+def test_every_byte_is_read_and_copied(way: str, copies: bool, pages: int) -> None:
     words = pages * 4096 // 8
     src = torch.randint(-(2**62), 2**62, (words,), dtype=torch.int64, device="cuda")
     dst = torch.full((words + 16,), -1, dtype=torch.int64, device="cuda")
     sink = torch.zeros(1, dtype=torch.int64, device="cuda")
-    params = native.make("hsb_probe_params", bytes=words * 8, src=src, sink=sink)
-    if copies:
-        params.dst = dst.data_ptr()
-    params.stream = torch.cuda.current_stream().cuda_stream
-    native.library("cuda").call("hsb_cuda_probe", params)
+    native.library("cuda").call("hsb_cuda_probe", probe_params(src, sink, way, dst if copies else None))
     assert int(sink) == xor_of(src)
     assert torch.equal(dst[:words], src) == copies
     assert (dst[words:] == -1).all()
+
+
+@pytest.mark.parametrize("way", native.PROBE_WAYS)
+def test_what_lies_beyond_is_not_read(way: str) -> None:
+    """Nothing of a larger buffer but the bytes asked for changes the result."""
+    src = torch.randint(-(2**62), 2**62, (1 << 20,), dtype=torch.int64, device="cuda")
+    part = src[: 37 * 512]
+    sinks = torch.zeros(2, dtype=torch.int64, device="cuda")
+    for i in range(2):
+        native.library("cuda").call("hsb_cuda_probe", probe_params(part, sinks[i:], way))
+        src[len(part) :] += 1
+    assert int(sinks[0]) == int(sinks[1]) == xor_of(part)
+
+
+def test_reads_are_a_ceiling_that_copies_do_not_pass() -> None:
+    """Of far more than L2 holds; and never by much less, or decode would pass it."""
+    clock = measure.clock_for("cuda")
+    read, copy = (measure.probe(machine.ceiling("cuda", kind), clock).value for kind in ("read", "copy"))
+    assert read >= 0.95 * copy
+
+
+def test_the_ring_does_not_copy() -> None:
+    x = torch.zeros(1024, dtype=torch.int64, device="cuda")
+    with pytest.raises(native.NativeError, match="only reads"):
+        native.library("cuda").call("hsb_cuda_probe", probe_params(x, x, "ring", x))
 
 
 def test_bad_sizes_are_refused() -> None:

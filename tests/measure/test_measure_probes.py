@@ -8,7 +8,7 @@ import pytest
 
 from hsbench.measure import FreeMemory, probes
 from hsbench.measure.clock import HostClock
-from hsbench.measure.probes import copy_ceiling, faster_half_median, gemm_ceiling, probe, read_ceiling
+from hsbench.measure.probes import copy_ceiling, faster_half_median, fastest, gemm_ceiling, probe, read_ceiling
 
 
 class Scripted:
@@ -90,6 +90,13 @@ def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
     assert probes._buffer("cpu") * 4 == 128 << 20
     memory = None  # a system that does not tell
     assert probes._buffer("cpu") * 4 == 400 << 20
+
+
+@pytest.mark.parametrize("first", [1.0, 3.0])
+def test_of_several_ways_the_fastest_is_the_ceiling(first):
+    one, other = (read_ceiling("cuda", run=lambda: None, bytes_moved=10**9) for _ in range(2))
+    clock = Scripted(99.0, *[first] * 4, 0.1, *[2.0] * 4)
+    assert fastest([one, other], clock, count=4) is (one if first < 2.0 else other)
 
 
 def test_gemm_counts_two_operations_per_product():

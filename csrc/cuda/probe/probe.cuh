@@ -5,6 +5,13 @@
 
 namespace hsb::cuda {
 
+// What a thread has read, xored, into the sink: every byte counts.
+__device__ __forceinline__ void hand_in(uint4 all, unsigned long long *sink) {
+    const unsigned low = __reduce_xor_sync(~0u, all.x ^ all.z);
+    const unsigned high = __reduce_xor_sync(~0u, all.y ^ all.w);
+    if (threadIdx.x % 32 == 0) atomicXor(sink, static_cast<unsigned long long>(high) << 32 | low);
+}
+
 constexpr int kProbeThreads = 512;
 constexpr int kProbeLoads = 8;  // 16-byte loads a thread has in flight
 constexpr int kProbePerMultiprocessor = 2;
@@ -31,9 +38,7 @@ __global__ void __launch_bounds__(kProbeThreads, kProbePerMultiprocessor)
             all.x ^= x[i].x, all.y ^= x[i].y, all.z ^= x[i].z, all.w ^= x[i].w;
         }
     }
-    const unsigned low = __reduce_xor_sync(~0u, all.x ^ all.z);
-    const unsigned high = __reduce_xor_sync(~0u, all.y ^ all.w);
-    if (threadIdx.x % 32 == 0) atomicXor(sink, static_cast<unsigned long long>(high) << 32 | low);
+    hand_in(all, sink);
 }
 
 }  // namespace hsb::cuda
