@@ -6,9 +6,9 @@
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#include "ring_sm90.cuh"
+#include "sm90/ring.cuh"
 #else
-#include "ring_sm80.cuh"
+#include "sm80/ring.cuh"
 #endif
 
 namespace hsb::cuda {

@@ -3,7 +3,7 @@
 
 #include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "sm90_plan.h"
+#include "plan.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 

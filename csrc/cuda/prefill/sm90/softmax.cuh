@@ -23,7 +23,7 @@
 #include "cuda/ptx/order.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/wgmma.cuh"
-#include "sm90_plan.h"
+#include "plan.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 

@@ -1,9 +1,9 @@
-#include "sm80.cuh"
+#include "prefill.cuh"
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/score_scale.h"
-#include "prefill.h"
+#include "cuda/prefill/prefill.h"
 
 namespace hsb::cuda {
 namespace {

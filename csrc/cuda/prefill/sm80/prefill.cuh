@@ -1,11 +1,11 @@
 // Prefill attention over pages, dense and 2:4 in any mix, with mma.sp and all operands but the page in registers.
 //
 //   per page pair and warp     K page:  S^T [64 tokens x queries] = K Q^T      Q^T stays in registers
-//                              softmax: P^T = 2^(S^T - reference)              in registers (sm80_softmax.cuh)
+//                              softmax: P^T = 2^(S^T - reference)              in registers (softmax.cuh)
 //                              V page:  O^T [head_dim x queries] += V^T P^T    O^T stays in registers
 //
 // A page is the operand A, read from shared memory by every warp; a warp's queries are the cols of both products, in
-// tiles of 8. The more tiles, the fewer reads per product, and the more registers: sm80_plan.h draws how the work is
+// tiles of 8. The more tiles, the fewer reads per product, and the more registers: plan.h draws how the work is
 // cut.
 //
 // A page is worked on in halves of 32 tokens, so that the product of the next half with K and the softmax of this one
@@ -19,9 +19,9 @@
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/place.cuh"
 #include "cuda/queries.cuh"
-#include "sm80_pages.cuh"
-#include "sm80_product.cuh"
-#include "sm80_softmax.cuh"
+#include "pages.cuh"
+#include "product.cuh"
+#include "softmax.cuh"
 
 namespace hsb::cuda {
 
@@ -53,7 +53,7 @@ struct PrefillArguments {
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
 };
 
-// Which queries are a warp's: sm80_plan.h.
+// Which queries are a warp's: plan.h.
 template <class Tile>
 struct WarpQueries {
     std::int32_t head;        // of batch * q_heads

@@ -1,16 +1,16 @@
 // Prefill attention over pages, dense and 2:4 in any mix, on the warpgroup tensor cores of sm_90a.
 //
 //   per page and warpgroup     K page:  S^T [64 tokens x queries] = K Q^T       sums in registers
-//                              softmax: P^T = 2^(S^T - reference)               to shared memory (sm90_softmax.cuh)
+//                              softmax: P^T = 2^(S^T - reference)               to shared memory (softmax.cuh)
 //                              V page:  O^T [head_dim x queries] += V^T P^T     sums in registers
 //
 // Sparse matrices must be operand A, hence the transposes; P^T is operand B and has to lie in shared memory.
-// sm90_plan.h draws how the work is cut, sm90_consumer.cuh how it is ordered.
+// plan.h draws how the work is cut, consumer.cuh how it is ordered.
 #pragma once
 
 #include "cuda/ptx/registers.cuh"
-#include "sm90_consumer.cuh"
-#include "sm90_references.cuh"
+#include "consumer.cuh"
+#include "references.cuh"
 
 namespace hsb::cuda::sm90 {
 

@@ -5,9 +5,9 @@
 #include "cuda/page_pool.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#include "sm80_ring_bulk.cuh"
+#include "ring_bulk.cuh"
 #else
-#include "sm80_ring_cp_async.cuh"
+#include "ring_cp_async.cuh"
 #endif
 
 namespace hsb::cuda {

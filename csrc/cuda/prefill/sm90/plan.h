@@ -64,7 +64,7 @@ struct Layout {
     static constexpr int kKeyFull = 0, kKeyEmpty = 64, kValueFull = 128, kValueEmpty = 192;  // barriers, u64 [stages]
     static constexpr int kCounts = 256;     // i32 [kinds]: pages of each
     static constexpr int kPageAt = 272;     // i32 [stages]: which page is in a stage
-    static constexpr int kRises = 304;      // u32 [groups][2]: whether a score passed its reference (sm90_softmax.cuh)
+    static constexpr int kRises = 304;      // u32 [groups][2]: whether a score passed its reference (softmax.cuh)
     static constexpr int kShift = 512;      // f32 [groups][queries]
     static constexpr int kQuery = 2048;
     static constexpr int kPanelBytes = Cut::kGroupQueries * 128;

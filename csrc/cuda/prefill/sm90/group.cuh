@@ -4,7 +4,7 @@
 #include "cuda/ptx/named_barrier.cuh"
 #include "cuda/ptx/place.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "sm90_softmax.cuh"
+#include "softmax.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -27,7 +27,7 @@ struct Group {
         }
     }
 
-    // Combines the values of columns `begin` and on (sm90_softmax.cuh) over all tokens: over the threads of a column,
+    // Combines the values of columns `begin` and on (softmax.cuh) over all tokens: over the threads of a column,
     // which all get the result. `through`: f32 [warps][Queries] in shared memory.
     template <int Queries, int Columns, class Combine>
     __device__ __forceinline__ void over_tokens(float (&x)[Columns], int begin, std::uint32_t through,

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/ptx/bulk_copy.cuh"
-#include "plan.h"
+#include "cuda/decode/plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 

@@ -6,9 +6,9 @@
 #pragma once
 
 #include "cuda/ptx/place.cuh"
-#include "sm90_group.cuh"
-#include "sm90_pages.cuh"
-#include "sm90_softmax.cuh"
+#include "group.cuh"
+#include "pages.cuh"
+#include "softmax.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -214,7 +214,7 @@ private:
         mask(stage);
     }
 
-    // In sm90_references.cuh.
+    // In references.cuh.
     __device__ __forceinline__ void set_references();
     template <bool Sparse>
     __device__ __forceinline__ void raise(int stage);

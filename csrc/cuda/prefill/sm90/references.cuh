@@ -1,7 +1,7 @@
-// What a consumer's scores are taken relative to (sm90_softmax.cuh): set by a tile's first page, raised by later ones.
+// What a consumer's scores are taken relative to (softmax.cuh): set by a tile's first page, raised by later ones.
 #pragma once
 
-#include "sm90_consumer.cuh"
+#include "consumer.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
