@@ -15,6 +15,12 @@
 
 enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 
+/* How a block of 64 tokens is stored. */
+enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1 };
+
+/* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. */
+enum hsb_map_entry { HSB_KIND_BITS = 1 };
+
 /* Which tensor a page belongs to: K contracts along head_dim, V along tokens. */
 enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
 
@@ -33,8 +39,8 @@ enum hsb_probe_way { HSB_PROBE_AUTO = 0, HSB_PROBE_LOADS = 1, HSB_PROBE_RING = 2
 typedef struct hsb_pages {
     const void *dense;          /* [dense pages, dense_page_bytes] */
     const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
-    const int32_t *map;         /* [batch, kv_heads, blocks]: slot * 2 + (1 if the block is 2:4). CUDA: may be NULL
-                                 * where one of the pools is NULL and the other has the blocks in order */
+    const int32_t *map;         /* [batch, kv_heads, blocks]: hsb_map_entry. CUDA: may be NULL where one of the pools is
+                                 * NULL and the other has the blocks in order */
     int64_t dense_page_bytes;
     int64_t sparse_page_bytes;
 } hsb_pages;

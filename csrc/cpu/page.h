@@ -44,8 +44,4 @@ constexpr std::size_t sparse_page_bytes(int head_dim) { return tiles_per_page(he
 constexpr int kPatterns = 6;
 constexpr std::uint8_t kPattern[kPatterns][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
 
-// Block map entries (hsb_pages::map).
-constexpr bool is_sparse(std::int32_t entry) { return entry & 1; }
-constexpr std::int64_t slot_of(std::int32_t entry) { return entry >> 1; }
-
 }  // namespace hsb::cpu

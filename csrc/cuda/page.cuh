@@ -37,11 +37,8 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define HSB_HOST_DEVICE __host__ __device__
-#else
-#define HSB_HOST_DEVICE
-#endif
+#include "host_device.h"
+#include "params.h"
 
 namespace hsb::cuda {
 
@@ -113,9 +110,5 @@ HSB_HOST_DEVICE constexpr MetadataPlace metadata_place(int row, int group) {
 }
 static_assert(metadata_place(9, 6).lane == 5 && metadata_place(9, 6).bit == 24, "row i + 8: high half");
 static_assert(metadata_place(0, 8).lane == 2, "the second step's registers are lanes 2 and 3 of each quad");
-
-// Block map entries (hsb_pages::map).
-HSB_HOST_DEVICE constexpr bool is_sparse(std::int32_t entry) { return entry & 1; }
-HSB_HOST_DEVICE constexpr std::int64_t slot_of(std::int32_t entry) { return entry >> 1; }
 
 }  // namespace hsb::cuda

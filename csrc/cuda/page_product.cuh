@@ -63,4 +63,14 @@ __device__ __forceinline__ void multiply_sparse(float (&c)[Tiles][Strips][4], st
     }
 }
 
+template <class T, class Shape, int Tiles, int Strips, int Steps>
+__device__ __forceinline__ void multiply(hsb_block_kind kind, float (&c)[Tiles][Strips][4], std::uint32_t page,
+                                         const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
+    switch (kind) {
+    case HSB_SPARSE_2_4: return multiply_sparse<T, Shape>(c, page, b, lane);
+    case HSB_DENSE: break;
+    }
+    multiply_dense<T, Shape>(c, page, b, lane);
+}
+
 }  // namespace hsb::cuda

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "block_map.h"
 #include "cpu/page.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
@@ -41,7 +42,7 @@ struct Plan {
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= full,
                   "eligible blocks must be full blocks of the sequence");
         HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
-        HSB_CHECK(heads * blocks < std::int64_t{1} << 30, "map entries hold slots below 2^30");
+        HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
     }
     // With none or all to be chosen, there is nothing to compare.
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
@@ -77,11 +78,11 @@ void find_losses(const hsb_compress_params &p, const Plan &plan, const Scratch &
     });
 }
 
-// Fills the map: marks the chosen blocks, then numbers both kinds in ascending order of blocks.
+// Fills the map: with each block's kind, then numbers each kind in ascending order of blocks.
 void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scratch) {
     parallel_for(p.threads, plan.heads, [&](std::int64_t head, int) {
         std::int32_t *map = p.map + head * plan.blocks;
-        std::memset(map, 0, static_cast<std::size_t>(plan.blocks) * sizeof *map);
+        std::fill(map, map + plan.blocks, HSB_DENSE);
         if (plan.needs_losses()) {
             const Loss *loss = scratch.loss + head * plan.eligible;
             std::int32_t *order = scratch.order + head * plan.eligible;
@@ -90,13 +91,15 @@ void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scrat
                 if (less(loss[a], loss[b])) return true;
                 return !less(loss[b], loss[a]) && a < b;
             });
-            for (std::int64_t i = 0; i < plan.sparse; ++i) map[p.first_eligible + order[i]] = 1;
+            for (std::int64_t i = 0; i < plan.sparse; ++i) map[p.first_eligible + order[i]] = HSB_SPARSE_2_4;
         } else if (plan.sparse > 0) {
-            std::fill(map + p.first_eligible, map + p.last_eligible, 1);
+            std::fill(map + p.first_eligible, map + p.last_eligible, HSB_SPARSE_2_4);
         }
-        std::int64_t next[2] = {head * plan.dense, head * plan.sparse};
+        std::int32_t next[kBlockKinds] = {};
+        next[HSB_DENSE] = static_cast<std::int32_t>(head * plan.dense);
+        next[HSB_SPARSE_2_4] = static_cast<std::int32_t>(head * plan.sparse);
         for (std::int64_t i = 0; i < plan.blocks; ++i)
-            map[i] = static_cast<std::int32_t>(next[map[i]]++ * 2 + map[i]);
+            map[i] = entry_of(static_cast<hsb_block_kind>(map[i]), next[map[i]]++);
     });
 }
 
@@ -114,7 +117,7 @@ void pack(const hsb_compress_params &p, const Plan &plan, FirstNonFinite &first_
             const std::int64_t elements = std::min<std::int64_t>(kBlock, p.seq - i * kBlock) * p.head_dim;
             const std::int32_t entry = p.map[head * plan.blocks + i];
             std::uint16_t largest;
-            if (is_sparse(entry)) {
+            if (kind_of(entry) == HSB_SPARSE_2_4) {
                 largest = pack_sparse<Isa>(x + begin, sparse + slot_of(entry) * sparse_bytes, plan.shape);
             } else if (i < plan.full) {
                 largest = pack_dense<Isa>(x + begin, dense + slot_of(entry) * dense_bytes, plan.shape);

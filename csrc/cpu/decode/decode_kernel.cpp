@@ -1,5 +1,6 @@
 #include "decode.h"
 
+#include "cpu/page_pool.h"
 #include "cpu/simd/isa.h"
 #include "softmax.h"
 #include "tile.h"
@@ -7,29 +8,15 @@
 namespace hsb::cpu {
 namespace {
 
-struct Page {
-    const std::byte *bytes;
-    bool sparse;
-};
-
 // The pages of one kv head.
 struct Pages {
-    const std::byte *dense, *sparse;
-    std::int64_t dense_bytes, sparse_bytes;
+    const hsb_pages &pages;
     const std::int32_t *map;
 
     Pages(const hsb_pages &pages, std::int64_t head, std::int64_t blocks)
-        : dense(static_cast<const std::byte *>(pages.dense)),
-          sparse(static_cast<const std::byte *>(pages.sparse)),
-          dense_bytes(pages.dense_page_bytes),
-          sparse_bytes(pages.sparse_page_bytes),
-          map(pages.map + head * blocks) {}
+        : pages(pages), map(pages.map + head * blocks) {}
 
-    Page operator[](std::int64_t block) const {
-        const std::int32_t entry = map[block];
-        return is_sparse(entry) ? Page{sparse + slot_of(entry) * sparse_bytes, true}
-                                : Page{dense + slot_of(entry) * dense_bytes, false};
-    }
+    StoredPage operator[](std::int64_t block) const { return stored_page(pages, map[block]); }
 };
 
 // One unit. Pages are read in runs, K of a run and then V of it:
@@ -64,7 +51,7 @@ private:
     void make_query_tables() {
         bool any_sparse = false;
         for (std::int64_t block = unit_.first_block; block < unit_.last_block; ++block)
-            any_sparse |= is_sparse(k_.map[block]);
+            any_sparse |= k_[block].kind == HSB_SPARSE_2_4;
         if (!any_sparse) return;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
             constexpr int heads = decltype(chunk)::value;
@@ -82,7 +69,7 @@ private:
 
     // scores[head][block's tokens] = q . k
     void score_block(std::int64_t block, std::int64_t first) {
-        const Page page = k_[block];
+        const StoredPage page = k_[block];
         float *scores = s_.scores + (block - first) * kBlock;
         for (int h = 0; h < group_; ++h)
             for (int t = 0; t < kBlock; t += Isa::width) Isa::store(scores + h * kStride + t, Isa::zero());
@@ -90,38 +77,45 @@ private:
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
             constexpr int heads = decltype(chunk)::value;
             float *y = scores + head * kStride;
-            if (page.sparse)
+            switch (page.kind) {
+            case HSB_SPARSE_2_4:
                 for (int tile = 0; tile < 2 * parts; ++tile)
-                    multiply_sparse_tile<Isa, Type, heads>(page.bytes + tile * kSparseTileBytes,
+                    multiply_sparse_tile<Isa, Type, heads>(page.data + tile * kSparseTileBytes,
                                                            tables_of(head, heads, tile % parts),
                                                            y + tile / parts * kTileLanes, kStride);
-            else
+                break;
+            case HSB_DENSE:
                 for (int part = 0; part < parts; ++part)
-                    multiply_dense_tiles<Isa, Type, heads>(page.bytes + part * kDenseTileBytes, parts * kDenseTileBytes,
+                    multiply_dense_tiles<Isa, Type, heads>(page.data + part * kDenseTileBytes, parts * kDenseTileBytes,
                                                            s_.q + head * head_dim_ + part * kTileSteps, head_dim_, y,
                                                            kStride);
+                break;
+            }
         });
     }
 
     // out[head][...] += p . v
     void weigh_block(std::int64_t block, std::int64_t first) {
-        const Page page = v_[block];
+        const StoredPage page = v_[block];
         const float *probabilities = s_.scores + (block - first) * kBlock;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
             constexpr int heads = decltype(chunk)::value;
             const float *x = probabilities + head * kStride;
             float *out = s_.out + head * head_dim_;
-            if (page.sparse) {
+            switch (page.kind) {
+            case HSB_SPARSE_2_4:
                 for (int g = 0; g < kTileGroups; ++g)
                     for (int h = 0; h < heads; ++h)
                         Isa::pattern_table(x + h * kStride + 4 * g, s_.p_tables + (g * heads + h) * kTable);
                 for (int tile = 0; tile < head_dim_ / kTileLanes; ++tile)
-                    multiply_sparse_tile<Isa, Type, heads>(page.bytes + tile * kSparseTileBytes, s_.p_tables,
+                    multiply_sparse_tile<Isa, Type, heads>(page.data + tile * kSparseTileBytes, s_.p_tables,
                                                            out + tile * kTileLanes, head_dim_);
-            } else {
+                break;
+            case HSB_DENSE:
                 for (int tile = 0; tile < head_dim_ / kTileLanes; tile += 2)
-                    multiply_dense_tiles<Isa, Type, heads>(page.bytes + tile * kDenseTileBytes, kDenseTileBytes, x,
+                    multiply_dense_tiles<Isa, Type, heads>(page.data + tile * kDenseTileBytes, kDenseTileBytes, x,
                                                            kStride, out + tile * kTileLanes, head_dim_);
+                break;
             }
         });
     }

@@ -156,13 +156,13 @@ void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byt
     for (std::int64_t block = 0; block < seen; ++block) {
         const std::int64_t start = block * kBlock;
         while (rows.last_token(first_row(from) + used(from) - 1) < start) ++from;
-        const Matrix k = unpack<Isa, Type>({p.k, k_map[block]}, kBlock, p.head_dim, scratch + s.k);
-        const Matrix v = unpack<Isa, Type>({p.v, v_map[block]}, p.head_dim, kBlock, scratch + s.v);
+        const Matrix k = unpack<Isa, Type>(stored_page(p.k, k_map[block]), kBlock, p.head_dim, scratch + s.k);
+        const Matrix v = unpack<Isa, Type>(stored_page(p.v, v_map[block]), p.head_dim, kBlock, scratch + s.v);
         const std::int64_t next = block + 1 < seen ? block + 1 : block;
         for (int t = from; t < tiles; ++t) {
             // Between tiles, so that memory has all of this block's time to bring the next one.
-            StoredPage(p.k, k_map[next]).prefetch(t - from, tiles - from);
-            StoredPage(p.v, v_map[next]).prefetch(t - from, tiles - from);
+            prefetch(stored_page(p.k, k_map[next]), t - from, tiles - from);
+            prefetch(stored_page(p.v, v_map[next]), t - from, tiles - from);
             attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)));
         }
     }

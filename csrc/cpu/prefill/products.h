@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "params.h"
+
 namespace hsb::cpu::prefill {
 
 constexpr int kQuad = 4;  // rows of a 2:4 product that are in flight together
@@ -43,7 +45,7 @@ static_assert(sizeof(QuadGroup) == 48, "no 16-byte load of it may straddle a cac
 struct Matrix {
     int rows;
     int steps;
-    bool sparse;
+    hsb_block_kind kind;
     const void *data;  // dense: float [rows / dense_rows][steps][dense_rows]; 2:4: QuadGroup [rows / 4][steps / 4]
 };
 
@@ -117,15 +119,23 @@ void sparse_product(const Matrix &a, const float *x, float *y, const float *scal
     }
 }
 
+template <class Isa, bool accumulate>
+void product(const Matrix &a, const float *x, float *y, const float *scale) {
+    switch (a.kind) {
+    case HSB_SPARSE_2_4: return sparse_product<Isa, accumulate>(a, x, y, scale);
+    case HSB_DENSE: return dense_product<Isa, accumulate>(a, x, y, scale);
+    }
+}
+
 // y = A x, or y = y * scale + A x (scale [lanes], or null for 1).
 template <class Isa>
 void multiply(const Matrix &a, const float *x, float *y) {
-    a.sparse ? sparse_product<Isa, false>(a, x, y, nullptr) : dense_product<Isa, false>(a, x, y, nullptr);
+    product<Isa, false>(a, x, y, nullptr);
 }
 
 template <class Isa>
 void multiply_add(const Matrix &a, const float *x, float *y, const float *scale) {
-    a.sparse ? sparse_product<Isa, true>(a, x, y, scale) : dense_product<Isa, true>(a, x, y, scale);
+    product<Isa, true>(a, x, y, scale);
 }
 
 }  // namespace hsb::cpu::prefill

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/page.h"
+#include "cpu/page_pool.h"
 #include "products.h"
 
 namespace hsb::cpu::prefill {
@@ -96,32 +97,25 @@ void unpack_sparse(const std::byte *page, int rows, int steps, QuadGroup *out) {
 constexpr std::size_t unpacked_bytes(int head_dim) { return kBlock * head_dim * sizeof(float); }
 static_assert(sizeof(QuadGroup) <= kQuad * 4 * sizeof(float), "a 2:4 page unpacks into no more than a dense one");
 
-// A page where it lies in its pool.
-struct StoredPage {
-    StoredPage(const hsb_pages &pages, std::int32_t entry)
-        : sparse(is_sparse(entry)), bytes(sparse ? pages.sparse_page_bytes : pages.dense_page_bytes),
-          data(static_cast<const std::byte *>(sparse ? pages.sparse : pages.dense) + slot_of(entry) * bytes) {}
-
-    // Asks for part `part` of `parts` of the page, to be in L2 by the time it is unpacked.
-    void prefetch(int part, int parts) const {
-        constexpr std::int64_t kLine = 64;
-        const std::int64_t lines = bytes / kLine;
-        for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
-            __builtin_prefetch(data + line * kLine, 0, 2);
-    }
-
-    bool sparse;
-    std::int64_t bytes;
-    const std::byte *data;
-};
+// Asks for part `part` of `parts` of a page, to be in L2 by the time it is unpacked.
+inline void prefetch(const StoredPage &page, int part, int parts) {
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t lines = page.bytes / kLine;
+    for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
+        __builtin_prefetch(page.data + line * kLine, 0, 2);
+}
 
 template <class Isa, class Type>
 Matrix unpack(const StoredPage &page, int rows, int steps, std::byte *out) {
-    if (page.sparse)
+    switch (page.kind) {
+    case HSB_SPARSE_2_4:
         unpack_sparse<Isa, Type>(page.data, rows, steps, reinterpret_cast<QuadGroup *>(out));
-    else
+        break;
+    case HSB_DENSE:
         unpack_dense<Isa, Type>(page.data, rows, steps, reinterpret_cast<float *>(out));
-    return {rows, steps, page.sparse, out};
+        break;
+    }
+    return {rows, steps, page.kind, out};
 }
 
 }  // namespace hsb::cpu::prefill

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "block_map.h"
 #include "loss.cuh"
 
 namespace hsb::cuda {
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_blocks(ChooseArgs a) {
     std::uint32_t sparse_slot = head * a.sparse + sum_before(chosen, room[2]);
     std::uint32_t dense_slot = head * (a.blocks - a.sparse) + begin - (sparse_slot - head * a.sparse);
     for (std::uint32_t i = begin; i < end; ++i)
-        map[i] = static_cast<std::int32_t>(map[i] ? sparse_slot++ * 2 + 1 : dense_slot++ * 2);
+        map[i] = map[i] ? entry_of(HSB_SPARSE_2_4, sparse_slot++) : entry_of(HSB_DENSE, dense_slot++);
 }
 
 }  // namespace hsb::cuda

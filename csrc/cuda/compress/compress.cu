@@ -31,7 +31,7 @@ struct Plan {
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
                   "eligible blocks must be full blocks of the sequence");
         HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
-        HSB_CHECK(heads * blocks < std::int64_t{1} << 30, "map entries hold slots below 2^30");
+        HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
     }
     // With none or all to be chosen, there is nothing to compare.
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
@@ -78,8 +78,7 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
         constexpr int kParts = kPackParts<head_dim(), operand()>;
         const std::int64_t items = plan.heads * plan.blocks * kParts;
         const PackArgs args{static_cast<const std::uint16_t *>(p.x),
-                            static_cast<unsigned char *>(p.dense),
-                            static_cast<unsigned char *>(p.sparse),
+                            {static_cast<unsigned char *>(p.dense), static_cast<unsigned char *>(p.sparse)},
                             p.map,
                             reinterpret_cast<unsigned long long *>(p.non_finite),
                             p.seq,

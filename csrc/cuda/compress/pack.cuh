@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/page.cuh"
+#include "cuda/page_pool.cuh"
 #include "cuda/ptx/bytes.cuh"
 #include "cuda/ptx/global.cuh"
 #include "params.h"
@@ -22,8 +22,7 @@ namespace hsb::cuda {
 
 struct PackArgs {
     const std::uint16_t *x;      // [heads, seq, head_dim]; heads of all batches
-    unsigned char *dense;        // [heads * (blocks - sparse), page]
-    unsigned char *sparse;       // [heads * sparse, page]
+    Pools<unsigned char> pools;  // dense [heads * (blocks - sparse), page], 2:4 [heads * sparse, page]
     std::int32_t *map;           // [heads, blocks]
     unsigned long long *non_finite;
     std::int64_t seq;
@@ -41,11 +40,10 @@ constexpr int kPackParts = Operand == HSB_KEY ? kBlock / kStripRows : HeadDim / 
 
 // The map entry of a block where all eligible blocks are 2:4, or none is.
 __device__ __forceinline__ std::int32_t entry_of_all(const PackArgs &a, std::uint32_t head, std::uint32_t block) {
-    if (a.sparse_count == 0) return static_cast<std::int32_t>(head * a.blocks + block) * 2;
-    if (block >= a.first && block < a.last)
-        return static_cast<std::int32_t>(head * a.sparse_count + block - a.first) * 2 + 1;
+    if (a.sparse_count == 0) return entry_of(HSB_DENSE, head * a.blocks + block);
+    if (block >= a.first && block < a.last) return entry_of(HSB_SPARSE_2_4, head * a.sparse_count + block - a.first);
     const std::uint32_t before = block < a.first ? block : block - a.sparse_count;
-    return static_cast<std::int32_t>(head * (a.blocks - a.sparse_count) + before) * 2;
+    return entry_of(HSB_DENSE, head * (a.blocks - a.sparse_count) + before);
 }
 
 // A strip of K: rows are tokens, `rows` of the block exist. Returns whether anything is not finite, in the sign bits.
@@ -202,9 +200,8 @@ __global__ void __launch_bounds__(kPackWarps * 32, Operand == HSB_KEY ? 8 : 4) p
     const std::int64_t begin = (head * a.seq + std::int64_t{block} * kBlock) * HeadDim;
     const std::int64_t left = a.seq - std::int64_t{block} * kBlock;
     const int rows = left < kBlock ? static_cast<int>(left) : kBlock;
-    const bool is_2_of_4 = is_sparse(entry);
-    unsigned char *page = is_2_of_4 ? a.sparse + slot_of(entry) * sparse_page_bytes(HeadDim)
-                                    : a.dense + slot_of(entry) * dense_page_bytes(HeadDim);
+    const bool is_2_of_4 = kind_of(entry) == HSB_SPARSE_2_4;
+    unsigned char *page = a.pools.page<HeadDim>(entry).at;
     const std::uint32_t carry = non_finite_carry(a.infinity);
     std::uint32_t overflow;
     if constexpr (Operand == HSB_KEY)

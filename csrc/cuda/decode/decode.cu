@@ -5,7 +5,7 @@
 #include "api.h"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
-#include "cuda/page_pool.h"
+#include "cuda/page_pool.cuh"
 #include "cuda/runtime.h"
 #include "cuda/score_scale.h"
 

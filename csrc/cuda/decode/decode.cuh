@@ -145,10 +145,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
         for (; page < high; page += warps) {
             float s[Tiles][kBlock / kStripRows][4] = {};
             const std::uint32_t key = pages.wait_key();
-            if (pages.key_is_sparse())
-                multiply_sparse<T, KeyPage<HeadDim>>(s, key, q, lane);
-            else
-                multiply_dense<T, KeyPage<HeadDim>>(s, key, q, lane);
+            multiply<T, KeyPage<HeadDim>>(pages.key_kind(), s, key, q, lane);
             pages.refill_key();
             if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
 
@@ -156,10 +153,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
             softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.slack);
 
             const std::uint32_t value = pages.wait_value();
-            if (pages.value_is_sparse())
-                multiply_sparse<T, ValuePage<HeadDim>>(running.out, value, p, lane);
-            else
-                multiply_dense<T, ValuePage<HeadDim>>(running.out, value, p, lane);
+            multiply<T, ValuePage<HeadDim>>(pages.value_kind(), running.out, value, p, lane);
             // The last V page of a segment makes room for the warp's result first.
             refill_later = page + warps >= high;
             if (!refill_later) {

@@ -1,7 +1,7 @@
 // The page pairs of one warp, in order: looks them up in the block map, asks for them `stages` ahead, hands them over.
 #pragma once
 
-#include "cuda/page_pool.h"
+#include "cuda/page_pool.cuh"
 #include "cuda/page_product.cuh"
 #include "plan.h"
 
@@ -41,8 +41,8 @@ public:
         ring_.wait_value(stage_, phase_);
         return ring_.value_address(stage_);
     }
-    __device__ bool key_is_sparse() const { return kinds_ >> stage_ * 2 & 1; }
-    __device__ bool value_is_sparse() const { return kinds_ >> stage_ * 2 & 2; }
+    __device__ hsb_block_kind key_kind() const { return kind<0>(); }
+    __device__ hsb_block_kind value_kind() const { return kind<1>(); }
     __device__ std::uint32_t value_address() const { return ring_.value_address(stage_); }
 
     // The warp is done with the current K page: asks for the one that takes its place. Then the same for V, then
@@ -68,23 +68,30 @@ private:
     // Lane l's entry of 32 successive pairs of this warp.
     __device__ std::int32_t entry(const PagePool &pool, int first) const {
         const int page = first + lane_ * step_;
-        if (!pool.map) return page * 2 + (pool.dense ? 0 : 1);
-        return page < end_ ? __ldg(pool.map + page) : 0;
+        return !pool.map || page < end_ ? pool.entry(page) : 0;
+    }
+
+    static constexpr std::uint32_t kKindMask = (1u << kUsedKindBits) - 1;
+    template <int Operand>
+    __device__ int kind_bit() const {
+        return (stage_ * 2 + Operand) * kUsedKindBits;
+    }
+    template <int Operand>
+    __device__ hsb_block_kind kind() const {
+        return static_cast<hsb_block_kind>(kinds_ >> kind_bit<Operand>() & kKindMask);
     }
 
     template <int Operand>
     __device__ void refill(const PagePool &pool, std::int32_t entries) {
-        const std::int32_t page = __shfl_sync(~0u, entries, at_);
-        const unsigned char *from = is_sparse(page) ? pool.sparse + slot_of(page) * sparse_page_bytes(HeadDim)
-                                                    : pool.dense + slot_of(page) * dense_page_bytes(HeadDim);
-        int bytes = is_sparse(page) ? sparse_page_bytes(HeadDim) : dense_page_bytes(HeadDim);
-        if (next_ >= end_) bytes = 0;
-        const int bit = stage_ * 2 + Operand;
-        kinds_ = (kinds_ & ~(1u << bit)) | static_cast<std::uint32_t>(is_sparse(page)) << bit;
+        const std::int32_t entry = __shfl_sync(~0u, entries, at_);
+        const auto page = pool.template page<HeadDim>(entry);
+        const int bytes = next_ < end_ ? page.bytes : 0;
+        const int bit = kind_bit<Operand>();
+        kinds_ = (kinds_ & ~(kKindMask << bit)) | static_cast<std::uint32_t>(kind_of(entry)) << bit;
         if constexpr (Operand == 0)
-            ring_.load_key(stage_, from, bytes);
+            ring_.load_key(stage_, page.at, bytes);
         else
-            ring_.load_value(stage_, from, bytes);
+            ring_.load_value(stage_, page.at, bytes);
     }
 
     const PagePool &key_, &value_;
@@ -94,7 +101,8 @@ private:
     int step_, end_, lane_;
     int at_ = 0;  // its place within the 32 map entries
     std::int32_t key_now_, value_now_, key_later_, value_later_;
-    std::uint32_t kinds_ = 0;  // of the pages in the ring: bit 2 * stage: K is 2:4, bit 2 * stage + 1: V is
+    std::uint32_t kinds_ = 0;  // of the pages in the ring: of stage 0's K, of its V, of stage 1's K, ..
+    static_assert(kMaxStages * 2 * kUsedKindBits <= 32, "kinds of a ring in one register");
     int stage_ = 0;
     std::uint32_t phase_ = 1;  // filling the ring the first time turns it to 0
 };

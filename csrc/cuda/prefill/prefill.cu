@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "api.h"
-#include "cuda/page_pool.h"
+#include "cuda/page_pool.cuh"
 
 namespace hsb::cuda {
 namespace {

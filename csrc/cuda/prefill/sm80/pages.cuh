@@ -2,7 +2,7 @@
 // them stages - 1 ahead, hands them over.
 #pragma once
 
-#include "cuda/page_pool.h"
+#include "cuda/page_pool.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #include "ring_bulk.cuh"
@@ -11,6 +11,25 @@
 #endif
 
 namespace hsb::cuda {
+
+// The kinds of 32 pages, one a lane, for all lanes of a warp.
+class KindsOf32 {
+public:
+    KindsOf32() = default;
+    __device__ explicit KindsOf32(hsb_block_kind of_lane) {
+#pragma unroll
+        for (int bit = 0; bit < kUsedKindBits; ++bit) bits_[bit] = __ballot_sync(~0u, of_lane >> bit & 1);
+    }
+    __device__ hsb_block_kind at(int lane) const {
+        int kind = 0;
+#pragma unroll
+        for (int bit = 0; bit < kUsedKindBits; ++bit) kind |= (bits_[bit] >> lane & 1) << bit;
+        return static_cast<hsb_block_kind>(kind);
+    }
+
+private:
+    std::uint32_t bits_[kUsedKindBits] = {};
+};
 
 // K or V of one (batch, kv head): pages `line` .. `line + pages - 1` of the map.
 template <int HeadDim>
@@ -22,16 +41,14 @@ public:
     // The map's entry; of a page past the end, that of the last.
     __device__ std::int32_t entry(std::int32_t page) const {
         const std::int32_t at = line_ + min(page, pages_ - 1);
-        return pool_.map ? __ldg(pool_.map + at) : at * 2 + (pool_.dense ? 0 : 1);
+        return pool_.entry(at);
     }
-    __device__ PageCopy copy(std::int32_t entry) const {
-        if (is_sparse(entry))
-            return {pool_.sparse + slot_of(entry) * sparse_page_bytes(HeadDim), sparse_page_bytes(HeadDim)};
-        return {pool_.dense + slot_of(entry) * dense_page_bytes(HeadDim), dense_page_bytes(HeadDim)};
+    __device__ StoredPage<const unsigned char> page(std::int32_t entry) const {
+        return pool_.template page<HeadDim>(entry);
     }
-    // Of 32 pages from `first` on, the lanes of a warp together: bit i is set where page first + i is 2:4.
-    __device__ std::uint32_t kinds(std::int32_t first) const {
-        return __ballot_sync(~0u, is_sparse(entry(first + static_cast<int>(threadIdx.x) % 32)));
+    // Of 32 pages from `first` on; all lanes of the warp call this.
+    __device__ KindsOf32 kinds(std::int32_t first) const {
+        return KindsOf32(kind_of(entry(first + static_cast<int>(threadIdx.x) % 32)));
     }
 
 private:
@@ -42,13 +59,14 @@ private:
 // A page pair in shared memory, in one register.
 class PagePair {
 public:
-    __device__ PagePair(int stage, bool key_is_sparse, bool value_is_sparse)
-        : bits_(stage << 2 | key_is_sparse << 1 | value_is_sparse << 0) {}
-    __device__ int stage() const { return bits_ >> 2; }
-    __device__ bool key_is_sparse() const { return bits_ & 2; }
-    __device__ bool value_is_sparse() const { return bits_ & 1; }
+    __device__ PagePair(int stage, hsb_block_kind key, hsb_block_kind value)
+        : bits_(stage << 2 * kUsedKindBits | key << kUsedKindBits | value) {}
+    __device__ int stage() const { return bits_ >> 2 * kUsedKindBits; }
+    __device__ hsb_block_kind key_kind() const { return static_cast<hsb_block_kind>(bits_ >> kUsedKindBits & kMask); }
+    __device__ hsb_block_kind value_kind() const { return static_cast<hsb_block_kind>(bits_ & kMask); }
 
 private:
+    static constexpr int kMask = (1 << kUsedKindBits) - 1;
     int bits_;
 };
 
@@ -78,7 +96,7 @@ public:
         const bool wraps = stage_ < PrefillStages::kHeld;
         load(page + stages_ - PrefillStages::kHeld, stage_ - PrefillStages::kHeld + (wraps ? stages_ : 0),
              wraps ? phase_ : phase_ ^ 1);
-        const PagePair pair(stage_, key_kinds_ >> page % 32 & 1, value_kinds_ >> page % 32 & 1);
+        const PagePair pair(stage_, key_kinds_.at(page % 32), value_kinds_.at(page % 32));
         if (++stage_ == stages_) {
             stage_ = 0;
             phase_ ^= 1;
@@ -102,7 +120,7 @@ private:
     __device__ void load(std::int32_t page, int stage, std::uint32_t phase) {
         if (page != next_) return;
         if (page < pages_)
-            ring_.load(stage, phase, key_.copy(key_entry_), value_.copy(value_entry_));
+            ring_.load(stage, phase, key_.page(key_entry_), value_.page(value_entry_));
         else
             ring_.load_nothing();
         next_ += Ring::kLoadStep;
@@ -113,9 +131,9 @@ private:
     Ring ring_;
     int stages_;
     std::int32_t pages_;
-    std::int32_t next_;                              // the page that this warp asks for next, and its
-    std::int32_t key_entry_, value_entry_;           // entries in the maps
-    std::uint32_t key_kinds_ = 0, value_kinds_ = 0;  // of the current 32 pages
+    std::int32_t next_;                     // the page that this warp asks for next, and its
+    std::int32_t key_entry_, value_entry_;  // entries in the maps
+    KindsOf32 key_kinds_, value_kinds_;     // of the current 32 pages
     int stage_ = 0;                                  // of the page to wait for next
     std::uint32_t phase_ = 0;
 };

@@ -30,12 +30,6 @@ struct QueryTile {
     static_assert(kReferenceBytes % 128 == 0, "the ring keeps its alignment");
 };
 
-// A page to be copied.
-struct PageCopy {
-    const unsigned char *from;
-    int bytes;
-};
-
 struct PrefillStages {
     static constexpr int kMax = 4;    // more in flight gains nothing: arithmetic is the limit
     static constexpr int kHeld = 2;   // by a warp: K of the next page is asked of while V of the last is

@@ -141,10 +141,7 @@ __device__ __forceinline__ void multiply_key(Scores<Tiles> &s, const Stream &str
     using Shape = KeyPage<HeadDim>;
     clear(s);
     const std::uint32_t page = stream.key_address(pair);
-    if (pair.key_is_sparse())
-        interleave_sparse<T, Shape, Half * 2, 0, kReadAhead>(s, page, q, lane, between);
-    else
-        interleave_dense<T, Shape, Half * 2, 0, kReadAhead>(s, page, q, lane, between);
+    interleave<T, Shape, Half * 2, 0, kReadAhead>(pair.key_kind(), s, page, q, lane, between);
 }
 
 // out += V^T p of half of the pair's V page.
@@ -153,10 +150,7 @@ __device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kSt
                                                const PagePair &pair, const Probabilities<Tiles> &p, int lane) {
     using Shape = ValuePage<HeadDim>;
     const std::uint32_t page = stream.value_address(pair);
-    if (pair.value_is_sparse())
-        interleave_sparse<T, Shape, 0, Half, kReadAhead>(out, page, p, lane);
-    else
-        interleave_dense<T, Shape, 0, Half, kReadAhead>(out, page, p, lane);
+    interleave<T, Shape, 0, Half, kReadAhead>(pair.value_kind(), out, page, p, lane, NothingBetween());
 }
 
 // Query i sees tokens 0 .. i + past.

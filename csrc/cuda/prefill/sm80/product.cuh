@@ -80,4 +80,14 @@ __device__ __forceinline__ void interleave_sparse(float (&c)[Tiles][Strips][4], 
     });
 }
 
+template <class T, class Shape, int FirstStrip, int FirstStep, int Ahead, int Tiles, int Strips, int Steps, class Between>
+__device__ __forceinline__ void interleave(hsb_block_kind kind, float (&c)[Tiles][Strips][4], std::uint32_t page,
+                                           const std::uint32_t (&b)[Tiles][Steps][4], int lane, Between &&between) {
+    switch (kind) {
+    case HSB_SPARSE_2_4: return interleave_sparse<T, Shape, FirstStrip, FirstStep, Ahead>(c, page, b, lane, between);
+    case HSB_DENSE: break;
+    }
+    interleave_dense<T, Shape, FirstStrip, FirstStep, Ahead>(c, page, b, lane, between);
+}
+
 }  // namespace hsb::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/ptx/bulk_copy.cuh"
+#include "cuda/page_pool.cuh"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -13,6 +14,8 @@ namespace hsb::cuda {
 template <int Warps>
 class PrefillRing {
 public:
+    using CopiedPage = StoredPage<const unsigned char>;
+
     // Warp w asks for pages w, w + Warps, ...
     static constexpr int kLoadStep = Warps;
     __device__ static int first_load() { return threadIdx.x / 32; }
@@ -39,13 +42,13 @@ public:
     __device__ void wait_full(int stage, std::uint32_t phase) const { ptx::mbarrier_wait(full(stage), phase); }
 
     // One warp calls this. Waits until the stage is free.
-    __device__ void load(int stage, std::uint32_t phase, const PageCopy &key, const PageCopy &value) const {
+    __device__ void load(int stage, std::uint32_t phase, const CopiedPage &key, const CopiedPage &value) const {
         if (threadIdx.x % 32 == 0) {
             ptx::mbarrier_wait(empty(stage), phase ^ 1);  // the first time round, that phase is over from the start
             ptx::fence_proxy_async_shared();
             ptx::mbarrier_arrive_expect_tx(full(stage), key.bytes + value.bytes);
-            ptx::bulk_copy(key_address(stage), key.from, key.bytes, full(stage));
-            ptx::bulk_copy(value_address(stage), value.from, value.bytes, full(stage));
+            ptx::bulk_copy(key_address(stage), key.at, key.bytes, full(stage));
+            ptx::bulk_copy(value_address(stage), value.at, value.bytes, full(stage));
         }
         __syncwarp();
     }

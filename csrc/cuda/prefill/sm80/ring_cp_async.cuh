@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/ptx/cp_async.cuh"
+#include "cuda/page_pool.cuh"
 #include "plan.h"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
@@ -13,6 +14,8 @@ namespace hsb::cuda {
 template <int Warps>
 class PrefillRing {
 public:
+    using CopiedPage = StoredPage<const unsigned char>;
+
     // All warps copy a part of every page.
     static constexpr int kLoadStep = 1;
     __device__ static int first_load() { return 0; }
@@ -34,7 +37,7 @@ public:
         __syncthreads();
     }
 
-    __device__ void load(int stage, std::uint32_t /*phase*/, const PageCopy &key, const PageCopy &value) const {
+    __device__ void load(int stage, std::uint32_t /*phase*/, const CopiedPage &key, const CopiedPage &value) const {
         copy(key_address(stage), key);
         copy(value_address(stage), value);
         ptx::cp_async_commit();
@@ -45,9 +48,9 @@ public:
     __device__ void release(int /*stage*/) const {}
 
 private:
-    __device__ static void copy(std::uint32_t to, const PageCopy &page) {
+    __device__ static void copy(std::uint32_t to, const CopiedPage &page) {
         for (int at = threadIdx.x * 16; at < page.bytes; at += Warps * 32 * 16)
-            ptx::cp_async_16(to + at, page.from + at);
+            ptx::cp_async_16(to + at, page.at + at);
     }
 
     const PrefillStages &stages_;

@@ -14,7 +14,7 @@
 
 namespace hsb::cuda::sm90 {
 
-template <class T, int HeadDim, int Kind>
+template <class T, int HeadDim, int Pair>
 class Consumer {
 public:
     // `first_row`: of the head's queries, the group's first.
@@ -43,27 +43,21 @@ public:
         // A loop for one kind, too: its start is where the zeroes above are written, and not while the first product is
         // under way.
         const int *const counts = reinterpret_cast<const int *>(shared_ + Layout::kCounts);
-        const int begin = first_kind(a_, first_page);
+        const int begin = pair_kind_at(a_, first_page);
 #pragma unroll 1
-        for (int i = 0; i < kKinds; ++i) {
+        for (int i = 0; i < kPairKinds; ++i) {
             const int kind = begin ^ i, pages = counts[kind];
             if (pages == 0) continue;
-            if constexpr (Kind != kAnyKind)
-                run<(Kind & 1) != 0, (Kind & 2) != 0>(pages, true);
-            else if (kind == 0)
-                run<false, false>(pages, i == 0);
-            else if (kind == 1)
-                run<true, false>(pages, i == 0);
-            else if (kind == 2)
-                run<false, true>(pages, i == 0);
+            if constexpr (Pair != kAnyPair)
+                run<Pair>(pages, true);
             else
-                run<true, true>(pages, i == 0);
+                run_as<0>(kind, pages, i == 0);
         }
         finish();
     }
 
 private:
-    using Cut = CutFor<Kind>;
+    using Cut = CutFor<Pair>;
     using Layout = sm90::Layout<Cut, HeadDim>;
     using Softmax = sm90::Softmax<Cut>;
     using Scores = typename Softmax::Scores;
@@ -111,18 +105,18 @@ private:
     }
 
     // ---- products -----------------------------------------------------------------------------------------------
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void load_metadata(KeyMetadata &metadata, std::uint32_t page) const {
         // Of strip `warp`, and its pairs.
-        if constexpr (Sparse)
+        if constexpr (Kind == HSB_SPARSE_2_4)
 #pragma unroll
             for (int pair = 0; pair < kKeyPairs; ++pair)
                 metadata[pair] = ptx::load_shared_u32(page + KeyPage<HeadDim>::metadata_word(0, pair, 0) +
                                                       metadata_at_ + group_.warp * (kKeyPairs - 1) * 128);
     }
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void load_value_metadata(ValueMetadata &metadata, std::uint32_t page) const {
-        if constexpr (Sparse)
+        if constexpr (Kind == HSB_SPARSE_2_4)
 #pragma unroll
             for (int half = 0; half < kHalves; ++half)
                 metadata[half] =
@@ -130,11 +124,11 @@ private:
     }
 
     // S^T = K Q^T, as a group of its own.
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void start_scores(std::uint32_t page, const KeyMetadata &metadata) {
         const ptx::WgmmaTile<128> q(query_);
         ptx::wgmma_fence();
-        if constexpr (Sparse) {
+        if constexpr (Kind == HSB_SPARSE_2_4) {
             const ptx::WgmmaTile<HeadDim> k(page);
 #pragma unroll
             for (int pair = 0; pair < kKeyPairs; ++pair) {
@@ -152,13 +146,13 @@ private:
     }
 
     // O^T += V^T P^T, as a group of its own.
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void start_output(std::uint32_t page, const ValueMetadata &metadata) {
         const ptx::WgmmaTile<128> p(probability_ + buffer_ * kPanel);
         ptx::wgmma_fence();
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
-            if constexpr (Sparse) {
+            if constexpr (Kind == HSB_SPARSE_2_4) {
                 const ptx::WgmmaTile<64> v(page + ValuePage<HeadDim>::value_chunk(half * 64, 0));
                 ptx::wgmma_sp_k32<0>(out_[half], v.at(0), p.at(0), metadata[half], true, T());
                 ptx::wgmma_sp_k32<1>(out_[half], v.at(32), p.at(64), metadata[half], true, T());
@@ -205,30 +199,42 @@ private:
         return true;
     }
 
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void scores_again(int stage) {
         KeyMetadata metadata;
-        load_metadata<Sparse>(metadata, key(stage));
-        start_scores<Sparse>(key(stage), metadata);
+        load_metadata<Kind>(metadata, key(stage));
+        start_scores<Kind>(key(stage), metadata);
         ptx::wgmma_wait<0>(s_);
         mask(stage);
     }
 
     // In references.cuh.
     __device__ __forceinline__ void set_references();
-    template <bool Sparse>
+    template <hsb_block_kind Kind>
     __device__ __forceinline__ void raise(int stage);
 
     // ---- pages --------------------------------------------------------------------------------------------------
+    // run() for a kind of pair that is known only now, one of First and on.
+    template <int First>
+    __device__ __forceinline__ void run_as(int kind, int pages, bool first) {
+        if constexpr (First + 1 == kPairKinds)
+            run<First>(pages, first);
+        else if (kind == First)
+            run<First>(pages, first);
+        else
+            run_as<First + 1>(kind, pages, first);
+    }
+
     // A run of pages of one kind. A page's product with V and the next one's with K start together, after its softmax.
     // `first`: of the tile.
-    template <bool SparseKey, bool SparseValue>
+    template <int RunPair>
     __device__ __forceinline__ void run(int pages, bool first) {
+        constexpr hsb_block_kind kKey = key_kind(RunPair), kValue = value_kind(RunPair);
         KeyMetadata key_metadata;
         ValueMetadata value_metadata;
         ptx::mbarrier_wait(base_ + Layout::kKeyFull + stage_.index * 8, stage_.parity);
-        load_metadata<SparseKey>(key_metadata, key(stage_.index));
-        start_scores<SparseKey>(key(stage_.index), key_metadata);
+        load_metadata<kKey>(key_metadata, key(stage_.index));
+        start_scores<kKey>(key(stage_.index), key_metadata);
         ptx::wgmma_commit();  // an empty group, in the place of the product with V
         if (first) {
             ptx::wgmma_wait<0>(s_);
@@ -252,21 +258,21 @@ private:
             ptx::wgmma_wait<1>(s_);
             if (left <= Cut::kEdgePages) mask(stage_.index);
             // Before or after the softmax: by measurement, about 1 % either way.
-            if constexpr (Kind == kAnyKind) wait_for_pages();
+            if constexpr (Pair == kAnyPair) wait_for_pages();
             const bool rises = store_probabilities(scale());
-            if constexpr (Kind != kAnyKind) wait_for_pages();
+            if constexpr (Pair != kAnyPair) wait_for_pages();
 
-            load_metadata<SparseKey>(key_metadata, key(next.index));
+            load_metadata<kKey>(key_metadata, key(next.index));
             wait_output();
             // Not before: the product that has just ended had its metadata in these registers.
-            load_value_metadata<SparseValue>(value_metadata, value(stage_.index));
-            if (any_of_group(rises)) raise<SparseKey>(stage_.index);
+            load_value_metadata<kValue>(value_metadata, value(stage_.index));
+            if (any_of_group(rises)) raise<kKey>(stage_.index);
             // For what all warps have stored; after the barrier, so that stores still on their way are waited for once.
             ptx::fence_proxy_async_shared();
             if (left == 1) break;
 
-            start_scores<SparseKey>(key(next.index), key_metadata);
-            start_output<SparseValue>(value(stage_.index), value_metadata);
+            start_scores<kKey>(key(next.index), key_metadata);
+            start_output<kValue>(value(stage_.index), value_metadata);
             release_key(stage_.index);
             if (left < pages) release_value(before);
             before = stage_.index;
@@ -274,7 +280,7 @@ private:
             buffer_ ^= 1;
             --left;
         }
-        start_output<SparseValue>(value(stage_.index), value_metadata);
+        start_output<kValue>(value(stage_.index), value_metadata);
         release_key(stage_.index);
         if (pages > 1) release_value(before);
         wait_output();

@@ -19,26 +19,24 @@ struct Stage {
     }
 };
 
-// Map entry of a page; `first` is the line's page 0.
-__device__ __forceinline__ std::int32_t entry_of(const PagePool &pool, int first, int page) {
-    return pool.map ? __ldg(pool.map + first + page) : (first + page) * 2 + (pool.dense ? 0 : 1);
+// By the map's entries.
+__device__ __forceinline__ int pair_kind(std::int32_t key, std::int32_t value) {
+    return pair_kind(kind_of(key), kind_of(value));
 }
-__device__ __forceinline__ int kind_of(std::int32_t key, std::int32_t value) {
-    return static_cast<int>(is_sparse(key)) | static_cast<int>(is_sparse(value)) << 1;
-}
-__device__ __forceinline__ int first_kind(const Arguments &a, int first) {
-    return kind_of(entry_of(a.k, first, 0), entry_of(a.v, first, 0));
+// Of page `page`, among all (batch, kv head).
+__device__ __forceinline__ int pair_kind_at(const Arguments &a, int page) {
+    return pair_kind(a.k.entry(page), a.v.entry(page));
 }
 
 // The whole block counts; the caller has cleared `counts` and syncs afterwards.
 template <int Threads>
 __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int pages, int *counts) {
     if (a.has_one_kind()) {
-        if (threadIdx.x == 0) counts[first_kind(a, first)] = pages;
+        if (threadIdx.x == 0) counts[pair_kind_at(a, first)] = pages;
         return;
     }
     for (int page = threadIdx.x; page < pages; page += Threads)
-        atomicAdd(counts + kind_of(entry_of(a.k, first, page), entry_of(a.v, first, page)), 1);
+        atomicAdd(counts + pair_kind_at(a, first + page), 1);
 }
 
 template <class Cut, int HeadDim>
@@ -50,18 +48,18 @@ public:
     // One warp: all pages, run by run.
     __device__ __forceinline__ void stream(int first, int pages, int lane) {
         const int *const counts = reinterpret_cast<const int *>(shared_ + Layout::kCounts);
-        const int begin = first_kind(a_, first);
+        const int begin = pair_kind_at(a_, first);
         Stage stage;
-        for (int i = 0; i < kKinds; ++i) {
+        for (int i = 0; i < kPairKinds; ++i) {
             const int kind = begin ^ i;
             if (counts[kind] == 0) continue;
             for (int page = 0; page < pages; page += 32) {
                 std::int32_t key = 0, value = 0;
                 bool mine = false;
                 if (page + lane < pages) {
-                    key = entry_of(a_.k, first, page + lane);
-                    value = entry_of(a_.v, first, page + lane);
-                    mine = kind_of(key, value) == kind;
+                    key = a_.k.entry(first + page + lane);
+                    value = a_.v.entry(first + page + lane);
+                    mine = pair_kind(key, value) == kind;
                 }
                 for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
                     const int at = __ffs(left) - 1;
@@ -85,10 +83,9 @@ private:
     }
 
     __device__ __forceinline__ void copy(int to, const PagePool &pool, std::int32_t entry, int full) const {
-        const int bytes = is_sparse(entry) ? sparse_page_bytes(HeadDim) : dense_page_bytes(HeadDim);
-        const unsigned char *const from = (is_sparse(entry) ? pool.sparse : pool.dense) + slot_of(entry) * bytes;
-        ptx::mbarrier_arrive_expect_tx(base_ + full, bytes);
-        ptx::bulk_copy(base_ + to, from, bytes, base_ + full, policy_);
+        const auto page = pool.template page<HeadDim>(entry);
+        ptx::mbarrier_arrive_expect_tx(base_ + full, page.bytes);
+        ptx::bulk_copy(base_ + to, page.at, page.bytes, base_ + full, policy_);
     }
 
     const Arguments &a_;

@@ -15,7 +15,7 @@
 
 #include <type_traits>
 
-#include "cuda/page_pool.h"
+#include "cuda/page_pool.cuh"
 
 namespace hsb::cuda::sm90 {
 
@@ -39,12 +39,21 @@ struct Cut {
 using TwoGroups = Cut<2, 96>;
 using ThreeGroups = Cut<3, 72>;
 
-// The kind of a pair of pages: bit 0, K is 2:4; bit 1, V is. A kernel is for pages of one kind, or of any.
-constexpr int kKinds = 4, kAnyKind = kKinds;
+// The kinds of a K page and the V page that goes with it, as one number. A kernel is for pairs of one kind, or of any.
+HSB_HOST_DEVICE constexpr int pair_kind(hsb_block_kind key, hsb_block_kind value) {
+    return static_cast<int>(key) | static_cast<int>(value) << kUsedKindBits;
+}
+constexpr int kPairKinds = 1 << 2 * kUsedKindBits, kAnyPair = kPairKinds, kDensePair = pair_kind(HSB_DENSE, HSB_DENSE);
+HSB_HOST_DEVICE constexpr hsb_block_kind key_kind(int pair) {
+    return static_cast<hsb_block_kind>(pair & ((1 << kUsedKindBits) - 1));
+}
+HSB_HOST_DEVICE constexpr hsb_block_kind value_kind(int pair) {
+    return static_cast<hsb_block_kind>(pair >> kUsedKindBits);
+}
 
 // By measurement (csrc/README.md). Three groups hide more, two move fewer bytes and have registers for all kinds.
-template <int Kind>
-using CutFor = std::conditional_t<Kind == 0 || Kind == kAnyKind, TwoGroups, ThreeGroups>;
+template <int Pair>
+using CutFor = std::conditional_t<Pair == kDensePair || Pair == kAnyPair, TwoGroups, ThreeGroups>;
 
 // The ring: places for K pages, and as many for V pages.
 struct Ring {
@@ -111,7 +120,7 @@ struct Arguments {
     std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
     std::uint32_t never;       // 0, which the compiler does not know: see ptx/order.cuh
 
-    HSB_HOST_DEVICE bool has_one_kind() const { return !(k.dense && k.sparse) && !(v.dense && v.sparse); }
+    HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }
     // Pages that some query of a tile sees.
     template <class Cut>

@@ -16,9 +16,9 @@ namespace hsb::cuda::sm90 {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <class T, int HeadDim, int Kind>
+template <class T, int HeadDim, int Pair>
 __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *shared) {
-    using Cut = CutFor<Kind>;
+    using Cut = CutFor<Pair>;
     using Layout = sm90::Layout<Cut, HeadDim>;
     const std::uint32_t base = ptx::shared_address(shared);
     const int tiles_of_kv_head = a.tiles * a.group;
@@ -49,18 +49,18 @@ __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *share
     } else {
         ptx::registers_up_to<Cut::kConsumerRegisters>();
         const int first_row = tile * Cut::kTileQueries + group * Cut::kGroupQueries;
-        Consumer<T, HeadDim, Kind>(a, shared, Group{group, warp % 4}, lane, head, first_row).attend(first_page);
+        Consumer<T, HeadDim, Pair>(a, shared, Group{group, warp % 4}, lane, head, first_row).attend(first_page);
     }
 }
 
 #endif
 
 // Only sm_90a's own machine code has a body: the launcher asks for nothing else.
-template <class T, int HeadDim, int Kind>
-__global__ void __launch_bounds__(CutFor<Kind>::kThreads, 1) prefill_sm90_kernel(const __grid_constant__ Arguments a) {
+template <class T, int HeadDim, int Pair>
+__global__ void __launch_bounds__(CutFor<Pair>::kThreads, 1) prefill_sm90_kernel(const __grid_constant__ Arguments a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) unsigned char shared[];
-    prefill<T, HeadDim, Kind>(a, shared);
+    prefill<T, HeadDim, Pair>(a, shared);
 #else
     __trap();
 #endif

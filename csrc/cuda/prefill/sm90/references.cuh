@@ -9,8 +9,8 @@ namespace hsb::cuda::sm90 {
 
 // The references of the tile's first page, kMargin above the maxima of its columns. Where one is too large, or is
 // none, the reference stays infinite, which sends the page to raise(). No probabilities are stored yet.
-template <class T, int HeadDim, int Kind>
-__device__ __forceinline__ void Consumer<T, HeadDim, Kind>::set_references() {
+template <class T, int HeadDim, int Pair>
+__device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
     constexpr int kPart = kColumns / 3;  // at a time: there are no registers for more
     static_assert(kPart % 2 == 0 && kColumns % kPart == 0, "whole parts of pairs");
 #pragma unroll
@@ -32,13 +32,13 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Kind>::set_references() {
 
 // Raises the references that the page's scores passed, scales what has been summed, and stores the page's
 // probabilities again. No product is under way, and both buffers of probabilities are free for the exchange.
-template <class T, int HeadDim, int Kind>
-template <bool Sparse>
-__device__ __forceinline__ void Consumer<T, HeadDim, Kind>::raise(int stage) {
+template <class T, int HeadDim, int Pair>
+template <hsb_block_kind Kind>
+__device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
     const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow, shifts = highest + kRow;
     const int lane = ptx::lane();
-    scores_again<Sparse>(stage);  // the exponentials took their registers
+    scores_again<Kind>(stage);  // the exponentials took their registers
     const std::uint32_t mine = maxima + (group_.warp * 8 + lane / 4) * kRow + lane % 4 * 8;
 #pragma unroll
     for (int j = 0; j < kScores; j += 4) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Kind>::raise(int stage) {
             ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
         group_.sync();
     }
-    scores_again<Sparse>(stage);
+    scores_again<Kind>(stage);
     if (shifted_)
 #pragma unroll
         for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane)));
