@@ -1,7 +1,8 @@
 /* One struct per operation: the whole contract between hsbench's Python side and its compiled libraries.
  *
- * Plain C, and the only place where a field is declared: hsbench/native.py reads this file and builds its ctypes
- * structures from it, so keep to one declaration per line, fixed-width types and no macros. The build stamps each
+ * Plain C, and the only place where a field or a constant is declared: hsbench/native.py reads this file and builds
+ * its ctypes structures and constants from it, so keep to one declaration per line, fixed-width types, enumerators with
+ * plain values and no macros. The build stamps each
  * library with this file's SHA-256 (hsb_abi) and exports every struct's size (hsb_struct_size); a library that
  * does not match is refused at load.
  *
@@ -18,8 +19,9 @@ enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 /* How a block of 64 tokens is stored. */
 enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1 };
 
-/* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. */
-enum hsb_map_entry { HSB_KIND_BITS = 1 };
+/* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. There is room for 8
+ * kinds and for 2^28 blocks of each, all batches and kv heads together: 17 billion tokens of one head. */
+enum hsb_map_entry { HSB_KIND_BITS = 3 };
 
 /* Which tensor a page belongs to: K contracts along head_dim, V along tokens. */
 enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };

@@ -43,9 +43,8 @@ class NativeError(HsbenchError):
 @functools.cache
 def structs() -> dict[str, type[ctypes.Structure]]:
     """ctypes structures by name, read from the params.h that was installed with the libraries."""
-    header = re.sub(r"/\*.*?\*/", "", _header().decode(), flags=re.S)
     found: dict[str, type[ctypes.Structure]] = {}
-    for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\}", header, flags=re.S):
+    for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\}", _declarations(), flags=re.S):
         fields = []
         for declaration in filter(None, (part.strip() for part in body.split(";"))):
             match = re.fullmatch(r"(?:const )?(\w+)\s+(\*?)(\w+)", declaration)
@@ -54,6 +53,24 @@ def structs() -> dict[str, type[ctypes.Structure]]:
             base, star, field = match.groups()
             fields.append((field, ctypes.c_void_p if star else _C_TYPES.get(base) or found[base]))
         found[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    return found
+
+
+@functools.cache
+def constants() -> dict[str, int]:
+    """The enumerators of params.h by name, such as ``HSB_KIND_BITS``.
+
+    Raises:
+        NativeError: an enumerator does not say its value as a number.
+        UnavailableError: there is no params.h beside the libraries.
+    """
+    found: dict[str, int] = {}
+    for name, body in re.findall(r"enum (\w+) \{(.*?)\};", _declarations(), flags=re.S):
+        for enumerator in filter(None, (part.strip() for part in body.split(","))):
+            match = re.fullmatch(r"(\w+)\s*=\s*(-?\d+)", enumerator)
+            if match is None:
+                raise NativeError(f"params.h: cannot read {enumerator!r} in {name}")
+            found[match[1]] = int(match[2])
     return found
 
 
@@ -210,6 +227,11 @@ def why_cannot(operation: str, device: str) -> str | None:
     if reason is None and not library(device).has(f"hsb_{device}_{operation}"):
         return f"hsbench has no {operation} kernel for {device} yet: use another --device"
     return reason
+
+
+def _declarations() -> str:
+    """params.h without its comments."""
+    return re.sub(r"/\*.*?\*/", "", _header().decode(), flags=re.S)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from hsbench import native
 from hsbench.errors import NonFiniteError
 from hsbench.formats import cpu_layout, cuda_layout
 from hsbench.formats.bitmap import CHUNK, PAD, BitmapKV, BitmapTensor, compress_bitmap, compress_bitmap_torch
+from hsbench.formats.block_map import BlockKind, entries_of, is_kind, slots_of
 from hsbench.formats.hierarchical import (
     HierarchicalKV,
     PagedTensor,
@@ -296,7 +297,7 @@ def test_map_and_pools(pager: Any, case: tuple[Any, ...], operand: Operand, dtyp
     next_slot = [0, 0]
     for b, h, block in itertools.product(range(batch), range(kv_heads), range(pages.plan.blocks)):
         kind = int(chosen[b][h][block])
-        assert int(pages.map[b, h, block]) == next_slot[kind] * 2 + kind
+        assert int(pages.map[b, h, block]) == next_slot[kind] << 3 | kind
         if block in (0, pages.plan.blocks // 2, pages.plan.blocks - 1):  # reading by hand is slow
             tokens = x[b, h, block * 64 : (block + 1) * 64]
             page = bytes((pages.sparse if kind else pages.dense)[next_slot[kind]].tolist())
@@ -305,6 +306,17 @@ def test_map_and_pools(pager: Any, case: tuple[Any, ...], operand: Operand, dtyp
             assert got == (prune_block(tokens, operand) if kind else bits(tokens).tolist() + padding)
         next_slot[kind] += 1
     assert [len(pages.dense), len(pages.sparse)] == next_slot
+
+
+def test_map_entries_have_room() -> None:
+    """Eight kinds, and slots up to 2^28, in a positive int32; what goes in comes out."""
+    slots = torch.tensor([0, 1, 5, 2**28 - 1]).repeat_interleave(8)
+    kinds = torch.arange(8).repeat(4)
+    entries = entries_of(slots, kinds)
+    assert entries.dtype == torch.int32 and bool((entries >= 0).all()) and len(entries.unique()) == 32
+    assert torch.equal(slots_of(entries), slots)
+    for kind in BlockKind:
+        assert torch.equal(is_kind(entries, kind), kinds == kind)
 
 
 @pytest.mark.parametrize("pager", PAGERS)
@@ -323,7 +335,7 @@ def test_unpack_and_heads(pager: Any, case: tuple[Any, ...], operand: Operand, d
         assert head.shape == (1, 1, *x.shape[2:])
         assert torch.equal(bits(head.unpack()[0, 0]), bits(whole[b, h]))
         assert {part: size * x.shape[0] * x.shape[1] for part, size in head.memory().items()} == pages.memory()
-        slots = [[int(entry) >> 1 for entry in head.map.flatten() if int(entry) & 1 == kind] for kind in (0, 1)]
+        slots = [[int(entry) >> 3 for entry in head.map.flatten() if int(entry) & 7 == kind] for kind in (0, 1)]
         assert slots == [list(range(len(head.dense))), list(range(len(head.sparse)))]
     assert torch.equal(pages.unpack(), whole), "head() wrote to the whole"
 
@@ -337,7 +349,7 @@ def test_bytes_of_a_cache(pager: Any, case: tuple[Any, ...]) -> None:
     batch, kv_heads, seq, head_dim, *_ = case
     heads, blocks = batch * kv_heads, math.ceil(seq / 64)
     for pages in (k, v):
-        sparse = int((pages.map & 1).sum())
+        sparse = int(is_kind(pages.map, BlockKind.SPARSE_2_4).sum())
         assert sparse == heads * pages.plan.sparse
         assert pages.memory() == {
             "dense": (heads * blocks - sparse) * 64 * head_dim * 2,

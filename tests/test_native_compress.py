@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hsbench import native
 from hsbench.formats import bitmap, cpu_layout
+from hsbench.formats.block_map import BlockKind, is_kind
 from hsbench.formats.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
 from hsbench.prune import BLOCK, BlockPlan, Operand, plan_blocks
 
@@ -269,7 +270,8 @@ def test_blocks_whose_losses_differ_in_the_last_place(losses: list[list[float]],
         plan = BlockPlan(len(losses), 0, len(losses), sparse)
         check_pages(x, operand, plan)
         pages, _ = compress(x, operand, plan, ISAS[-1], 1)
-        assert sorted(order[:sparse]) == torch.nonzero(pages.map.flatten() & 1).flatten().tolist()
+        chosen = is_kind(pages.map.flatten(), BlockKind.SPARSE_2_4)
+        assert sorted(order[:sparse]) == torch.nonzero(chosen).flatten().tolist()
 
 
 @pytest.mark.parametrize("operand", OPERANDS)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hsbench import native
 from hsbench.formats.bitmap import BitmapTensor, compress_bitmap_torch
+from hsbench.formats.block_map import BlockKind, entries_of, is_kind, slots_of
 from hsbench.formats.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
 from hsbench.prune import Operand, plan_blocks
 
@@ -67,15 +68,15 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)
     entries = pages.map.flatten()
-    for kind, name in enumerate(("dense", "sparse")):
+    for kind, name in ((BlockKind.DENSE, "dense"), (BlockKind.SPARSE_2_4, "sparse")):
         old = getattr(pages, name)
         new = torch.full((2 * len(old) + 1, old.shape[1]), 0xFF, dtype=torch.uint8)
         slots = torch.randperm(len(new), generator=generator)[: len(old)]
         new[slots] = old
         setattr(pages, name, new)
-        of_kind = (entries & 1) == kind
+        of_kind = is_kind(entries, kind)
         if len(old):
-            entries[of_kind] = (slots[(entries[of_kind] >> 1).long()] * 2 + kind).to(torch.int32)
+            entries[of_kind] = entries_of(slots[slots_of(entries[of_kind])], kind)
     return pages, pruned
 
 

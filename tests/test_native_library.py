@@ -14,6 +14,7 @@ import torch
 
 from hsbench import native
 from hsbench.errors import UnavailableError
+from hsbench.formats.block_map import BlockKind
 from hsbench.native import NativeError
 
 MISSING = native.why_missing("cpu")
@@ -23,7 +24,7 @@ LIBRARY = "libhsbench_cpu.so"
 
 
 def forget() -> None:
-    for cached in (native.structs, native.library, native._header):
+    for cached in (native.structs, native.constants, native.library, native._header):
         cached.cache_clear()
 
 
@@ -98,6 +99,33 @@ def test_types_and_offsets(declare: Any) -> None:
 def test_a_declaration_that_cannot_be_read_is_named(declare: Any) -> None:
     with pytest.raises(NativeError, match=r"params\.h: cannot read 'int32_t a, b' in hsb_two"):
         declare("typedef struct hsb_two { int32_t a, b; } hsb_two;")
+
+
+def test_every_enumerator_of_the_header_is_a_constant(lib: Path) -> None:
+    """A second, cruder reading: every name that is followed by an equals sign."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+    found = {name: int(value) for name, value in re.findall(r"\b(HSB_\w+) = (\d+)", text)}
+    assert native.constants() == found and len(found) >= 14
+
+
+def test_the_numbers_in_python_are_those_of_the_header(lib: Path) -> None:
+    there = native.constants()
+    assert (there["HSB_FP16"], there["HSB_BF16"]) == (native.FP16, native.BF16)
+    assert (there["HSB_KEY"], there["HSB_VALUE"]) == (native.KEY, native.VALUE)
+    for prefix, mirror in (("HSB_ISA_", native.ISAS), ("HSB_PATH_", native.PATHS)):
+        assert {prefix + name.upper(): number for name, number in mirror.items()} == {
+            name: number for name, number in there.items() if name.startswith(prefix)
+        }
+    kinds = re.search(r"enum hsb_block_kind \{(.*?)\}", HEADER.read_text())
+    assert kinds and [f"HSB_{kind.name} = {kind}" for kind in BlockKind] == kinds[1].strip().split(", ")
+
+
+@pytest.mark.parametrize("enumerator", ["HSB_B", "HSB_B = HSB_A", "HSB_B = 1 << 3"])
+def test_an_enumerator_without_a_plain_number_is_named(lib: Path, enumerator: str) -> None:
+    (lib / "params.h").write_text(f"enum hsb_odd {{ HSB_A = 0, {enumerator} }};")
+    forget()
+    with pytest.raises(NativeError, match=rf"params\.h: cannot read '{re.escape(enumerator)}' in hsb_odd"):
+        native.constants()
 
 
 def test_an_unknown_field_is_refused(lib: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hsbench import native
 from hsbench.formats import cpu_layout
+from hsbench.formats.block_map import BlockKind, entries_of
 from hsbench.formats.hierarchical import DTYPES
 from hsbench.prune import BLOCK, Operand, split_blocks
 
@@ -82,7 +83,7 @@ def make_pages(x: Tensor, operand: Operand, share: float, seed: int = 0) -> Page
         slots = torch.randperm(len(pool), generator=generator)[:used]
         if used:
             pool[slots] = pack(blocks[chosen], operand)
-            entries[chosen] = (slots * 2 + kind).to(torch.int32)
+            entries[chosen] = entries_of(slots, BlockKind(kind))
             if kind:
                 blocks[chosen] = cpu_layout.unpack_sparse(pool[slots], operand, x.dtype, head_dim)
         pools.append(pool)

@@ -1,6 +1,6 @@
 """The hierarchical cache: a block map, and pools of dense and of 2:4 pages, for K and for V.
 
-A map entry is ``slot * 2 + kind`` (kind 1 is 2:4), slots counting within the pool of that kind. Pages of one
+A map entry (``block_map``) says a block's kind and its slot, slots counting within the pool of that kind. Pages of one
 (batch, kv head) are contiguous in each pool and ascend with the block, so that a kernel streams them. The bytes of a
 page are the device layout's (``cpu_layout``, ``cuda_layout``).
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from hsbench import forks, memory, native
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.formats import cpu_layout, cuda_layout
+from hsbench.formats.block_map import BlockKind, entries_of, is_kind, slots_of
 from hsbench.prune import (
     BLOCK,
     BlockPlan,
@@ -103,12 +104,13 @@ class PagedTensor:
         heads = self.shape[1]
         index = batch * heads + kv_head
         first = {0: index * self.plan.dense, 1: index * self.plan.sparse}
-        entries = self.map[batch, kv_head].clone()
-        entries -= torch.where(entries & 1 == 1, first[1], first[0]).to(torch.int32) * 2
+        entries = self.map[batch, kv_head]
+        is_sparse = is_kind(entries, BlockKind.SPARSE_2_4)
+        slots = slots_of(entries) - torch.where(is_sparse, first[1], first[0])
         return replace(
             self,
             shape=(1, 1, *self.shape[2:]),
-            map=entries.view(1, 1, -1),
+            map=entries_of(slots, is_sparse).view(1, 1, -1),
             dense=self.dense[first[0] : first[0] + self.plan.dense],
             sparse=self.sparse[first[1] : first[1] + self.plan.sparse],
         )
@@ -122,7 +124,7 @@ class PagedTensor:
         batch, kv_heads, seq, head_dim = self.shape
         blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.map.device)
         entries = self.map.flatten()
-        slots, is_sparse = (entries >> 1).to(torch.int64), (entries & 1).bool()
+        slots, is_sparse = slots_of(entries), is_kind(entries, BlockKind.SPARSE_2_4)
         if self.plan.dense:
             dense = self.layout.unpack_dense(self.dense, self.operand, self.dtype, head_dim)
             blocks[~is_sparse] = dense[slots[~is_sparse]]
@@ -257,7 +259,7 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     if plan.sparse:
         pages.sparse.copy_(pages.layout.pack_sparse(blocks[flat], operand))
     slots = torch.where(flat, flat.cumsum(0), (~flat).cumsum(0)) - 1
-    pages.map.copy_((slots * 2 + flat).view_as(pages.map))
+    pages.map.copy_(entries_of(slots, flat).view_as(pages.map))
     return pages
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from hsbench import native
 from hsbench.check import TOLERANCE
 from hsbench.formats.bitmap import BitmapTensor
+from hsbench.formats.block_map import BlockKind, entries_of, is_kind, slots_of
 from hsbench.formats.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
 from hsbench.prune import Operand, plan_blocks
 
@@ -102,7 +103,7 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)
     entries = pages.map.flatten()
-    for kind, name in enumerate(("dense", "sparse")):
+    for kind, name in ((BlockKind.DENSE, "dense"), (BlockKind.SPARSE_2_4, "sparse")):
         old = getattr(pages, name)
         if not len(old):
             continue
@@ -110,8 +111,8 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
         slots = torch.randperm(len(new), generator=generator)[: len(old)].to(DEVICE)
         new[slots] = old
         setattr(pages, name, new)
-        of_kind = (entries & 1) == kind
-        entries[of_kind] = (slots[(entries[of_kind] >> 1).long()] * 2 + kind).to(torch.int32)
+        of_kind = is_kind(entries, kind)
+        entries[of_kind] = entries_of(slots[slots_of(entries[of_kind])], kind)
     return pages, pruned
 
 

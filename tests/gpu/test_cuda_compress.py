@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hsbench import native
 from hsbench.formats import bitmap, cuda_layout
+from hsbench.formats.block_map import BlockKind, entries_of, is_kind
 from hsbench.formats.hierarchical import DTYPES
 from hsbench.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
 
@@ -134,7 +135,7 @@ def check_pages(x: Tensor, operand: Operand, plan: BlockPlan) -> None:
     slots = torch.where(chosen, chosen.cumsum(0), (~chosen).cumsum(0)) - 1
     got = compress(x.to(DEVICE), operand, plan)
     assert int(got.non_finite.cpu(torch.int64)) == -1
-    assert torch.equal(got.map.cpu(torch.int32), (slots * 2 + chosen).to(torch.int32)), f"map: {plan}"
+    assert torch.equal(got.map.cpu(torch.int32), entries_of(slots, chosen)), f"map: {plan}"
     if plan.dense:
         expected = cuda_layout.pack_dense(blocks[~chosen], operand)
         assert torch.equal(got.dense.cpu(torch.uint8), expected.flatten()), f"dense: {plan}"
@@ -281,7 +282,8 @@ def test_blocks_whose_losses_differ_in_the_last_place(losses: list[list[float]],
         plan = BlockPlan(len(losses), 0, len(losses), sparse)
         check_pages(x, operand, plan)
         pages = compress(x.to(DEVICE), operand, plan)
-        assert sorted(order[:sparse]) == torch.nonzero(pages.map.cpu(torch.int32) & 1).flatten().tolist()
+        chosen = is_kind(pages.map.cpu(torch.int32), BlockKind.SPARSE_2_4)
+        assert sorted(order[:sparse]) == torch.nonzero(chosen.flatten()).flatten().tolist()
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
