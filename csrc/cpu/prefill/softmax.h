@@ -3,8 +3,8 @@
 // Scores are in the log2 domain (log2(e) and the scale are in Q). Each query has a reference that its exponentials
 // are taken against, and O and the sum of exponentials are relative to it. A true running maximum would rise, and
 // cost a pass over O, at almost every early block for some query of the tile. So when a score exceeds the reference,
-// the reference rises to kHeadroom above it: it then rises rarely, exponents stay <= 0, and all that is lost is
-// kHeadroom of fp32's 126 powers of two.
+// the reference rises to kMargin above it: it then rises rarely, exponents stay <= 0, and all that is lost is
+// kMargin of fp32's 126 powers of two.
 #pragma once
 
 #include "cpu/page.h"
@@ -12,7 +12,7 @@
 
 namespace hsb::cpu::prefill {
 
-constexpr float kHeadroom = 8.0f;
+constexpr float kMargin = 8.0f;
 
 // Adds minus infinity, or as good as, to the scores of tokens after a query's last one. last[lanes]: that token,
 // counted from the block's first.
@@ -47,7 +47,7 @@ bool raise_reference(const float *scores, float *reference, float *sum, float *r
         float level[Isa::width];
         Isa::store(level, top[v]);
         for (int i = 0; i < Isa::width; ++i)  // rare, so scalar will do
-            level[i] = level[i] > reference[lane + i] ? level[i] + kHeadroom : reference[lane + i];
+            level[i] = level[i] > reference[lane + i] ? level[i] + kMargin : reference[lane + i];
         const auto raised = Isa::load(level);
         const auto factor = Isa::exp2(Isa::sub(Isa::load(reference + lane), raised));
         Isa::store(reference + lane, raised);

@@ -1,15 +1,14 @@
-#include "decode.cuh"
-
 #include <cmath>
 
 #include "api.h"
 #include "cuda/dispatch.h"
-#include "cuda/launch.h"
 #include "cuda/page_pool.cuh"
 #include "cuda/runtime.h"
 #include "cuda/score_scale.h"
+#include "cuda/softmax_margin.h"
+#include "launch.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 namespace {
 
 constexpr std::int64_t kAlign = 64;
@@ -31,16 +30,7 @@ std::int64_t workspace_bytes(const hsb_decode_params &p) {
     return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
 }
 
-template <class T, int HeadDim, int Tiles>
-void run(const hsb_decode_params &p, DecodeArguments &a, const Device &device) {
-    a.stages = choose_stages(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes,
-                             max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
-    const int shared_bytes = a.stages.shared_bytes();
-    HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
-    launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.stages.warps * 32, shared_bytes, p.stream, a);
-}
-
-void decode(const hsb_decode_params &p) {
+void run(const hsb_decode_params &p) {
     check_paged_shape(p);
     check_pages(p.k, p.head_dim);
     check_pages(p.v, p.head_dim);
@@ -49,7 +39,7 @@ void decode(const hsb_decode_params &p) {
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     const Device device = current_device();
 
-    DecodeArguments a{};
+    Arguments a{};
     set_tensors(a, p);
     a.counters = static_cast<unsigned *>(p.workspace);
     a.partials = reinterpret_cast<float *>(static_cast<char *>(p.workspace) + counter_bytes(p));
@@ -59,25 +49,25 @@ void decode(const hsb_decode_params &p) {
     const ScoreScale scale = score_scale(p.scale);
     a.scale = scale.scale;
     a.log2_scale = scale.log2;
-    a.slack = kSlack / scale.log2;
+    a.margin = kDecodeMargin / scale.log2;
     a.flip = scale.flip;
     dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
         if (a.group <= 8)
-            run<decltype(type), head_dim(), 1>(p, a, device);
+            launch_decode<decltype(type), head_dim(), 1>(p, a, device);
         else
-            run<decltype(type), head_dim(), 2>(p, a, device);
+            launch_decode<decltype(type), head_dim(), 2>(p, a, device);
     });
 }
 
 }  // namespace
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode
 
 extern "C" int64_t hsb_cuda_decode_workspace(const hsb_decode_params *p) {
     std::int64_t bytes = -1;
-    hsb::guarded([&] { bytes = hsb::cuda::workspace_bytes(*p); });
+    hsb::guarded([&] { bytes = hsb::cuda::decode::workspace_bytes(*p); });
     return bytes;
 }
 
 extern "C" int hsb_cuda_decode(const hsb_decode_params *p) {
-    return hsb::guarded([&] { hsb::cuda::decode(*p); });
+    return hsb::guarded([&] { hsb::cuda::decode::run(*p); });
 }

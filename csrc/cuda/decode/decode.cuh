@@ -8,32 +8,14 @@
 // is read once for the whole group. plan.h draws how the work is cut.
 #pragma once
 
+#include "cuda/launch.h"
 #include "cuda/queries.cuh"
+#include "launch.h"
 #include "merge.cuh"
 #include "page_stream.cuh"
-#include "plan.h"
 #include "softmax.cuh"
 
-namespace hsb::cuda {
-
-struct DecodeArguments {
-    const void *q;             // [batch, q_heads, head_dim]
-    void *out;                 // [batch, q_heads, head_dim]
-    float *lse;                // [batch, q_heads]
-    PagePool k;
-    PagePool v;
-    unsigned *counters;        // [batch * q_heads]
-    float *partials;           // [parts][2][partial_floats]
-    Partition partition;
-    Stages stages;
-    std::int32_t blocks;       // per kv head
-    std::int32_t last_valid;   // tokens in the last block, 1 to 64
-    std::int32_t group;        // query heads per kv head
-    float scale;               // of the scores; not negative, q's sign is flipped instead
-    float log2_scale;
-    float slack;               // kSlack in units of the scores
-    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
-};
+namespace hsb::cuda::decode {
 
 // Registers: 168 a thread for one column of 8 heads, 255 for two.
 template <int Tiles>
@@ -77,7 +59,7 @@ template <int HeadDim, int Tiles>
 struct WarpResults {
     static constexpr int kAhead = 8;
     const unsigned char *shared;
-    const std::int32_t *at;  // [warps]: byte offset of each one's result in shared memory, -1 if it has none
+    const std::int32_t *at;  // [warps]: MergePlaces
     int head;
 
     using Result = WarpResult<HeadDim, Tiles>;
@@ -115,17 +97,18 @@ struct PartialResults {
 
 template <class T, int HeadDim, int Tiles>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
-    decode_kernel(const __grid_constant__ DecodeArguments a) {
+    decode_kernel(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(kStageAlign) unsigned char shared[];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.stages.warps;
-    const int all_stages = warps * a.stages.stages;
-    unsigned char *const barriers = shared + a.stages.ring_bytes();
-    std::int32_t *const result_at = reinterpret_cast<std::int32_t *>(barriers + all_stages * 16);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.ring.warps;
+    const int all_stages = warps * a.ring.stages;
+    unsigned char *const barriers = shared + a.ring.ring_bytes();
+    std::int32_t *const result_at =
+        reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes)->result_at;
 
     const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
-    const Ring ring(a.stages, ptx::shared_address(shared + warp * a.stages.stages * a.stages.stage_bytes()),
-                    ptx::shared_address(barriers + warp * a.stages.stages * 16), lane);
-    PageStream<HeadDim> pages(a.k, a.v, ring, a.stages.stages, begin + warp, warps, end, lane);
+    const Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
+                    ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
+    PageStream<HeadDim> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
 
     int page = begin + warp;  // this warp's current one
     for (int low = begin; low < end;) {  // one segment: the CTA's pages of one head
@@ -150,7 +133,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
             if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
 
             std::uint32_t p[Tiles][2][4];
-            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.slack);
+            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.margin);
 
             const std::uint32_t value = pages.wait_value();
             multiply<T, ValuePage<HeadDim>>(pages.value_kind(), running.out, value, p, lane);
@@ -216,4 +199,13 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
     }
 }
 
-}  // namespace hsb::cuda
+template <class T, int HeadDim, int Tiles>
+void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
+    a.ring = choose_ring(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes,
+                             max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
+    const int shared_bytes = a.ring.shared_bytes();
+    HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
+    launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream, a);
+}
+
+}  // namespace hsb::cuda::decode

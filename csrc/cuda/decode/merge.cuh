@@ -4,7 +4,7 @@
 #include "cuda/fragments.cuh"
 #include "cuda/ptx/math.cuh"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 
 template <int HeadDim>
 struct Merged {
@@ -110,4 +110,4 @@ __device__ __forceinline__ void store_result(T *out, float *lse, const Merged<He
     if (lane == 0) *lse = merged.max * scale + logf(merged.sum);
 }
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode

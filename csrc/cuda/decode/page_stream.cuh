@@ -11,7 +11,7 @@
 #include "sm80/ring.cuh"
 #endif
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 
 template <int HeadDim>
 class PageStream {
@@ -107,4 +107,4 @@ private:
     std::uint32_t phase_ = 1;  // filling the ring the first time turns it to 0
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode

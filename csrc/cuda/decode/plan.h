@@ -23,8 +23,9 @@
 #include <cstdint>
 
 #include "cuda/page.cuh"
+#include "cuda/shared_limit.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 
 // The cut of `pages` page pairs into `parts`: the first pages % parts of them are one longer.
 struct Partition {
@@ -56,13 +57,24 @@ HSB_HOST_DEVICE constexpr int partial_floats(int group, int head_dim) { return (
 // ---- shared memory ------------------------------------------------------------------------------------------------
 //
 //   | warp 0: stage 0, stage 1, .. | warp 1: .. | ..                     stage = K page, V page
-//   | barriers u64 [warps][stages][K, V] | merge i32 [kMaxWarps] |
+//   | StageBarriers [warps][stages] | MergePlaces |
 
 constexpr int kMaxWarps = 12;
 constexpr int kMaxStages = 4;
 constexpr int kStageAlign = 128;
 
-struct Stages {
+struct StageBarriers {
+    std::uint64_t key, value;  // mbarriers: the stage's page has come
+};
+constexpr int kBarrierBytes = sizeof(StageBarriers);
+static_assert(kBarrierBytes == 16, "as the instruction set has them");
+
+struct MergePlaces {
+    std::int32_t result_at[kMaxWarps];  // byte offset of each warp's result in shared memory, -1 if it has none
+};
+
+// The rings of a CTA's warps.
+struct RingShape {
     std::int32_t key_bytes;    // the largest K page that the map may hold
     std::int32_t value_bytes;
     std::int32_t warps;
@@ -73,7 +85,7 @@ struct Stages {
     HSB_HOST_DEVICE int shared_bytes() const { return ring_bytes() + tail_bytes(warps * stages); }
 
     HSB_HOST_DEVICE static constexpr int tail_bytes(int all_stages) {
-        return all_stages * 16 + kMaxWarps * static_cast<int>(sizeof(std::int32_t));
+        return all_stages * kBarrierBytes + static_cast<int>(sizeof(MergePlaces));
     }
 };
 
@@ -81,10 +93,10 @@ struct Stages {
 // fit, and one warp for each: a stage is empty while its warp computes, but the other warps' are not, and a page waits
 // for no other page's arithmetic. Warps are no more than there are page pairs in a part, or query heads in a group
 // (each head is merged by a warp of its own); what is left then goes to more stages.
-constexpr Stages choose_stages(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
+constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
                                int group) {
     int all = kMaxWarps * kMaxStages;
-    while (all > 1 && all * (key_bytes + value_bytes) + Stages::tail_bytes(all) > shared_limit) --all;
+    while (all > 1 && all * (key_bytes + value_bytes) + RingShape::tail_bytes(all) > shared_limit) --all;
     int warps = all;
     if (warps > max_warps) warps = max_warps;
     const int useful = pages_per_part > group ? pages_per_part : group;
@@ -93,8 +105,9 @@ constexpr Stages choose_stages(int key_bytes, int value_bytes, int shared_limit,
     if (stages > kMaxStages) stages = kMaxStages;
     return {key_bytes, value_bytes, warps, stages};
 }
-static_assert(choose_stages(9216, 9216, 232448, 12, 100, 4).warps == 12, "2:4 pages on sm_90: 12 stages of 18 KiB");
-static_assert(choose_stages(16384, 16384, 232448, 12, 100, 4).warps == 7, "dense pages on sm_90: 7 stages of 32 KiB");
-static_assert(choose_stages(16384, 16384, 101376, 12, 100, 4).warps == 3, "dense pages on sm_89: 3 stages of 32 KiB");
+static_assert(RingShape::tail_bytes(1) + 2 * dense_page_bytes(128) <= kSharedLimitSm89, "one stage must fit anywhere");
+static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4).warps == 12, "2:4 pages on sm_90: 12 stages of 18 KiB");
+static_assert(choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4).warps == 7, "dense pages on sm_90: 7 stages of 32 KiB");
+static_assert(choose_ring(16384, 16384, kSharedLimitSm89, 12, 100, 4).warps == 3, "dense pages on sm_89: 3 stages of 32 KiB");
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode

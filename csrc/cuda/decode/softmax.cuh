@@ -5,18 +5,19 @@
 // needs no exchange.
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
-// it by kSlack (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kSlack at most,
-// or twice that exponent where scores are so large that adding kSlack rounds: well within fp16.
+// it by kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at most,
+// or twice that exponent where scores are so large that adding kMargin rounds: well within fp16.
 #pragma once
 
 #include "cuda/fragments.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/softmax_margin.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 
-constexpr float kSlack = 6.0f;
+constexpr float kMargin = kDecodeMargin;
 
 template <int HeadDim, int Tiles>
 struct Running {
@@ -24,7 +25,7 @@ struct Running {
 
     float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
     float max[Tiles][2];           // reference of heads 2t, 2t + 1; the same in all lanes of one t
-    float limit[Tiles][2];         // max + kSlack, in units of the scores
+    float limit[Tiles][2];         // max + kMargin, in units of the scores
     float sum[Tiles][2];           // over this thread's tokens only
 
     __device__ __forceinline__ void clear() {
@@ -42,8 +43,8 @@ struct Running {
         }
     }
 
-    // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; slack is kSlack in scores.
-    __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float log2_scale, float slack) {
+    // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; margin is kMargin in scores.
+    __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float log2_scale, float margin) {
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -52,7 +53,7 @@ struct Running {
                 // From -inf (nothing seen yet) the factor is 0. The difference first: it is exact where it matters.
                 const float factor = ptx::exp2_approx((max[tile][head] - higher) * log2_scale);
                 max[tile][head] = higher;
-                limit[tile][head] = higher + slack;
+                limit[tile][head] = higher + margin;
                 sum[tile][head] *= factor;
 #pragma unroll
                 for (int strip = 0; strip < kStrips; ++strip) {
@@ -79,7 +80,7 @@ __device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, in
 // A C fragment's tile of 8 tokens x 8 heads, transposed, is exactly a B register.
 template <class T, int HeadDim, int Tiles>
 __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
-                                        Running<HeadDim, Tiles> &running, float log2_scale, float slack) {
+                                        Running<HeadDim, Tiles> &running, float log2_scale, float margin) {
     float highest[Tiles][2];
     bool rises = false;
 #pragma unroll
@@ -92,7 +93,7 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
                 highest[tile][head] = fmaxf(highest[tile][head], fmaxf(s[tile][strip][head], s[tile][strip][head + 2]));
             rises |= highest[tile][head] > running.limit[tile][head];
         }
-    if (__any_sync(~0u, rises)) running.raise(highest, log2_scale, slack);
+    if (__any_sync(~0u, rises)) running.raise(highest, log2_scale, margin);
 
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
@@ -111,4 +112,4 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
         }
 }
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode

@@ -1,14 +1,11 @@
-#include "decode_bitmap.cuh"
-
 #include "api.h"
 #include "attention_shape.h"
 #include "cuda/dispatch.h"
-#include "cuda/launch.h"
+#include "cuda/runtime.h"
+#include "launch.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode_bitmap {
 namespace {
-
-constexpr std::size_t kShared = kTileWarps * kRingBytes;
 
 // Calls run(T, head_dim, tiles of 8 query heads) with all three known at compile time.
 template <class Run>
@@ -35,13 +32,7 @@ struct Plan {
         const Device device = current_device();
         int ctas = 0;  // per multiprocessor
         with_kernel_shape(p, [&](auto type, auto head_dim, auto columns) {
-            const auto kernel = decode_bitmaps<decltype(type), head_dim(), columns()>;
-            HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
-            // Of what shared memory and L1 have in common, all to shared memory: without being asked, fewer CTAs may fit.
-            HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                          cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
-            HSB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, kTileWarps * 32, kShared));
+            ctas = ctas_per_multiprocessor<decltype(type), head_dim(), columns()>();
         });
         HSB_CHECK(ctas > 0, "the kernel does not fit this device");
         splits = choose_splits(heads, tiles, ctas * device.multiprocessors);
@@ -54,23 +45,23 @@ BitmapOperand operand_of(const hsb_bitmaps &b) {
 }
 
 }  // namespace
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode_bitmap
 
 extern "C" int64_t hsb_cuda_decode_bitmap_workspace(const hsb_decode_params *p) {
     std::int64_t bytes = -1;
-    hsb::guarded([&] { bytes = hsb::cuda::Plan(*p).workspace_bytes(p->head_dim); });
+    hsb::guarded([&] { bytes = hsb::cuda::decode_bitmap::Plan(*p).workspace_bytes(p->head_dim); });
     return bytes;
 }
 
 extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
-    using namespace hsb::cuda;
+    using namespace hsb::cuda::decode_bitmap;
     return hsb::guarded([&] {
         const Plan plan(*p);
         HSB_CHECK(p->q && p->out && p->lse && p->workspace, "q, out, lse and workspace are required");
         HSB_CHECK(p->k_bitmap.bitmap && p->k_bitmap.offset && p->v_bitmap.bitmap && p->v_bitmap.offset,
                   "bitmaps and offsets are required");
         constexpr float kLog2e = 1.44269504088896f;
-        const DecodeBitmapArgs args{operand_of(p->k_bitmap),
+        const Arguments args{operand_of(p->k_bitmap),
                                     operand_of(p->v_bitmap),
                                     p->q,
                                     static_cast<float *>(p->workspace),
@@ -83,10 +74,7 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
                                     plan.group,
                                     p->scale * kLog2e};
         with_kernel_shape(*p, [&](auto type, auto head_dim, auto columns) {
-            launch(decode_bitmaps<decltype(type), head_dim(), columns()>, static_cast<unsigned>(plan.heads * plan.splits),
-                   kTileWarps * 32, kShared, p->stream, args);
-            launch(combine_splits<decltype(type), head_dim()>, static_cast<unsigned>(plan.heads * plan.group), head_dim(), 0,
-                   p->stream, args);
+            launch_decode_bitmap<decltype(type), head_dim(), columns()>(args, plan.heads, p->stream);
         });
     });
 }

@@ -21,30 +21,16 @@
 
 #include <cstdint>
 
+#include "cuda/launch.h"
 #include "cuda/ptx/bytes.cuh"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "plan.h"
 #include "tile_stream.cuh"
 
-namespace hsb::cuda {
-
-struct DecodeBitmapArgs {
-    BitmapOperand k, v;
-    const void *q;                 // [heads, group, head_dim]; heads of all batches
-    float *partial;                // workspace
-    void *out;                     // [heads, group, head_dim]
-    float *lse;                    // [heads, group]
-    std::int64_t seq;
-    std::int64_t all_chunks;       // of the whole tensor
-    std::int32_t tiles;            // per head
-    std::int32_t splits;
-    std::int32_t group;
-    float scale_log2;              // scale * log2 e
-};
+namespace hsb::cuda::decode_bitmap {
 
 __device__ __forceinline__ std::uint32_t pack_pair(float low, float high, __half) {
     const __half2 pair = __floats2half2_rn(low, high);
@@ -57,7 +43,7 @@ __device__ __forceinline__ std::uint32_t pack_pair(float low, float high, __nv_b
 
 // Scores of 16 tokens from `token` of the tile on.
 template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void score(float (&scores)[Tiles][4], std::uint32_t slot, int token,
+__device__ __forceinline__ void score(float (&scores)[Tiles][4], std::uint32_t stage, int token,
                                       const LaneElements<4> &elements, const std::uint32_t (&q)[Tiles][HeadDim / 16][2],
                                       int lane) {
     constexpr int kTokenChunks = HeadDim / kChunkElements;
@@ -67,7 +53,7 @@ __device__ __forceinline__ void score(float (&scores)[Tiles][4], std::uint32_t s
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             std::uint32_t values[4][4];
-            elements.gather(values, slot, (token + half * 8 + lane / 4) * kTokenChunks + chunk);
+            elements.gather(values, stage, (token + half * 8 + lane / 4) * kTokenChunks + chunk);
 #pragma unroll
             for (int step = 0; step < 4; ++step) {
                 a[step][half] = ptx::low_halves(values[step][0], values[step][1]);
@@ -84,7 +70,7 @@ __device__ __forceinline__ void score(float (&scores)[Tiles][4], std::uint32_t s
 
 // out += V^T p^T over 16 tokens.
 template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void weigh(float (&out)[Tiles][HeadDim / 16][4], std::uint32_t slot, int token,
+__device__ __forceinline__ void weigh(float (&out)[Tiles][HeadDim / 16][4], std::uint32_t stage, int token,
                                       const LaneElements<2> &elements, const std::uint32_t (&p)[Tiles][2], int lane) {
     constexpr int kTokenChunks = HeadDim / kChunkElements;
 #pragma unroll
@@ -94,8 +80,8 @@ __device__ __forceinline__ void weigh(float (&out)[Tiles][HeadDim / 16][4], std:
         for (int half = 0; half < 2; ++half) {
             const int first = token + half * 8 + lane % 4 * 2;
             std::uint32_t even[4][2], odd[4][2];
-            elements.gather(even, slot, first * kTokenChunks + chunk);
-            elements.gather(odd, slot, (first + 1) * kTokenChunks + chunk);
+            elements.gather(even, stage, first * kTokenChunks + chunk);
+            elements.gather(odd, stage, (first + 1) * kTokenChunks + chunk);
 #pragma unroll
             for (int strip = 0; strip < 4; ++strip) {
                 a[strip][half * 2] = ptx::low_halves(even[strip][0], odd[strip][0]);
@@ -194,17 +180,17 @@ struct RunningSoftmax {
 // One split of one (batch, kv head) per CTA. Tiles: 8 query heads each.
 template <class T, int HeadDim, int Tiles>
 __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
-    decode_bitmaps(const __grid_constant__ DecodeBitmapArgs a) {
+    decode_bitmaps(const __grid_constant__ Arguments a) {
     constexpr int kRuns = tile_tokens(HeadDim) / 16, kTokenChunks = HeadDim / kChunkElements;
     constexpr int kHeads = Tiles * 8;
-    static_assert(kHeads * (HeadDim + 3) * 4 <= kRingBytes, "a warp's result takes its ring's place");
+    static_assert(kHeads * (HeadDim + 3) * 4 <= sizeof(Ring), "a warp's result takes its ring's place");
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int head = blockIdx.x / a.splits, split = blockIdx.x % a.splits;
     const int first_tile = static_cast<int>(std::int64_t{a.tiles} * split / a.splits);
     const int end_tile = static_cast<int>(std::int64_t{a.tiles} * (split + 1) / a.splits);
-    unsigned char *ring = reinterpret_cast<unsigned char *>(shared) + warp * kRingBytes;
-    const std::uint32_t slots = ptx::shared_address(ring);
+    unsigned char *ring = reinterpret_cast<unsigned char *>(shared) + warp * sizeof(Ring);
+    const std::uint32_t stages = ptx::shared_address(ring);
 
     const std::int64_t head_chunk = head * a.seq * kTokenChunks;
     const auto head_chunks = static_cast<std::int32_t>(a.seq * kTokenChunks);
@@ -212,9 +198,9 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
     int tile = first_tile + warp, at = 0;
     k.look_up(tile, end_tile);
     v.look_up(tile, end_tile);
-    if (tile < end_tile) k.load(tile, 0, slots);
+    if (tile < end_tile) k.load(tile, 0, stages);
     ptx::cp_async_commit();
-    if (tile < end_tile) v.load(tile, 0, slots + kSlotBytes);
+    if (tile < end_tile) v.load(tile, 0, stages + kStageBytes);
     ptx::cp_async_commit();
 
     // q^T as operand B: heads past the group are zero.
@@ -236,7 +222,7 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
     const LaneElements<4> key_elements(lane % 4 * 4);
     const LaneElements<2> value_elements(lane / 4 * 2);
     RunningSoftmax<HeadDim, Tiles> running;
-    std::uint32_t key_slot = slots, value_slot = slots + kSlotBytes, free_slot = slots + 2 * kSlotBytes;
+    std::uint32_t key_stage = stages, value_stage = stages + kStageBytes, free_stage = stages + 2 * kStageBytes;
 
     while (tile < end_tile) {
         const std::uint32_t key_begin = k.begin(at), value_begin = v.begin(at);
@@ -246,17 +232,17 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
             k.look_up(next, end_tile);
             v.look_up(next, end_tile);
         }
-        // The slot asked for next is the one that was read last: all lanes are past that.
+        // The stage asked for next is the one that was read last: all lanes are past that.
         __syncwarp();
-        if (next < end_tile) k.load(next, at, free_slot);
+        if (next < end_tile) k.load(next, at, free_stage);
         ptx::cp_async_commit();
         ptx::cp_async_wait<2>();
-        k.find_places(key_slot, key_begin);
+        k.find_places(key_stage, key_begin);
         __syncwarp();
         float scores[kRuns][Tiles][4] = {};
 #pragma unroll
         for (int run = 0; run < kRuns; ++run) {
-            score<T, HeadDim, Tiles>(scores[run], key_slot, run * 16, key_elements, q, lane);
+            score<T, HeadDim, Tiles>(scores[run], key_stage, run * 16, key_elements, q, lane);
             const std::int64_t token = std::int64_t{tile} * tile_tokens(HeadDim) + run * 16 + lane / 4;
 #pragma unroll
             for (int columns = 0; columns < Tiles; ++columns)
@@ -268,18 +254,18 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
         running.template update<T>(scores, p, a.scale_log2);
 
         __syncwarp();
-        if (next < end_tile) v.load(next, at, key_slot);
+        if (next < end_tile) v.load(next, at, key_stage);
         ptx::cp_async_commit();
         ptx::cp_async_wait<2>();
-        v.find_places(value_slot, value_begin);
+        v.find_places(value_stage, value_begin);
         __syncwarp();
 #pragma unroll
         for (int run = 0; run < kRuns; ++run)
-            weigh<T, HeadDim, Tiles>(running.out, value_slot, run * 16, value_elements, p[run], lane);
-        const std::uint32_t read = value_slot;
-        value_slot = key_slot;
-        key_slot = free_slot;
-        free_slot = read;
+            weigh<T, HeadDim, Tiles>(running.out, value_stage, run * 16, value_elements, p[run], lane);
+        const std::uint32_t read = value_stage;
+        value_stage = key_stage;
+        key_stage = free_stage;
+        free_stage = read;
         tile = next;
     }
 
@@ -289,7 +275,7 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
     running.store(reinterpret_cast<float *>(ring), lane);
     __syncthreads();
     const auto of_warp = [&](int w) {
-        return reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(shared) + w * kRingBytes);
+        return reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(shared) + w * sizeof(Ring));
     };
     float *partial = a.partial + std::int64_t{blockIdx.x} * partial_floats_of(a.group, HeadDim);
     for (int in_group = 0; in_group < a.group; ++in_group) {
@@ -324,7 +310,7 @@ __device__ __forceinline__ void store_value(void *out, std::int64_t i, float val
 
 // One CTA per query head, one thread per head dim: splits in order, so that a result does not depend on who came first.
 template <class T, int HeadDim>
-__global__ void __launch_bounds__(HeadDim) combine_splits(DecodeBitmapArgs a) {
+__global__ void __launch_bounds__(HeadDim) combine_splits(Arguments a) {
     const std::int64_t row = blockIdx.x;
     const int in_group = static_cast<int>(row % a.group);
     const int floats = partial_floats_of(a.group, HeadDim);
@@ -343,4 +329,24 @@ __global__ void __launch_bounds__(HeadDim) combine_splits(DecodeBitmapArgs a) {
     if (threadIdx.x == 0) a.lse[row] = largest * kLn2 + logf(sum);
 }
 
-}  // namespace hsb::cuda
+template <class T, int HeadDim, int Tiles>
+int ctas_per_multiprocessor() {
+    const auto kernel = decode_bitmaps<T, HeadDim, Tiles>;
+    HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(sizeof(SharedMemory))));
+    // Of what shared memory and L1 have in common, all to shared memory: without being asked, fewer CTAs may fit.
+    HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
+    int ctas = 0;
+    HSB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, kTileWarps * 32, sizeof(SharedMemory)));
+    return ctas;
+}
+
+template <class T, int HeadDim, int Tiles>
+void launch_decode_bitmap(const Arguments &a, std::int64_t heads, void *stream) {
+    launch(decode_bitmaps<T, HeadDim, Tiles>, static_cast<unsigned>(heads * a.splits), kTileWarps * 32,
+           sizeof(SharedMemory), stream, a);
+    launch(combine_splits<T, HeadDim>, static_cast<unsigned>(heads * a.group), HeadDim, 0, stream, a);
+}
+
+}  // namespace hsb::cuda::decode_bitmap

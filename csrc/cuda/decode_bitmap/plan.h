@@ -8,10 +8,9 @@
 //   splits    |------ CTA 0 ------|------ CTA 1 ------|-- CTA 2 ---|
 //   tiles     |0|1|2|3|0|1|2|3|0|1|0|1|2|3| ...                            the number is the warp's
 //
-// A ring's slots take K and V of a tile in turn:
+// A ring's stages take K and V of a tile in turn:
 //
-//   | slot 0: K of tile t | slot 1: V of tile t | slot 2: K of the warp's next tile |        two under way, one in use
-//   slot: | values, up to 32 x 64 x 2 bytes | bitmap u64 [32] | place u32 [32][2] |
+//   | stage 0: K of tile t | stage 1: V of tile t | stage 2: K of the warp's next tile |     two under way, one in use
 //
 // A place comes as the bitmap's offset, and is then turned into what gathering needs: the shared address of the bitmap's
 // first value, and one byte per 16 elements: twice the number of values before them.
@@ -20,24 +19,37 @@
 //             by its sum; maximum (of scores times log2 e), sum [group]
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/page.cuh"
+#include "cuda/shared_limit.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode_bitmap {
 
 constexpr int kChunkElements = 64;  // of a bitmap
 constexpr int kUnitBytes = 16;      // what an offset counts in: 8 values
 constexpr int kTileChunks = 32;
 constexpr int kTileWarps = 4;       // per CTA
-constexpr int kSlots = 3;
 
-constexpr int kSlotBitmap = kTileChunks * kChunkElements * 2;
-constexpr int kSlotPlace = kSlotBitmap + kTileChunks * 8;
-constexpr int kSlotBytes = kSlotPlace + kTileChunks * 8;
-constexpr int kRingBytes = kSlots * kSlotBytes;
-static_assert(kSlotBytes % 128 == 0, "slots start on a bank row");
-static_assert(4 * (kTileWarps * kRingBytes + 1024) <= 228 << 10, "four CTAs on a multiprocessor of sm_90");
+// K or V of a tile in shared memory.
+struct Stage {
+    unsigned char values[kTileChunks * kChunkElements * 2];  // as many as are kept
+    std::uint32_t bitmap[kTileChunks][2];
+    std::uint32_t place[kTileChunks][2];
+};
+constexpr int kStageBytes = sizeof(Stage), kStageBitmap = offsetof(Stage, bitmap), kStagePlace = offsetof(Stage, place);
+static_assert(kStageBytes % 128 == 0, "stages start on a bank row");
+
+// A warp's.
+struct Ring {
+    Stage stage[3];
+};
+struct SharedMemory {
+    Ring ring[kTileWarps];
+};
+static_assert(sizeof(SharedMemory) <= kSharedLimitSm89, "a CTA must fit anywhere");
+static_assert(4 * (sizeof(SharedMemory) + 1024) <= kSharedLimitSm90 + 1024, "four CTAs on a multiprocessor of sm_90");
 
 HSB_HOST_DEVICE constexpr int tile_tokens(int head_dim) { return kTileChunks * kChunkElements / head_dim; }
 
@@ -60,4 +72,4 @@ constexpr int choose_splits(std::int64_t heads, std::int64_t tiles, int slots) {
 }
 static_assert(choose_splits(8, 8192, 528) == 66, "128k tokens of 8 heads fill an H200 once");
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode_bitmap

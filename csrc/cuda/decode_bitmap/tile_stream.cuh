@@ -6,15 +6,9 @@
 
 #include "cuda/ptx/gather.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "plan.h"
+#include "launch.h"
 
-namespace hsb::cuda {
-
-struct BitmapOperand {
-    const std::uint32_t *bitmap;   // [chunks, 2]
-    const std::uint32_t *offset;   // [chunks]
-    const unsigned char *values;
-};
+namespace hsb::cuda::decode_bitmap {
 
 // A lane's elements of a bitmap: `Count` from `first` on of each 16.
 template <int Count>
@@ -22,10 +16,10 @@ class LaneElements {
 public:
     __device__ explicit LaneElements(int first) : before_((1u << first) - 1), first_(first) {}
 
-    // Values of the elements of bitmap `chunk` of the slot's tile: [16][Count], 0 where nothing is kept.
-    __device__ __forceinline__ void gather(std::uint32_t (&values)[4][Count], std::uint32_t slot, int chunk) const {
-        const uint2 bits = ptx::load_shared_u32x2(slot + kSlotBitmap + chunk * 8);
-        const uint2 place = ptx::load_shared_u32x2(slot + kSlotPlace + chunk * 8);
+    // Values of the elements of bitmap `chunk` of the stage's tile: [16][Count], 0 where nothing is kept.
+    __device__ __forceinline__ void gather(std::uint32_t (&values)[4][Count], std::uint32_t stage, int chunk) const {
+        const uint2 bits = ptx::load_shared_u32x2(stage + kStageBitmap + chunk * 8);
+        const uint2 place = ptx::load_shared_u32x2(stage + kStagePlace + chunk * 8);
         const std::uint32_t mine[2] = {bits.x >> first_, bits.y >> first_};
         take<0>(values[0], mine[0], place, bits.x & before_);
         take<1>(values[1], mine[0], place, bits.x & before_ << 16);
@@ -78,25 +72,25 @@ public:
     // Units before the tile that is `at` in the look-up.
     __device__ std::uint32_t begin(int at) const { return __shfl_sync(~0u, begin_, at); }
 
-    // Turns the offsets of a slot into places, once its copies have come: each lane looks at what it has copied itself.
-    __device__ void find_places(std::uint32_t slot, std::uint32_t begin) const {
-        const uint2 bits = ptx::load_shared_u32x2(slot + kSlotBitmap + lane_ * 8);
-        const std::uint32_t to = slot + kSlotPlace + lane_ * 8, offset = ptx::load_shared_u32(to);
+    // Turns the offsets of a stage into places, once its copies have come: each lane looks at what it has copied itself.
+    __device__ void find_places(std::uint32_t stage, std::uint32_t begin) const {
+        const uint2 bits = ptx::load_shared_u32x2(stage + kStageBitmap + lane_ * 8);
+        const std::uint32_t to = stage + kStagePlace + lane_ * 8, offset = ptx::load_shared_u32(to);
         const std::uint32_t before16 = __popc(bits.x & 0xffff), before32 = __popc(bits.x);
         const std::uint32_t before48 = before32 + __popc(bits.y & 0xffff);
-        ptx::store_shared_u32x2(to, {slot + (offset - begin) * kUnitBytes, before16 << 9 | before32 << 17 | before48 << 25});
+        ptx::store_shared_u32x2(to, {stage + (offset - begin) * kUnitBytes, before16 << 9 | before32 << 17 | before48 << 25});
     }
 
-    // Copies tile `tile`, `at` in the look-up, into a slot. The whole warp calls this, and commits.
-    __device__ void load(int tile, int at, std::uint32_t slot) const {
+    // Copies tile `tile`, `at` in the look-up, into a stage. The whole warp calls this, and commits.
+    __device__ void load(int tile, int at, std::uint32_t stage) const {
         const std::uint32_t begin = __shfl_sync(~0u, begin_, at), units = __shfl_sync(~0u, end_, at) - begin;
         const unsigned char *values = values_ + (std::int64_t{begin} + lane_) * kUnitBytes;
-        copy_units(slot + lane_ * kUnitBytes, values, static_cast<std::int32_t>(units) - lane_,
-                   std::make_integer_sequence<int, kSlotBitmap / kUnitBytes / 32>());
+        copy_units(stage + lane_ * kUnitBytes, values, static_cast<std::int32_t>(units) - lane_,
+                   std::make_integer_sequence<int, sizeof(Stage::values) / kUnitBytes / 32>());
         const std::int32_t chunk = tile * kTileChunks + lane_;
         const bool there = chunk < chunks_;  // past the head's end: bitmaps of nothing
-        ptx::cp_async_or_zero<8>(slot + kSlotBitmap + lane_ * 8, bitmap_ + std::int64_t{chunk} * 2, there);
-        ptx::cp_async_or_zero<4>(slot + kSlotPlace + lane_ * 8, offset_ + chunk, there);
+        ptx::cp_async_or_zero<8>(stage + kStageBitmap + lane_ * 8, bitmap_ + std::int64_t{chunk} * 2, there);
+        ptx::cp_async_or_zero<4>(stage + kStagePlace + lane_ * 8, offset_ + chunk, there);
     }
 
 private:
@@ -115,4 +109,4 @@ private:
     std::uint32_t begin_ = 0, end_ = 0;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode_bitmap

@@ -6,7 +6,7 @@
 #include "api.h"
 #include "cuda/page_pool.cuh"
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill {
 namespace {
 
 void check(const hsb_prefill_params &p) {
@@ -29,7 +29,7 @@ hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
     return p.path == HSB_PATH_SM80 || !can ? HSB_PATH_SM80 : HSB_PATH_SM90;
 }
 
-void prefill(const hsb_prefill_params &p) {
+void run(const hsb_prefill_params &p) {
     check(p);
     check_pages(p.k, p.head_dim);
     check_pages(p.v, p.head_dim);
@@ -39,19 +39,19 @@ void prefill(const hsb_prefill_params &p) {
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     const Device device = current_device();
     if (choose_path(p, device) == HSB_PATH_SM90)
-        prefill_sm90(p, device);
+        run_prefill_sm90(p, device);
     else
-        prefill_sm80(p, device);
+        run_prefill_sm80(p, device);
 }
 
 }  // namespace
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill
 
 // No path keeps anything between its CTAs.
 extern "C" int64_t hsb_cuda_prefill_workspace(const hsb_prefill_params *p) {
-    return hsb::guarded([&] { hsb::cuda::check(*p); }) ? -1 : 0;
+    return hsb::guarded([&] { hsb::cuda::prefill::check(*p); }) ? -1 : 0;
 }
 
 extern "C" int hsb_cuda_prefill(const hsb_prefill_params *p) {
-    return hsb::guarded([&] { hsb::cuda::prefill(*p); });
+    return hsb::guarded([&] { hsb::cuda::prefill::run(*p); });
 }

@@ -7,7 +7,7 @@
 #include "error.h"
 #include "params.h"
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill {
 
 // Tiles of queries of one head, a CTA each; those of all heads fit a grid.
 inline std::int32_t tiles_per_head(const hsb_prefill_params &p, int tile_queries) {
@@ -17,9 +17,9 @@ inline std::int32_t tiles_per_head(const hsb_prefill_params &p, int tile_queries
 }
 
 // mma.sp with all operands in registers: every GPU from sm_80 on.
-void prefill_sm80(const hsb_prefill_params &p, const Device &device);
+void run_prefill_sm80(const hsb_prefill_params &p, const Device &device);
 
 // wgmma.sp, operands in shared memory: sm_90a alone.
-void prefill_sm90(const hsb_prefill_params &p, const Device &device);
+void run_prefill_sm90(const hsb_prefill_params &p, const Device &device);
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill

@@ -8,17 +8,17 @@
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 
-namespace hsb::cuda {
+namespace hsb::cuda::decode {
 
 class Ring {
 public:
-    __device__ Ring(const Stages &stages, std::uint32_t base, std::uint32_t /*barriers*/, int lane)
-        : stages_(stages), base_(base), lane_(lane) {}
+    __device__ Ring(const RingShape &shape, std::uint32_t base, std::uint32_t /*barriers*/, int lane)
+        : shape_(shape), base_(base), lane_(lane) {}
 
     __device__ void open() {}
 
-    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * stages_.stage_bytes(); }
-    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + stages_.key_bytes; }
+    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * shape_.stage_bytes(); }
+    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + shape_.key_bytes; }
 
     // The whole warp calls these, key and value in turn; bytes 0 asks for nothing. What the warp did with the page
     // before is done.
@@ -38,7 +38,7 @@ private:
 
     __device__ void wait() const {
         static_assert(kMaxStages == 4, "one case per number of stages");
-        switch (stages_.stages) {
+        switch (shape_.stages) {
             case 1: ptx::cp_async_wait<1>(); break;
             case 2: ptx::cp_async_wait<3>(); break;
             case 3: ptx::cp_async_wait<5>(); break;
@@ -47,11 +47,11 @@ private:
         __syncwarp();  // other lanes' copies too
     }
 
-    const Stages &stages_;
+    const RingShape &shape_;
     std::uint32_t base_;
     int lane_;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::decode
 
 #endif

@@ -10,7 +10,7 @@
 #include "ring_cp_async.cuh"
 #endif
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
 // The kinds of 32 pages, one a lane, for all lanes of a warp.
 class KindsOf32 {
@@ -71,18 +71,18 @@ private:
 };
 
 template <int HeadDim, int Warps>
-class PrefillPageStream {
+class PageStream {
 public:
-    using Ring = PrefillRing<Warps>;
+    using Ring = sm80::Ring<Warps>;
 
     // All warps of the CTA do the same, in everything here.
-    __device__ PrefillPageStream(const PagePool &key, const PagePool &value, const PrefillStages &stages,
+    __device__ PageStream(const PagePool &key, const PagePool &value, const RingShape &shape,
                                  std::uint32_t shared, std::int32_t line, std::int32_t pages)
-        : key_(key, line, pages), value_(value, line, pages), ring_(stages, shared), stages_(stages.stages),
+        : key_(key, line, pages), value_(value, line, pages), ring_(shape, shared), stages_(shape.stages),
           pages_(pages), next_(Ring::first_load()) {
         look_up_next();
         ring_.open();  // while the map is on its way
-        for (int stage = 0; stage < stages_ - PrefillStages::kHeld; ++stage) load(stage, stage, 0);
+        for (int stage = 0; stage < stages_ - RingShape::kHeld; ++stage) load(stage, stage, 0);
     }
 
     // Waits for `page`, the pages in turn, and asks for the one that takes the place of the page before, which is
@@ -93,8 +93,8 @@ public:
             value_kinds_ = value_.kinds(page);
         }
         ring_.wait_full(stage_, phase_);
-        const bool wraps = stage_ < PrefillStages::kHeld;
-        load(page + stages_ - PrefillStages::kHeld, stage_ - PrefillStages::kHeld + (wraps ? stages_ : 0),
+        const bool wraps = stage_ < RingShape::kHeld;
+        load(page + stages_ - RingShape::kHeld, stage_ - RingShape::kHeld + (wraps ? stages_ : 0),
              wraps ? phase_ : phase_ ^ 1);
         const PagePair pair(stage_, key_kinds_.at(page % 32), value_kinds_.at(page % 32));
         if (++stage_ == stages_) {
@@ -138,4 +138,4 @@ private:
     std::uint32_t phase_ = 0;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill::sm80

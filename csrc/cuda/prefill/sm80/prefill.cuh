@@ -16,14 +16,17 @@
 //   V, half   |     |        0  |        1  |        2
 #pragma once
 
+#include "cuda/launch.h"
+#include "cuda/prefill/prefill.h"
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/place.cuh"
 #include "cuda/queries.cuh"
+#include "launch.h"
 #include "pages.cuh"
 #include "product.cuh"
 #include "softmax.cuh"
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
 constexpr int kReadAhead = 1;  // tiles of A that are read before their use
 
@@ -36,23 +39,6 @@ __device__ __forceinline__ int lane_again([[maybe_unused]] int lane) {
 #endif
 }
 
-struct PrefillArguments {
-    const void *q;             // [batch, q_heads, q_len, head_dim]
-    void *out;                 // [batch, q_heads, q_len, head_dim]
-    float *lse;                // [batch, q_heads, q_len]
-    PagePool k;
-    PagePool v;
-    PrefillStages stages;
-    std::int32_t q_len;
-    std::int32_t seq;
-    std::int32_t heads;        // batch * q_heads
-    std::int32_t group;        // query heads per kv head
-    std::int32_t tiles;        // per head
-    float scale;               // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
-    float inverse_scale;
-    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
-};
-
 // Which queries are a warp's: plan.h.
 template <class Tile>
 struct WarpQueries {
@@ -63,7 +49,7 @@ struct WarpQueries {
     std::int32_t valid;       // so many of the warp's queries exist, if any do
     std::int64_t row;         // of `first`, among all queries
 
-    __device__ explicit WarpQueries(const PrefillArguments &a) {
+    __device__ explicit WarpQueries(const Arguments &a) {
         const int block = ptx::block_index(), thread = ptx::thread_index();
         head = block % a.heads;
         tile_first = (a.tiles - 1 - block / a.heads) * Tile::kQueries;
@@ -78,7 +64,7 @@ struct WarpQueries {
 // The start of shared memory: the references of each warp's queries, once they are large.
 template <int Tiles>
 __device__ __forceinline__ float *warp_references() {
-    extern __shared__ __align__(PrefillStages::kAlign) unsigned char shared[];
+    extern __shared__ __align__(RingShape::kAlign) unsigned char shared[];
     return reinterpret_cast<float *>(shared) + ptx::thread_index() / 32 * (Tiles * 8);
 }
 
@@ -95,7 +81,7 @@ __device__ __forceinline__ void clear(Scores<Tiles> &s) {
 // out [queries, head_dim] and lse [queries] of a warp, as far as `valid`. `room`: shared memory of its own,
 // Tiles * 8 * head_dim * 2 bytes, used as panels of 64 dims, swizzled as a dense page's are.
 template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void store_results(T *out, float *lse, PrefillRunning<HeadDim, Tiles> &running,
+__device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDim, Tiles> &running,
                                               std::int32_t valid, float scale, unsigned char *room, int lane) {
     constexpr float kLn2 = 0.693147181f;
     const auto chunk_at = [&](int query, int chunk) {
@@ -161,11 +147,11 @@ struct Sight {
 
 // Half a page: the softmax of its scores and their product with V, while K of the next half is on its way.
 template <class T, int HeadDim, int Half, class Tile, class Stream, int Tiles>
-__device__ __forceinline__ void attend_half(PrefillRunning<HeadDim, Tiles> &running, const Stream &stream,
+__device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, const Stream &stream,
                                             Scores<Tiles> &s, Scores<Tiles> &next, const PagePair &pair,
                                             const PagePair &next_pair,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
-                                            std::int32_t page, const PrefillArguments &a, int lane_kept) {
+                                            std::int32_t page, const Arguments &a, int lane_kept) {
     const int lane = lane_again(lane_kept);
     const auto prepare = [&](bool raise) {
         const int token = page * kBlock + Half * 32 + lane / 4;
@@ -191,9 +177,9 @@ __device__ __forceinline__ void attend_half(PrefillRunning<HeadDim, Tiles> &runn
 
 template <class T, int HeadDim, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
-    prefill_sm80_kernel(const __grid_constant__ PrefillArguments a) {
+    prefill_sm80_kernel(const __grid_constant__ Arguments a) {
     constexpr int kTiles = Tile::kTiles;
-    extern __shared__ __align__(PrefillStages::kAlign) unsigned char shared[];
+    extern __shared__ __align__(RingShape::kAlign) unsigned char shared[];
     const WarpQueries<Tile> own(a);
     const int lane = own.lane;
 
@@ -203,12 +189,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const std::int32_t pages = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
     const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
 
-    PrefillPageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.stages,
-                                                    ptx::shared_address(shared) + Tile::kReferenceBytes,
+    PageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.ring,
+                                                    ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
                                                     own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
     load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);
-    PrefillRunning<HeadDim, kTiles> running;
+    Running<HeadDim, kTiles> running;
     running.clear();
 
     PagePair pair = stream.wait(0);
@@ -231,9 +217,28 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     __syncthreads();  // all are done with the ring, which now takes the results
     const WarpQueries<Tile> again(a);
     if (again.valid <= 0) return;
-    unsigned char *const results = shared + Tile::kReferenceBytes + again.warp * (Tile::kWarpQueries * HeadDim * 2);
+    unsigned char *const results = shared + sizeof(WarpReferences<Tile>) + again.warp * (Tile::kWarpQueries * HeadDim * 2);
     store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + again.row * HeadDim, a.lse + again.row, running,
                                       again.valid, a.scale, results, again.lane);
 }
 
-}  // namespace hsb::cuda
+template <class T, int HeadDim>
+void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
+    // 24 queries a warp are as many as registers allow; two CTAs of 4 warps were 5 % faster than one of 8 (H200).
+    using Tile = QueryTile<3, 4, 2>;
+    const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
+    constexpr int kReferences = sizeof(WarpReferences<Tile>);
+    static_assert(kReferences % RingShape::kAlign == 0, "the ring keeps its alignment");
+    const int room = device.shared_bytes - Tile::kCtas * kReferences;
+    a.ring = choose_ring(key_bytes, value_bytes, room, Tile::kCtas);
+    if (a.ring.stages < RingShape::kMin) a.ring = choose_ring(key_bytes, value_bytes, room, 1);
+    HSB_CHECK(a.ring.stages >= RingShape::kMin, "three page pairs do not fit into shared memory");
+    a.tiles = tiles_per_head(p, Tile::kQueries);
+    const int results = Tile::kQueries * HeadDim * 2;
+    const int shared_bytes =
+        kReferences + (a.ring.shared_bytes() > results ? a.ring.shared_bytes() : results);
+    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads, shared_bytes,
+           p.stream, a);
+}
+
+}  // namespace hsb::cuda::prefill::sm80

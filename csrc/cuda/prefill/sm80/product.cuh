@@ -9,7 +9,7 @@
 #include "cuda/ptx/shared.cuh"
 #include "cuda/unrolled.cuh"
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
 // What a product leaves to be done between its A tiles: nothing.
 struct NothingBetween {
@@ -90,4 +90,4 @@ __device__ __forceinline__ void interleave(hsb_block_kind kind, float (&c)[Tiles
     interleave_dense<T, Shape, FirstStrip, FirstStep, Ahead>(c, page, b, lane, between);
 }
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill::sm80

@@ -3,16 +3,18 @@
 // stages - 1 pages ahead of another. The warps take turns in asking for pages.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/page_pool.cuh"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
 template <int Warps>
-class PrefillRing {
+class Ring {
 public:
     using CopiedPage = StoredPage<const unsigned char>;
 
@@ -20,13 +22,13 @@ public:
     static constexpr int kLoadStep = Warps;
     __device__ static int first_load() { return threadIdx.x / 32; }
 
-    __device__ PrefillRing(const PrefillStages &stages, std::uint32_t base) : stages_(stages), base_(base) {}
+    __device__ Ring(const RingShape &shape, std::uint32_t base) : shape_(shape), base_(base) {}
 
     // Once, before the first load; all threads call this.
     __device__ void open() {
         if (threadIdx.x == 0) {
 #pragma unroll 1
-            for (int stage = 0; stage < stages_.stages; ++stage) {
+            for (int stage = 0; stage < shape_.stages; ++stage) {
                 ptx::mbarrier_init(full(stage), 1);
                 ptx::mbarrier_init(empty(stage), Warps * 32);
             }
@@ -35,8 +37,8 @@ public:
         __syncthreads();
     }
 
-    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * stages_.stage_bytes(); }
-    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + stages_.key_bytes; }
+    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * shape_.stage_bytes(); }
+    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + shape_.key_bytes; }
 
     // The pair that the stage was last asked for is there.
     __device__ void wait_full(int stage, std::uint32_t phase) const { ptx::mbarrier_wait(full(stage), phase); }
@@ -58,13 +60,16 @@ public:
     __device__ void release(int stage) const { ptx::mbarrier_arrive(empty(stage)); }
 
 private:
-    __device__ std::uint32_t full(int stage) const { return base_ + stages_.ring_bytes() + stage * 16; }
-    __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
+    __device__ std::uint32_t full(int stage) const { return barriers(stage) + offsetof(StageBarriers, full); }
+    __device__ std::uint32_t empty(int stage) const { return barriers(stage) + offsetof(StageBarriers, empty); }
+    __device__ std::uint32_t barriers(int stage) const {
+        return base_ + shape_.ring_bytes() + stage * kBarrierBytes;
+    }
 
-    const PrefillStages &stages_;
+    const RingShape &shape_;
     std::uint32_t base_;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill::sm80
 
 #endif

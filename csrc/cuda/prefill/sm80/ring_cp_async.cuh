@@ -9,10 +9,10 @@
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
 template <int Warps>
-class PrefillRing {
+class Ring {
 public:
     using CopiedPage = StoredPage<const unsigned char>;
 
@@ -20,17 +20,17 @@ public:
     static constexpr int kLoadStep = 1;
     __device__ static int first_load() { return 0; }
 
-    __device__ PrefillRing(const PrefillStages &stages, std::uint32_t base) : stages_(stages), base_(base) {}
+    __device__ Ring(const RingShape &shape, std::uint32_t base) : shape_(shape), base_(base) {}
 
     __device__ void open() {}
 
-    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * stages_.stage_bytes(); }
-    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + stages_.key_bytes; }
+    __device__ std::uint32_t key_address(int stage) const { return base_ + stage * shape_.stage_bytes(); }
+    __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + shape_.key_bytes; }
 
     // The stage's page pair is there, and all warps are done with the one before.
     __device__ void wait_full(int /*stage*/, std::uint32_t /*phase*/) const {
-        static_assert(PrefillStages::kMin == 3 && PrefillStages::kMax == 4, "one case per number of stages");
-        if (stages_.stages == 3)
+        static_assert(RingShape::kMin == 3 && RingShape::kMax == 4, "one case per number of stages");
+        if (shape_.stages == 3)
             ptx::cp_async_wait<0>();
         else
             ptx::cp_async_wait<1>();
@@ -53,10 +53,10 @@ private:
             ptx::cp_async_16(to + at, page.at + at);
     }
 
-    const PrefillStages &stages_;
+    const RingShape &shape_;
     std::uint32_t base_;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill::sm80
 
 #endif

@@ -2,7 +2,7 @@
 // itself, so nothing is exchanged with others.
 //
 // The reference that scores are taken relative to is a bound, and raised late: probabilities are computed first, and
-// only if one reaches 2 is the page done again, with a reference kHeadroom (in powers of 2) above the highest score so
+// only if one reaches 2 is the page done again, with a reference kMargin (in powers of 2) above the highest score so
 // far. After the first pages that hardly happens. No maximum is needed until then: a 16-bit float of at least 2, of
 // either type, has its bit 14 set, so the check is one OR per pair.
 //
@@ -15,13 +15,14 @@
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/softmax_margin.h"
 #include "cuda/unrolled.cuh"
 
-namespace hsb::cuda {
+namespace hsb::cuda::prefill::sm80 {
 
-// Scores may rise by 2^(kHeadroom + 1) before a page is done again; and 16-bit floats hold what is 2^(24 - kHeadroom)
+// Scores may rise by 2^(kMargin + 1) before a page is done again; and 16-bit floats hold what is 2^(24 - kMargin)
 // below the highest.
-constexpr float kHeadroom = 5.0f;
+constexpr float kMargin = kPrefillSm80Margin;
 constexpr float kLargeOffset = 1 << 20;  // a float's step is 2^-4 there
 
 // S^T of half a page: [tile of 8 queries][strip of 16 tokens][C fragment].
@@ -33,7 +34,7 @@ template <int Tiles>
 using Probabilities = std::uint32_t[Tiles][1][4];
 
 template <int HeadDim, int Tiles>
-struct PrefillRunning {
+struct Running {
     static constexpr int kStrips = HeadDim / kStripRows;
 
     float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
@@ -70,7 +71,7 @@ struct PrefillRunning {
         return large ? references[tile * 8 + lane % 4 * 2 + i] * scale : offset[tile][i];
     }
 
-    // Raises the references to kHeadroom above the scores. Each query has seen a token by now: the first page holds
+    // Raises the references to kMargin above the scores. Each query has seen a token by now: the first page holds
     // token 0.
     __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale, float inverse_scale, float *references,
                                           int lane) {
@@ -95,12 +96,12 @@ struct PrefillRunning {
                 const float old = offset[tile][i];
                 float fall;  // of what is relative to the old reference, in powers of 2; at first -inf
                 if (!will_be_large) {
-                    offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kHeadroom));
+                    offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kMargin));
                     fall = old - offset[tile][i];
                 } else {
                     float &reference = references[tile * 8 + lane % 4 * 2 + i];
                     const float before = large ? reference : old * inverse_scale;
-                    const float after = fmaxf(before, highest[tile][i] + kHeadroom * inverse_scale);
+                    const float after = fmaxf(before, highest[tile][i] + kMargin * inverse_scale);
                     fall = large ? (before - after) * scale : fmaf(-after, scale, old);
                     __syncwarp();
                     reference = after;  // the same in all lanes of one t
@@ -151,7 +152,7 @@ class SoftmaxSteps {
 public:
     template <int HeadDim>
     __device__ __forceinline__ SoftmaxSteps(Probabilities<Tiles> &p, Scores<Tiles> &s,
-                                            const PrefillRunning<HeadDim, Tiles> &running, float scale)
+                                            const Running<HeadDim, Tiles> &running, float scale)
         : p_(p), s_(s), scale_(scale) {
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
@@ -208,4 +209,4 @@ private:
     std::uint32_t seen_ = 0;
 };
 
-}  // namespace hsb::cuda
+}  // namespace hsb::cuda::prefill::sm80

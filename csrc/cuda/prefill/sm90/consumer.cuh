@@ -12,15 +12,15 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
 template <class T, int HeadDim, int Pair>
 class Consumer {
 public:
     // `first_row`: of the head's queries, the group's first.
-    __device__ Consumer(const Arguments &a, unsigned char *shared, Group group, int lane, int head, int first_row)
+    __device__ Consumer(const Arguments &a, SharedMemory<CutFor<Pair>, HeadDim> *shared, Group group, int lane, int head, int first_row)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), head_(head), first_row_(first_row),
-          query_(base_ + Layout::query(group.index)), probability_(base_ + Layout::probability(group.index)) {
+          query_(base_ + Shared::query_at(group.index)), probability_(base_ + Shared::probability_at(group.index)) {
         // The address of this lane's row for stmatrix, and of its metadata. By way of a shuffle, or the compiler would
         // compute them anew for every page.
         const int row = lane / 16 * 8 + lane % 8, chunk = 2 * group.warp + lane / 8 % 2;
@@ -42,7 +42,7 @@ public:
 
         // A loop for one kind, too: its start is where the zeroes above are written, and not while the first product is
         // under way.
-        const int *const counts = reinterpret_cast<const int *>(shared_ + Layout::kCounts);
+        const int *const counts = shared_->counts;
         const int begin = pair_kind_at(a_, first_page);
 #pragma unroll 1
         for (int i = 0; i < kPairKinds; ++i) {
@@ -58,7 +58,7 @@ public:
 
 private:
     using Cut = CutFor<Pair>;
-    using Layout = sm90::Layout<Cut, HeadDim>;
+    using Shared = SharedMemory<Cut, HeadDim>;
     using Softmax = sm90::Softmax<Cut>;
     using Scores = typename Softmax::Scores;
     using References = typename Softmax::References;
@@ -68,17 +68,17 @@ private:
     static constexpr int kChunks = HeadDim / 8;      // of 16 bytes, in a query
     static constexpr int kAllChunks = kGroupQueries * kChunks;
     static constexpr int kKeyPairs = HeadDim / kPairCols;
-    static constexpr int kPanel = Layout::kPanelBytes;
+    static constexpr int kPanel = Shared::kPanelBytes;
     using KeyMetadata = std::uint32_t[kKeyPairs];
     using ValueMetadata = std::uint32_t[kHalves];
 
-    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Layout::key(a_.ring, stage); }
-    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Layout::value(a_.ring, stage); }
+    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Shared::key_at(a_.ring, stage); }
+    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Shared::value_at(a_.ring, stage); }
     __device__ __forceinline__ void release_key(int stage) const {
-        ptx::mbarrier_arrive(base_ + Layout::kKeyEmpty + stage * 8);
+        ptx::mbarrier_arrive(Shared::key_empty_at(base_, stage));
     }
     __device__ __forceinline__ void release_value(int stage) const {
-        ptx::mbarrier_arrive(base_ + Layout::kValueEmpty + stage * 8);
+        ptx::mbarrier_arrive(Shared::value_empty_at(base_, stage));
     }
 
     // All are asked for before the first is waited for.
@@ -100,8 +100,8 @@ private:
         return (static_cast<std::int64_t>(head_) * a_.q_len + first_row_) * kChunks;
     }
     __device__ __forceinline__ uint4 *at_query_chunk(int row, int chunk) const {
-        return reinterpret_cast<uint4 *>(shared_ + Layout::query(group_.index) + chunk / 8 * kPanel +
-                                         swizzled_chunk<128>(row, chunk % 8));
+        return reinterpret_cast<uint4 *>(reinterpret_cast<unsigned char *>(shared_) + Shared::query_at(group_.index) +
+                                         chunk / 8 * kPanel + swizzled_chunk<128>(row, chunk % 8));
     }
 
     // ---- products -----------------------------------------------------------------------------------------------
@@ -173,13 +173,13 @@ private:
 
     // ---- softmax ------------------------------------------------------------------------------------------------
     __device__ __forceinline__ void mask(int stage) {
-        const int page = reinterpret_cast<const int *>(shared_ + Layout::kPageAt)[stage], lane = ptx::lane();
+        const int page = shared_->page_at[stage], lane = ptx::lane();
         mask_future(s_, a_.seq - a_.q_len + first_row_ + lane % 4 * 2 - (page * kBlock + group_.warp * 16 + lane / 4));
     }
 
     __device__ __forceinline__ float scale() const { return shifted_ ? kShiftedScale : a_.log2_scale; }
     __device__ __forceinline__ std::uint32_t shift_of(int query) const {
-        return base_ + Layout::kShift + (group_.index * kGroupQueries + query) * 4;
+        return Shared::shift_at(base_, group_.index, query);
     }
 
     // The page's probabilities, into the current buffer; whether any passed its reference.
@@ -190,7 +190,7 @@ private:
 
     // Syncs the group; whether any of its threads says so.
     __device__ __forceinline__ bool any_of_group(bool mine) {
-        const std::uint32_t flag = base_ + Layout::kRises + (group_.index * 2 + buffer_) * 4;
+        const std::uint32_t flag = Shared::rises_at(base_, group_.index, buffer_);
         if (mine) ptx::store_shared_u32(flag, 1);
         group_.sync();
         if (ptx::load_shared_u32(flag) == 0) return false;
@@ -232,7 +232,7 @@ private:
         constexpr hsb_block_kind kKey = key_kind(RunPair), kValue = value_kind(RunPair);
         KeyMetadata key_metadata;
         ValueMetadata value_metadata;
-        ptx::mbarrier_wait(base_ + Layout::kKeyFull + stage_.index * 8, stage_.parity);
+        ptx::mbarrier_wait(Shared::key_full_at(base_, stage_.index), stage_.parity);
         load_metadata<kKey>(key_metadata, key(stage_.index));
         start_scores<kKey>(key(stage_.index), key_metadata);
         ptx::wgmma_commit();  // an empty group, in the place of the product with V
@@ -245,14 +245,14 @@ private:
 #pragma unroll 1
         for (int left = pages;;) {
             // Whether the next pages have come is asked early, for the answer takes a while.
-            const Stage next = left > 1 ? stage_.next(a_.ring.stages) : stage_;
-            const bool key_there = ptx::mbarrier_try_wait(base_ + Layout::kKeyFull + next.index * 8, next.parity);
+            const RingPosition next = left > 1 ? stage_.next(a_.ring.stages) : stage_;
+            const bool key_there = ptx::mbarrier_try_wait(Shared::key_full_at(base_, next.index), next.parity);
             const bool value_there =
-                ptx::mbarrier_try_wait(base_ + Layout::kValueFull + stage_.index * 8, stage_.parity);
+                ptx::mbarrier_try_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
 
             const auto wait_for_pages = [&] {
-                if (!value_there) ptx::mbarrier_wait(base_ + Layout::kValueFull + stage_.index * 8, stage_.parity);
-                if (!key_there) ptx::mbarrier_wait(base_ + Layout::kKeyFull + next.index * 8, next.parity);
+                if (!value_there) ptx::mbarrier_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
+                if (!key_there) ptx::mbarrier_wait(Shared::key_full_at(base_, next.index), next.parity);
             };
 
             ptx::wgmma_wait<1>(s_);
@@ -334,13 +334,13 @@ private:
     }
 
     const Arguments &a_;
-    unsigned char *const shared_;
+    Shared *const shared_;
     const std::uint32_t base_;
     const Group group_;
     const int head_, first_row_;
     const std::uint32_t query_, probability_;  // this group's, in shared memory
     std::uint32_t store_at_, metadata_at_;
-    Stage stage_;
+    RingPosition stage_;
     int buffer_ = 0;           // of the two for probabilities
     bool shifted_ = false;     // see kShiftedScale
     Scores s_;
@@ -348,6 +348,6 @@ private:
     Softmax softmax_;
 };
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90
 
 #endif

@@ -4,17 +4,18 @@
 #include "cuda/ptx/named_barrier.cuh"
 #include "cuda/ptx/place.cuh"
 #include "cuda/ptx/shared.cuh"
+#include "named_barriers.h"
 #include "softmax.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
 struct Group {
     int index;  // of the CTA's
     int warp;   // this thread's, of the group
 
-    __device__ __forceinline__ void sync() const { ptx::barrier_sync(1 + index, kGroupThreads); }
+    __device__ __forceinline__ void sync() const { ptx::barrier_sync(kFirstConsumerBarrier + index, kGroupThreads); }
 
     // Items 0 .. All - 1, dealt to the threads: calls f(n, item) for this one's, which are share(All) at most.
     static constexpr __host__ __device__ int share(int all) { return (all + kGroupThreads - 1) / kGroupThreads; }
@@ -57,6 +58,6 @@ struct Group {
     }
 };
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90
 
 #endif

@@ -3,17 +3,17 @@
 
 #include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/ptx/shared.cuh"
-#include "plan.h"
+#include "shared_memory.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
-// A place in the ring and the parity of its use.
-struct Stage {
+// A stage of the ring, and the parity of its use.
+struct RingPosition {
     int index = 0;
     std::uint32_t parity = 0;
-    __device__ __forceinline__ Stage next(int stages) const {
+    __device__ __forceinline__ RingPosition next(int stages) const {
         const bool wraps = index + 1 == stages;
         return {wraps ? 0 : index + 1, parity ^ wraps};
     }
@@ -42,14 +42,14 @@ __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int p
 template <class Cut, int HeadDim>
 class Producer {
 public:
-    __device__ Producer(const Arguments &a, unsigned char *shared)
+    __device__ Producer(const Arguments &a, SharedMemory<Cut, HeadDim> *shared)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), policy_(ptx::policy_evict_normal()) {}
 
     // One warp: all pages, run by run.
     __device__ __forceinline__ void stream(int first, int pages, int lane) {
-        const int *const counts = reinterpret_cast<const int *>(shared_ + Layout::kCounts);
+        const int *const counts = shared_->counts;
         const int begin = pair_kind_at(a_, first);
-        Stage stage;
+        RingPosition stage;
         for (int i = 0; i < kPairKinds; ++i) {
             const int kind = begin ^ i;
             if (counts[kind] == 0) continue;
@@ -72,14 +72,14 @@ public:
     }
 
 private:
-    using Layout = sm90::Layout<Cut, HeadDim>;
+    using Shared = SharedMemory<Cut, HeadDim>;
 
-    __device__ __forceinline__ void load(Stage stage, int page, std::int32_t key, std::int32_t value) {
-        ptx::mbarrier_wait(base_ + Layout::kKeyEmpty + stage.index * 8, stage.parity ^ 1);
-        reinterpret_cast<int *>(shared_ + Layout::kPageAt)[stage.index] = page;  // goes with the K page
-        copy(Layout::key(a_.ring, stage.index), a_.k, key, Layout::kKeyFull + stage.index * 8);
-        ptx::mbarrier_wait(base_ + Layout::kValueEmpty + stage.index * 8, stage.parity ^ 1);
-        copy(Layout::value(a_.ring, stage.index), a_.v, value, Layout::kValueFull + stage.index * 8);
+    __device__ __forceinline__ void load(RingPosition stage, int page, std::int32_t key, std::int32_t value) {
+        ptx::mbarrier_wait(Shared::key_empty_at(base_, stage.index), stage.parity ^ 1);
+        shared_->page_at[stage.index] = page;  // goes with the K page
+        copy(Shared::key_at(a_.ring, stage.index), a_.k, key, Shared::key_full_at(0, stage.index));
+        ptx::mbarrier_wait(Shared::value_empty_at(base_, stage.index), stage.parity ^ 1);
+        copy(Shared::value_at(a_.ring, stage.index), a_.v, value, Shared::value_full_at(0, stage.index));
     }
 
     __device__ __forceinline__ void copy(int to, const PagePool &pool, std::int32_t entry, int full) const {
@@ -89,11 +89,11 @@ private:
     }
 
     const Arguments &a_;
-    unsigned char *shared_;
+    Shared *shared_;
     std::uint32_t base_;
     std::uint64_t policy_;
 };
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90
 
 #endif

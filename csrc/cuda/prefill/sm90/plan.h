@@ -1,4 +1,4 @@
-// How prefill on the sm90 path is cut, and what a block of threads keeps in shared memory.
+// How prefill on the sm90 path is cut; shared_memory.h says what a block of threads keeps in shared memory.
 //
 // A CTA is one tile of consecutive queries of one query head: two or three consumer warpgroups (struct Cut), and a
 // producer warp that streams the pages which the tile sees. All tiles of a kv head come one after another, so that its
@@ -17,9 +17,10 @@
 
 #include "cuda/page_pool.cuh"
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
 constexpr int kGroupThreads = 128;
+constexpr int kSwizzleAlign = 1024;  // what wgmma's 128-byte swizzle counts from
 
 // How many consumer warpgroups, and how many queries each of them has (widths that ptx/wgmma.cuh has).
 template <int Groups_, int GroupQueries_>
@@ -55,55 +56,14 @@ HSB_HOST_DEVICE constexpr hsb_block_kind value_kind(int pair) {
 template <int Pair>
 using CutFor = std::conditional_t<Pair == kDensePair || Pair == kAnyPair, TwoGroups, ThreeGroups>;
 
-// The ring: places for K pages, and as many for V pages.
-struct Ring {
+// The ring: stages for K pages, and as many for V pages.
+struct RingShape {
     static constexpr int kMaxStages = 8;
 
-    std::int32_t key_bytes;      // of a place: multiples of 1024, which the swizzle counts from
+    std::int32_t key_bytes;      // of a stage: multiples of kSwizzleAlign
     std::int32_t value_bytes;
     std::int32_t stages;
 };
-
-// Shared memory, in bytes from its start. Tiles are panels of a group's rows (queries) of 128 bytes, swizzled as
-// page.cuh draws it.
-//
-//   | barriers, small things | Q [groups] | P [groups][2 pages] | K pages [stages] | V pages [stages] |
-template <class Cut, int HeadDim>
-struct Layout {
-    static constexpr int kKeyFull = 0, kKeyEmpty = 64, kValueFull = 128, kValueEmpty = 192;  // barriers, u64 [stages]
-    static constexpr int kCounts = 256;     // i32 [kinds]: pages of each
-    static constexpr int kPageAt = 272;     // i32 [stages]: which page is in a stage
-    static constexpr int kRises = 304;      // u32 [groups][2]: whether a score passed its reference (softmax.cuh)
-    static constexpr int kShift = 512;      // f32 [groups][queries]
-    static constexpr int kQuery = 2048;
-    static constexpr int kPanelBytes = Cut::kGroupQueries * 128;
-    static_assert(kRises + Cut::kGroups * 8 <= kShift && kShift + Cut::kTileQueries * 4 <= kQuery, "do not fit");
-    static_assert(kPanelBytes % 1024 == 0, "the swizzle counts from there");
-
-    HSB_HOST_DEVICE static constexpr int query(int group) {
-        return kQuery + group * (HeadDim / kPanelCols) * kPanelBytes;
-    }
-    HSB_HOST_DEVICE static constexpr int probability(int group) {
-        return query(Cut::kGroups) + group * 2 * kPanelBytes;
-    }
-    HSB_HOST_DEVICE static constexpr int key(const Ring &ring, int stage) {
-        return probability(Cut::kGroups) + stage * ring.key_bytes;
-    }
-    HSB_HOST_DEVICE static constexpr int value(const Ring &ring, int stage) {
-        return key(ring, ring.stages) + stage * ring.value_bytes;
-    }
-    HSB_HOST_DEVICE static constexpr int bytes(const Ring &ring) { return value(ring, ring.stages); }
-};
-
-// As many stages as fit; 0 where not even two do.
-template <class Layout>
-Ring choose_ring(int key_page_bytes, int value_page_bytes, int shared_bytes) {
-    const auto whole = [](int bytes) { return (bytes + 1023) / 1024 * 1024; };
-    Ring ring{whole(key_page_bytes), whole(value_page_bytes), Ring::kMaxStages};
-    while (ring.stages > 0 && Layout::bytes(ring) > shared_bytes) --ring.stages;
-    if (ring.stages < 2) ring.stages = 0;
-    return ring;
-}
 
 struct Arguments {
     const void *q;             // [heads, q_len, head_dim]
@@ -111,7 +71,7 @@ struct Arguments {
     float *lse;                // [heads, q_len]
     PagePool k;
     PagePool v;
-    Ring ring;
+    RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
     std::int32_t group;        // query heads per kv head
@@ -130,4 +90,4 @@ struct Arguments {
     }
 };
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90

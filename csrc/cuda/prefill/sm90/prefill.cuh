@@ -8,18 +8,21 @@
 // plan.h draws how the work is cut, consumer.cuh how it is ordered.
 #pragma once
 
-#include "cuda/ptx/registers.cuh"
 #include "consumer.cuh"
+#include "cuda/launch.h"
+#include "cuda/prefill/prefill.h"
+#include "cuda/ptx/registers.cuh"
+#include "launch.h"
 #include "references.cuh"
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 template <class T, int HeadDim, int Pair>
-__device__ __forceinline__ void prefill(const Arguments &a, unsigned char *shared) {
+__device__ __forceinline__ void attend_tile(const Arguments &a, SharedMemory<CutFor<Pair>, HeadDim> *shared) {
     using Cut = CutFor<Pair>;
-    using Layout = sm90::Layout<Cut, HeadDim>;
+    using Shared = SharedMemory<Cut, HeadDim>;
     const std::uint32_t base = ptx::shared_address(shared);
     const int tiles_of_kv_head = a.tiles * a.group;
     const int kv_head = blockIdx.x / tiles_of_kv_head, within_kv_head = blockIdx.x % tiles_of_kv_head;
@@ -28,17 +31,17 @@ __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *share
 
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < a.ring.stages; ++stage) {
-            ptx::mbarrier_init(base + Layout::kKeyFull + stage * 8, 1);
-            ptx::mbarrier_init(base + Layout::kValueFull + stage * 8, 1);
-            ptx::mbarrier_init(base + Layout::kKeyEmpty + stage * 8, Cut::kGroups * kGroupThreads);
-            ptx::mbarrier_init(base + Layout::kValueEmpty + stage * 8, Cut::kGroups * kGroupThreads);
+            ptx::mbarrier_init(Shared::key_full_at(base, stage), 1);
+            ptx::mbarrier_init(Shared::value_full_at(base, stage), 1);
+            ptx::mbarrier_init(Shared::key_empty_at(base, stage), Cut::kGroups * kGroupThreads);
+            ptx::mbarrier_init(Shared::value_empty_at(base, stage), Cut::kGroups * kGroupThreads);
         }
         ptx::fence_mbarrier_init();
     }
-    for (int at = Layout::kCounts + threadIdx.x * 4; at < Layout::kQuery; at += Cut::kThreads * 4)
+    for (int at = Shared::zero_begin() + threadIdx.x * 4; at < Shared::zero_end(); at += Cut::kThreads * 4)
         ptx::store_shared_u32(base + at, 0);
     __syncthreads();
-    count_kinds<Cut::kThreads>(a, first_page, pages, reinterpret_cast<int *>(shared + Layout::kCounts));
+    count_kinds<Cut::kThreads>(a, first_page, pages, shared->counts);
     __syncthreads();
 
     // The same in all lanes of a warp, and known to be.
@@ -59,11 +62,22 @@ __device__ __forceinline__ void prefill(const Arguments &a, unsigned char *share
 template <class T, int HeadDim, int Pair>
 __global__ void __launch_bounds__(CutFor<Pair>::kThreads, 1) prefill_sm90_kernel(const __grid_constant__ Arguments a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    extern __shared__ __align__(1024) unsigned char shared[];
-    prefill<T, HeadDim, Pair>(a, shared);
+    extern __shared__ __align__(kSwizzleAlign) unsigned char shared[];
+    attend_tile<T, HeadDim, Pair>(a, reinterpret_cast<SharedMemory<CutFor<Pair>, HeadDim> *>(shared));
 #else
     __trap();
 #endif
 }
 
-}  // namespace hsb::cuda::sm90
+template <class T, int HeadDim, int Pair>
+void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
+    using Cut = CutFor<Pair>;
+    using Shared = SharedMemory<Cut, HeadDim>;
+    a.ring = choose_ring<Shared>(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes);
+    HSB_CHECK(a.ring.stages > 0, "two page pairs do not fit into shared memory");
+    a.tiles = tiles_per_head(p, Cut::kTileQueries);
+    launch(prefill_sm90_kernel<T, HeadDim, Pair>, static_cast<unsigned>(a.tiles * p.batch * p.q_heads), Cut::kThreads,
+           Shared::bytes(a.ring), p.stream, a);
+}
+
+}  // namespace hsb::cuda::prefill::sm90

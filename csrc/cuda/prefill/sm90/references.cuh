@@ -5,7 +5,7 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
 // The references of the tile's first page, kMargin above the maxima of its columns. Where one is too large, or is
 // none, the reference stays infinite, which sends the page to raise(). No probabilities are stored yet.
@@ -80,7 +80,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
         }
         // Sums may have become infinite; where the old reference was so low, they do not count any more.
         const float factor = ptx::exp2_approx(-down);
-        softmax_.sum[c] = down > 60.0f ? 0.0f : softmax_.sum[c] * factor;
+        softmax_.sum[c] = down > kForgotten ? 0.0f : softmax_.sum[c] * factor;
         softmax_.reference.set(c, now);
         const int i = c / 2 * 4 + c % 2;
 #pragma unroll
@@ -106,6 +106,6 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     group_.sync();
 }
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90
 
 #endif

@@ -23,13 +23,14 @@
 #include "cuda/ptx/order.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/softmax_margin.h"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-namespace hsb::cuda::sm90 {
+namespace hsb::cuda::prefill::sm90 {
 
-constexpr float kMargin = 4.0f;   // powers of 2 by which a raised reference exceeds the maximum
+constexpr float kMargin = kPrefillSm90Margin;  // by which a raised reference exceeds the maximum
 constexpr std::uint32_t kTwoOrMore = 0x40004000u;
 
 // Scores may be so large, in powers of 2, that rounding score * scale and the reference apart could cost more than the
@@ -149,6 +150,6 @@ struct Softmax {
     }
 };
 
-}  // namespace hsb::cuda::sm90
+}  // namespace hsb::cuda::prefill::sm90
 
 #endif
