@@ -116,6 +116,9 @@ def test_the_numbers_in_python_are_those_of_the_header(lib: Path) -> None:
         assert {prefix + name.upper(): number for name, number in mirror.items()} == {
             name: number for name, number in there.items() if name.startswith(prefix)
         }
+    ways = {f"HSB_PROBE_{name.upper()}": number for name, number in native.PROBE_WAYS.items()}
+    assert all(there[name] == number for name, number in ways.items())
+    assert set(ways) == {name for name in there if name.startswith("HSB_PROBE_")} - {"HSB_PROBE_AUTO"}
     kinds = re.search(r"enum hsb_block_kind \{(.*?)\}", HEADER.read_text())
     assert kinds and [f"HSB_{kind.name} = {kind}" for kind in BlockKind] == kinds[1].strip().split(", ")
 

@@ -9,10 +9,10 @@ void read_by_ring(const hsb_probe_params &p, const Device &device) {
     const std::int64_t pieces = (p.bytes + kProbeStageBytes - 1) / kProbeStageBytes;
     const std::int64_t parts = pieces < device.multiprocessors ? pieces : device.multiprocessors;
     const std::int64_t longest = (pieces + parts - 1) / parts;
-    const Stages stages = choose_stages(kProbeHalfBytes, kProbeHalfBytes, device.shared_bytes, kMaxWarps,
-                                        longest < kMaxWarps ? static_cast<int>(longest) : kMaxWarps, 1);
-    launch(probe_ring_kernel, static_cast<unsigned>(parts), stages.warps * 32, stages.shared_bytes(), p.stream,
-           static_cast<const unsigned char *>(p.src), p.bytes, stages,
+    const decode::RingShape shape = decode::choose_ring(kProbeHalfBytes, kProbeHalfBytes, device.shared_bytes, decode::kMaxWarps,
+                                        longest < decode::kMaxWarps ? static_cast<int>(longest) : decode::kMaxWarps, 1);
+    launch(probe_ring_kernel, static_cast<unsigned>(parts), shape.warps * 32, shape.shared_bytes(), p.stream,
+           static_cast<const unsigned char *>(p.src), p.bytes, shape,
            reinterpret_cast<unsigned long long *>(p.sink));
 }
 

@@ -7,9 +7,9 @@
 #include "probe.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#include "cuda/decode/ring_sm90.cuh"
+#include "cuda/decode/sm90/ring.cuh"
 #else
-#include "cuda/decode/ring_sm80.cuh"
+#include "cuda/decode/sm80/ring.cuh"
 #endif
 
 namespace hsb::cuda {
@@ -19,14 +19,14 @@ constexpr int kProbeHalfBytes = 8192;
 constexpr int kProbeStageBytes = 2 * kProbeHalfBytes;
 
 // `bytes`: a multiple of 4096. A stage's bytes, and each half of them, may end early: the buffer's last.
-__global__ void __launch_bounds__(kMaxWarps * 32, 1)
-    probe_ring_kernel(const unsigned char *__restrict__ src, std::int64_t bytes, const __grid_constant__ Stages stages,
+__global__ void __launch_bounds__(decode::kMaxWarps * 32, 1)
+    probe_ring_kernel(const unsigned char *__restrict__ src, std::int64_t bytes, const __grid_constant__ decode::RingShape shape,
                       unsigned long long *__restrict__ sink) {
-    extern __shared__ __align__(kStageAlign) unsigned char shared[];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = stages.warps;
-    unsigned char *const own = shared + warp * stages.stages * kProbeStageBytes;
-    Ring ring(stages, ptx::shared_address(own),
-              ptx::shared_address(shared + stages.ring_bytes() + warp * stages.stages * 16), lane);
+    extern __shared__ __align__(decode::kStageAlign) unsigned char shared[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = shape.warps;
+    unsigned char *const own = shared + warp * shape.stages * kProbeStageBytes;
+    decode::Ring ring(shape, ptx::shared_address(own),
+              ptx::shared_address(shared + shape.ring_bytes() + warp * shape.stages * decode::kBarrierBytes), lane);
     ring.open();
 
     const std::int64_t pieces = (bytes + kProbeStageBytes - 1) / kProbeStageBytes;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             }
     };
 
-    for (int stage = 0; stage < stages.stages; ++stage) {
+    for (int stage = 0; stage < shape.stages; ++stage) {
         refill_first(stage);
         refill_second(stage);
     }
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             read(stage, 1);
         }
         refill_second(stage);
-        if (++stage == stages.stages) {
+        if (++stage == shape.stages) {
             stage = 0;
             phase ^= 1;
         }
