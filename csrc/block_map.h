@@ -14,7 +14,8 @@ namespace hsb {
 
 constexpr int kBlockKinds = 2;
 constexpr int kUsedKindBits = 1;  // that tell them apart: what kernels keep of a kind
-static_assert(1 << (kUsedKindBits - 1) < kBlockKinds && kBlockKinds <= 1 << kUsedKindBits, "no more bits than it takes");
+static_assert(1 << (kUsedKindBits - 1) < kBlockKinds && kBlockKinds <= 1 << kUsedKindBits,
+              "no more bits than it takes");
 static_assert(kUsedKindBits <= HSB_KIND_BITS, "a map entry has no room for so many kinds");
 
 constexpr std::int64_t kMostSlots = std::int64_t{1} << (31 - HSB_KIND_BITS);  // of a kind, so that entries are positive

@@ -34,7 +34,7 @@ int guarded(Operation &&operation) noexcept {
 }  // namespace hsb
 
 // A macro, for the text of the condition and the place of the call.
-#define HSB_CHECK(condition, message) \
-    do {                              \
+#define HSB_CHECK(condition, message)                                           \
+    do {                                                                        \
         if (!(condition)) ::hsb::fail(__FILE__, __LINE__, #condition, message); \
     } while (0)

@@ -14,6 +14,9 @@
 
 #include <stdint.h>
 
+/* Comments stand in a column, some over several lines. */
+/* clang-format off */
+
 enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 
 /* How a block of 64 tokens is stored. */

@@ -25,14 +25,14 @@
 
 namespace hsb::cpu {
 
-constexpr int kBlock = 64;        // tokens
+constexpr int kBlock = 64;  // tokens
 constexpr int kTileLanes = 32;
-constexpr int kTileSteps = 64;    // of c
+constexpr int kTileSteps = 64;  // of c
 constexpr int kTileGroups = kTileSteps / 4;
 
 constexpr std::size_t kDenseTileBytes = kTileSteps * kTileLanes * 2;
 constexpr std::size_t kPatternBytes = 192;
-constexpr std::size_t kHighPatterns = 128;   // byte offset of high[]
+constexpr std::size_t kHighPatterns = 128;  // byte offset of high[]
 constexpr std::size_t kSparseTileBytes = kPatternBytes + kTileGroups * 2 * kTileLanes * 2;
 static_assert(kSparseTileBytes == 2240, "16 groups x 2 slots x 32 lanes of 16 bits, and 48 bits of pattern a lane");
 

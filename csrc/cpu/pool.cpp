@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -17,8 +18,7 @@ public:
     void run(int threads, std::int64_t items, const std::function<void(std::int64_t, int)> &body) {
         std::lock_guard turn(turn_);
         threads = static_cast<int>(std::min<std::int64_t>(std::max(threads, 1), std::max<std::int64_t>(items, 1)));
-        for (; workers_ < threads - 1; ++workers_)
-            std::thread([this, index = workers_ + 1] { work(index); }).detach();
+        for (; workers_ < threads - 1; ++workers_) std::thread([this, index = workers_ + 1] { work(index); }).detach();
         {
             std::lock_guard lock(mutex_);
             body_ = &body;
@@ -62,8 +62,8 @@ private:
         }
     }
 
-    std::mutex turn_;    // one parallel_for at a time
-    std::mutex mutex_;   // guards all below
+    std::mutex turn_;   // one parallel_for at a time
+    std::mutex mutex_;  // guards all below
     std::condition_variable wake_, done_;
     int workers_ = 0;
     const std::function<void(std::int64_t, int)> *body_ = nullptr;

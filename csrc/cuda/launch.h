@@ -14,8 +14,8 @@ void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, st
             Arguments &&...arguments) {
     constexpr std::size_t kWithoutAsking = 48 << 10;
     if (shared_bytes > kWithoutAsking)
-        HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)));
+        HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);

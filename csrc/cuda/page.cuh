@@ -44,12 +44,12 @@ namespace hsb::cuda {
 
 HSB_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-constexpr int kBlock = 64;        // tokens
-constexpr int kPanelCols = 64;    // 128 bytes
-constexpr int kChunkBytes = 16;   // what a swizzle moves: 8 values
-constexpr int kStripRows = 16;    // rows of one mma
-constexpr int kStepCols = 32;     // cols of one mma.sp
-constexpr int kPairCols = 64;     // cols that one metadata register serves
+constexpr int kBlock = 64;       // tokens
+constexpr int kPanelCols = 64;   // 128 bytes
+constexpr int kChunkBytes = 16;  // what a swizzle moves: 8 values
+constexpr int kStripRows = 16;   // rows of one mma
+constexpr int kStepCols = 32;    // cols of one mma.sp
+constexpr int kPairCols = 64;    // cols that one metadata register serves
 constexpr int kPairGroups = kPairCols / 4;
 
 HSB_HOST_DEVICE constexpr int dense_page_bytes(int head_dim) { return kBlock * head_dim * 2; }
@@ -84,9 +84,7 @@ struct Page {
 
     // 2:4: 16-byte chunk of kept values 8 c .. 8 c + 7, which stem from cols 16 c .. 16 c + 15.
     static constexpr int kValueRowBytes = kCols;
-    HSB_HOST_DEVICE static constexpr int value_chunk(int row, int c) {
-        return swizzled_chunk<kValueRowBytes>(row, c);
-    }
+    HSB_HOST_DEVICE static constexpr int value_chunk(int row, int c) { return swizzled_chunk<kValueRowBytes>(row, c); }
 
     // 2:4: a lane's metadata register for 16-row strip `strip` and pair of steps `pair`.
     HSB_HOST_DEVICE static constexpr int metadata_word(int strip, int pair, int lane) {

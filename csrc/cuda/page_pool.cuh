@@ -25,8 +25,7 @@ struct Pools {
     template <int HeadDim>
     __device__ __forceinline__ StoredPage<Byte> page(std::int32_t entry) const {
         switch (kind_of(entry)) {
-        case HSB_SPARSE_2_4:
-            return {sparse + slot_of(entry) * sparse_page_bytes(HeadDim), sparse_page_bytes(HeadDim)};
+        case HSB_SPARSE_2_4: return {sparse + slot_of(entry) * sparse_page_bytes(HeadDim), sparse_page_bytes(HeadDim)};
         case HSB_DENSE: break;
         }
         return {dense + slot_of(entry) * dense_page_bytes(HeadDim), dense_page_bytes(HeadDim)};
@@ -71,7 +70,8 @@ inline int largest_page_bytes(const hsb_pages &pages, int head_dim) {
 template <class P>
 void check_paged_shape(const P &p) {
     check_attention_shape(p);
-    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < kMostSlots, "more blocks than a map can name: cut the batch");
+    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < kMostSlots,
+              "more blocks than a map can name: cut the batch");
 }
 
 // What the arguments of the kernels over pages have alike.

@@ -6,9 +6,9 @@
 #include "error.h"
 
 // A macro, for the text of the call and its place.
-#define HSB_CUDA(call)                                                                               \
-    do {                                                                                             \
-        const cudaError_t hsb_status = (call);                                                       \
+#define HSB_CUDA(call)                                                                                         \
+    do {                                                                                                       \
+        const cudaError_t hsb_status = (call);                                                                 \
         if (hsb_status != cudaSuccess) ::hsb::fail(__FILE__, __LINE__, #call, cudaGetErrorString(hsb_status)); \
     } while (0)
 
@@ -16,8 +16,8 @@ namespace hsb::cuda {
 
 struct Device {
     int multiprocessors;
-    int shared_bytes;      // that one block may have, opted in
-    int capability;        // 10 * major + minor
+    int shared_bytes;  // that one block may have, opted in
+    int capability;    // 10 * major + minor
 };
 
 // Attributes are host-side look-ups: no synchronisation, and allowed while a stream is being captured.

@@ -8,9 +8,9 @@ namespace hsb::cuda {
 
 // q's sign is flipped instead of the scale's, so that a larger product is always a larger score.
 struct ScoreScale {
-    float scale;           // positive
-    float log2;            // powers of 2 per unit of the product
-    std::uint32_t flip;    // xor of a pair of q's values: their sign bits, or 0
+    float scale;         // positive
+    float log2;          // powers of 2 per unit of the product
+    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
 };
 inline ScoreScale score_scale(float scale) {
     // Not 0: masked products and first maxima are -inf, and -inf * 0 would be NaN.

@@ -16,8 +16,8 @@
 namespace hsb::cpu {
 namespace {
 
-constexpr std::int64_t kRuns = 1024;    // bounds what the sum over runs keeps on the stack
-constexpr std::int64_t kMinRun = 512;   // tokens; 64 to 128 KiB
+constexpr std::int64_t kRuns = 1024;   // bounds what the sum over runs keeps on the stack
+constexpr std::int64_t kMinRun = 512;  // tokens; 64 to 128 KiB
 
 std::uint32_t units_of(std::uint64_t bits) {  // of kPad values
     return static_cast<std::uint32_t>((__builtin_popcountll(bits) + kPad - 1) / kPad);
@@ -28,9 +28,8 @@ struct Runs {
     int chunks;  // per token
 
     explicit Runs(const hsb_compress_bitmap_params &p)
-        : tokens(std::int64_t{p.batch} * p.kv_heads * p.seq),
-          length(std::max(kMinRun, (tokens + kRuns - 1) / kRuns)), count((tokens + length - 1) / length),
-          chunks(p.head_dim / kChunk) {}
+        : tokens(std::int64_t{p.batch} * p.kv_heads * p.seq), length(std::max(kMinRun, (tokens + kRuns - 1) / kRuns)),
+          count((tokens + length - 1) / length), chunks(p.head_dim / kChunk) {}
 
     std::int64_t first(std::int64_t run) const { return run * length; }
     std::int64_t size(std::int64_t run) const { return std::min(length, tokens - first(run)); }

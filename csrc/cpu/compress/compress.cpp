@@ -71,9 +71,8 @@ void find_losses(const hsb_compress_params &p, const Plan &plan, const Scratch &
             const std::int64_t token = head * p.seq + (p.first_eligible + i) * kBlock;
             const std::uint16_t *block = x + token * p.head_dim;
             const DroppedSum dropped = sum_dropped<Isa>(block, plan.shape);
-            scratch.loss[head * plan.eligible + i] = is_exact(dropped, p.dtype)
-                                                         ? loss_of(dropped.sum)
-                                                         : exact_loss_bf16(block, p.head_dim, p.operand);
+            scratch.loss[head * plan.eligible + i] =
+                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss_bf16(block, p.head_dim, p.operand);
         }
     });
 }

@@ -168,8 +168,8 @@ struct TileCodes {
         constexpr int half = kTileLanes / 2;
         for (int lane = 0; lane < half; ++lane)
             for (int h = 0; h < 2; ++h)
-                high[2 * lane + h] = static_cast<std::uint16_t>(part[2][half * h + lane] |
-                                                                part[3][half * h + lane] >> 2 << 15);
+                high[2 * lane + h] =
+                    static_cast<std::uint16_t>(part[2][half * h + lane] | part[3][half * h + lane] >> 2 << 15);
     }
 };
 

@@ -75,8 +75,8 @@ struct Lanes<Avx2> {
 
     // Elements j of the groups of 4 in 64 successive elements, in whatever order of lanes, the same in all y[j].
     static void grouped(const std::uint16_t *x, Half (&y)[4]) {
-        const __m256i pairs = _mm256_broadcastsi128_si256(
-            _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+        const __m256i pairs =
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
         __m256i r[4];
         for (int i = 0; i < 4; ++i) r[i] = _mm256_shuffle_epi8(load(x + i * width), pairs);
         const __m256i even[2] = {_mm256_unpacklo_epi32(r[0], r[1]), _mm256_unpackhi_epi32(r[0], r[1])};

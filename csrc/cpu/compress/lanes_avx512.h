@@ -77,8 +77,8 @@ struct Lanes<Avx512> {
 
     // Elements j of the groups of 4 in 128 successive elements, in whatever order of lanes, the same in all y[j].
     static void grouped(const std::uint16_t *x, Half (&y)[4]) {
-        const __m512i pairs = _mm512_broadcast_i32x4(
-            _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+        const __m512i pairs =
+            _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
         __m512i r[4];
         for (int i = 0; i < 4; ++i) r[i] = _mm512_shuffle_epi8(load(x + i * width), pairs);
         const __m512i even[2] = {_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1])};

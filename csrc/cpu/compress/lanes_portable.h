@@ -27,23 +27,35 @@ struct Lanes<Portable> {
     }
 
     static Half zero() { return set(0); }
-    static Half set(std::uint16_t x) { return each([&](int) { return x; }); }
-    static Half load(const std::uint16_t *p) { return each([&](int i) { return p[i]; }); }
+    static Half set(std::uint16_t x) {
+        return each([&](int) { return x; });
+    }
+    static Half load(const std::uint16_t *p) {
+        return each([&](int i) { return p[i]; });
+    }
     static void store(std::uint16_t *p, Half x) { std::memcpy(p, x.lane, sizeof x.lane); }
-    static Half bit_and(Half a, Half b) { return each([&](int i) { return a.lane[i] & b.lane[i]; }); }
+    static Half bit_and(Half a, Half b) {
+        return each([&](int i) { return a.lane[i] & b.lane[i]; });
+    }
     static Half min(Half a, Half b) {
         return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
     static Half max(Half a, Half b) {
         return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
-    static Half sub(Half a, Half b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
-    static Half shift_right(Half a, unsigned n) { return each([&](int i) { return a.lane[i] >> n; }); }
+    static Half sub(Half a, Half b) {
+        return each([&](int i) { return a.lane[i] - b.lane[i]; });
+    }
+    static Half shift_right(Half a, unsigned n) {
+        return each([&](int i) { return a.lane[i] >> n; });
+    }
     static Half select(Mask yes, Half a, Half b) {
         return each([&](int i) { return (a.lane[i] & yes.lane[i]) | (b.lane[i] & ~yes.lane[i]); });
     }
 
-    static Flag less(Half a, Half b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? 0xffff : 0; }); }
+    static Flag less(Half a, Half b) {
+        return each([&](int i) { return a.lane[i] < b.lane[i] ? 0xffff : 0; });
+    }
     // At least two of three; a name says which of them are taken inverted.
     static Flag majority(Flag a, Flag b, Flag c) {
         return each([&](int i) { return (a.lane[i] & b.lane[i]) | ((a.lane[i] | b.lane[i]) & c.lane[i]); });
@@ -135,7 +147,9 @@ private:
     static std::uint16_t reaches(std::uint16_t m, std::uint16_t t) {
         return static_cast<std::uint16_t>(static_cast<std::uint16_t>(t - 1 - m) >> 15);
     }
-    static Half inverse(Half x) { return each([&](int i) { return ~x.lane[i]; }); }
+    static Half inverse(Half x) {
+        return each([&](int i) { return ~x.lane[i]; });
+    }
 };
 
 }  // namespace hsb::cpu

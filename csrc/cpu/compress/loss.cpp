@@ -46,11 +46,11 @@ Loss loss_of(double sum) {
 }
 
 Loss exact_loss_bf16(const std::uint16_t *block, int head_dim, int operand) {
-    std::uint64_t sums[256] = {};  // of mantissas, per exponent; each below 2^20
+    std::uint64_t sums[256] = {};                          // of mantissas, per exponent; each below 2^20
     const int stride = operand == HSB_KEY ? 1 : head_dim;  // between the elements of a group
     for (int group = 0; group < kBlock * head_dim / 4; ++group) {
-        const std::uint16_t *x = block + (operand == HSB_KEY ? 4 * group
-                                                             : group / head_dim * 4 * head_dim + group % head_dim);
+        const std::uint16_t *x =
+            block + (operand == HSB_KEY ? 4 * group : group / head_dim * 4 * head_dim + group % head_dim);
         std::uint16_t m[4];
         for (int i = 0; i < 4; ++i) m[i] = x[i * stride] & 0x7fff;
         // The two smallest; which of two equal ones does not matter to a sum.
@@ -64,8 +64,7 @@ Loss exact_loss_bf16(const std::uint16_t *block, int head_dim, int operand) {
         }
     }
     Loss loss{};
-    for (int exponent = 0; exponent < 256; ++exponent)
-        add_at(loss, sums[exponent], exponent ? exponent - 1 : 0);
+    for (int exponent = 0; exponent < 256; ++exponent) add_at(loss, sums[exponent], exponent ? exponent - 1 : 0);
     return loss;
 }
 

@@ -57,8 +57,7 @@ void decode(const hsb_decode_params &p, Attend &&attend) {
                                    of_head + split * partial_floats(p.head_dim), stride,
                                    scratch + thread * DecodeScratch::floats(group, p.head_dim)});
             if (counters[head].fetch_add(1, std::memory_order_acq_rel) + 1 != s.splits) return;
-            for (int h = 0; h < group; ++h)
-                combine_splits<Isa>(p, head * group + h, of_head + h * stride, s.splits);
+            for (int h = 0; h < group; ++h) combine_splits<Isa>(p, head * group + h, of_head + h * stride, s.splits);
         });
     });
 }
@@ -86,9 +85,7 @@ extern "C" int hsb_cpu_decode(const hsb_decode_params *p) {
     return hsb::guarded([&] {
         check_pages(p->k, p->head_dim);
         check_pages(p->v, p->head_dim);
-        decode(*p, [&](auto tag, const DecodeUnit &unit) {
-            attend_pages<typename decltype(tag)::type>(*p, unit);
-        });
+        decode(*p, [&](auto tag, const DecodeUnit &unit) { attend_pages<typename decltype(tag)::type>(*p, unit); });
     });
 }
 
@@ -99,8 +96,6 @@ extern "C" int hsb_cpu_decode_bitmap(const hsb_decode_params *p) {
     return hsb::guarded([&] {
         for (const hsb_bitmaps *bitmaps : {&p->k_bitmap, &p->v_bitmap})
             HSB_CHECK(bitmaps->bitmap && bitmaps->offset && bitmaps->values, "bitmap, offset and values are required");
-        decode(*p, [&](auto tag, const DecodeUnit &unit) {
-            attend_bitmaps<typename decltype(tag)::type>(*p, unit);
-        });
+        decode(*p, [&](auto tag, const DecodeUnit &unit) { attend_bitmaps<typename decltype(tag)::type>(*p, unit); });
     });
 }

@@ -9,12 +9,12 @@ namespace hsb::cpu {
 
 // One unit of work (split.h).
 struct DecodeUnit {
-    std::int64_t head;          // batch * kv_heads + kv head
+    std::int64_t head;  // batch * kv_heads + kv head
     std::int64_t first_block;
-    std::int64_t last_block;    // one past the end
-    float *partial;             // of the group's first query head; the next head's is splits * partial_floats on
+    std::int64_t last_block;  // one past the end
+    float *partial;           // of the group's first query head; the next head's is splits * partial_floats on
     std::int64_t partial_stride;
-    float *scratch;             // DecodeScratch::floats()
+    float *scratch;  // DecodeScratch::floats()
 };
 
 // Partial results of one unit.

@@ -18,8 +18,7 @@ struct Rows {
     std::int64_t end;  // no value of the unit stands at or after this
 
     Rows(const hsb_bitmaps &b, std::int64_t first_row, std::int64_t rows, int parts)
-        : bitmap(b.bitmap + first_row * parts),
-          offset(b.offset + first_row * parts),
+        : bitmap(b.bitmap + first_row * parts), offset(b.offset + first_row * parts),
           values(static_cast<const std::uint16_t *>(b.values)) {
         const std::int64_t last = rows * parts - 1;
         const std::int64_t kept = __builtin_popcountll(bitmap[last]);
@@ -66,13 +65,8 @@ class DecodeBitmaps {
 
 public:
     DecodeBitmaps(const hsb_decode_params &p, const DecodeUnit &unit)
-        : p_(p),
-          unit_(unit),
-          group_(p.q_heads / p.kv_heads),
-          head_dim_(p.head_dim),
-          parts_(p.head_dim / kChunk),
-          s_(unit.scratch, group_, p.head_dim),
-          first_(unit.first_block * kBlock),
+        : p_(p), unit_(unit), group_(p.q_heads / p.kv_heads), head_dim_(p.head_dim), parts_(p.head_dim / kChunk),
+          s_(unit.scratch, group_, p.head_dim), first_(unit.first_block * kBlock),
           tokens_((unit.last_block * kBlock < p.seq ? unit.last_block * kBlock : p.seq) - first_),
           k_(p.k_bitmap, unit.head * p.seq + first_, tokens_, parts_),
           v_(p.v_bitmap, unit.head * p.seq + first_, tokens_, parts_) {}

@@ -26,12 +26,8 @@ template <class Isa, class Type>
 class Decode {
 public:
     Decode(const hsb_decode_params &p, const DecodeUnit &unit)
-        : p_(p),
-          unit_(unit),
-          group_(p.q_heads / p.kv_heads),
-          head_dim_(p.head_dim),
-          s_(unit.scratch, group_, p.head_dim),
-          k_(p.k, unit.head, ceil_div(p.seq, kBlock)),
+        : p_(p), unit_(unit), group_(p.q_heads / p.kv_heads), head_dim_(p.head_dim),
+          s_(unit.scratch, group_, p.head_dim), k_(p.k, unit.head, ceil_div(p.seq, kBlock)),
           v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
 
     void run() {

@@ -24,11 +24,9 @@ std::int64_t tiles_per_unit(std::int64_t tiles, std::int64_t heads, int threads,
 // How the work is cut.
 struct Plan {
     Plan(const hsb_prefill_params &p, int lanes)
-        : heads(std::int64_t{p.batch} * p.kv_heads),
-          rows(p.q_len * (p.q_heads / p.kv_heads)),
+        : heads(std::int64_t{p.batch} * p.kv_heads), rows(p.q_len * (p.q_heads / p.kv_heads)),
           unit_tiles(tiles_per_unit((rows + lanes - 1) / lanes, heads, p.threads, lanes)),
-          unit_rows(unit_tiles * lanes),
-          units((rows + unit_rows - 1) / unit_rows) {}
+          unit_rows(unit_tiles * lanes), units((rows + unit_rows - 1) / unit_rows) {}
 
     // Items are handed out in ascending order: the last rows, which see most tokens, come first, of all heads.
     PrefillUnit unit(std::int64_t item) const {

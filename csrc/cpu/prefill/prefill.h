@@ -25,9 +25,9 @@ namespace hsb::cpu::prefill {
 
 // Consecutive rows of one (batch, kv head), beginning at a tile.
 struct PrefillUnit {
-    std::int64_t head;       // batch * kv_heads + kv head
+    std::int64_t head;  // batch * kv_heads + kv head
     std::int64_t first_row;
-    std::int64_t last_row;   // one past the end
+    std::int64_t last_row;  // one past the end
 };
 
 template <class Isa>

@@ -21,39 +21,31 @@ struct Scratch {
     static constexpr std::size_t row = Tile<Isa>::row_bytes;
 
     explicit Scratch(int head_dim, std::byte *base = nullptr)
-        : base(base),
-          k(0),
-          v(k + unpacked_bytes(head_dim)),
-          scores(v + unpacked_bytes(head_dim)),
-          line(scores + aligned(kBlock * row)),
-          shared(line + aligned(head_dim * sizeof(float))),
-          matrix(aligned(head_dim * row)),
-          tile(2 * matrix + 3 * aligned(row)) {}
+        : base(base), k(0), v(k + unpacked_bytes(head_dim)), scores(v + unpacked_bytes(head_dim)),
+          line(scores + aligned(kBlock * row)), shared(line + aligned(head_dim * sizeof(float))),
+          matrix(aligned(head_dim * row)), tile(2 * matrix + 3 * aligned(row)) {}
 
     float *at(std::size_t offset) const { return reinterpret_cast<float *>(base + offset); }
-    float *queries(int t) const { return at(shared + t * tile); }             // [head_dim][lanes], scaled
-    float *output(int t) const { return at(shared + t * tile + matrix); }     // [head_dim][lanes], not yet divided
-    float *reference(int t) const { return at(shared + t * tile + 2 * matrix); }                // [lanes]
-    float *sum(int t) const { return at(shared + t * tile + 2 * matrix + aligned(row)); }       // [lanes]
+    float *queries(int t) const { return at(shared + t * tile); }                 // [head_dim][lanes], scaled
+    float *output(int t) const { return at(shared + t * tile + matrix); }         // [head_dim][lanes], not yet divided
+    float *reference(int t) const { return at(shared + t * tile + 2 * matrix); }  // [lanes]
+    float *sum(int t) const { return at(shared + t * tile + 2 * matrix + aligned(row)); }  // [lanes]
     // [lanes]: the last token that a lane's query sees, counted from the last token of the tile's first query.
     float *last(int t) const { return at(shared + t * tile + 2 * matrix + 2 * aligned(row)); }
 
     std::byte *base;
-    std::size_t k, v;     // unpacked pages
-    std::size_t scores;   // [64][lanes]
-    std::size_t line;     // [head_dim]
+    std::size_t k, v;    // unpacked pages
+    std::size_t scores;  // [64][lanes]
+    std::size_t line;    // [head_dim]
     std::size_t shared;
     std::size_t matrix;
-    std::size_t tile;     // bytes of one
+    std::size_t tile;  // bytes of one
 };
 
 // Rows of one (batch, kv head), where they lie in q, out and lse, and what they see.
 struct Rows {
     Rows(const hsb_prefill_params &p, std::int64_t head)
-        : p(p),
-          group(p.q_heads / p.kv_heads),
-          first_head(head * group),
-          rows(p.q_len * group) {}
+        : p(p), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group) {}
 
     std::int64_t query(std::int64_t row) const { return row / group; }
     // [batch, q_heads, q_len] flat
@@ -74,8 +66,7 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
     for (int lane = 0; lane < kLanes; ++lane) {
         const std::int64_t row = first + (lane < used ? lane : used - 1);
         const auto *q = static_cast<const std::uint16_t *>(rows.p.q) + rows.index(row) * head_dim;
-        for (int d = 0; d < head_dim; d += Isa::width)
-            Isa::store(line + d, Isa::mul(factor, Isa::load(q + d, Type{})));
+        for (int d = 0; d < head_dim; d += Isa::width) Isa::store(line + d, Isa::mul(factor, Isa::load(q + d, Type{})));
         for (int d = 0; d < head_dim; ++d) queries[d * kLanes + lane] = lane < used ? line[d] : 0.0f;
         s.last(t)[lane] = static_cast<float>(rows.query(row) - rows.query(first));
         s.reference(t)[lane] = -INFINITY;

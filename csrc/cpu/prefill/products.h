@@ -36,8 +36,8 @@ struct Tile {
 // One group of 4 steps for a quad of rows. The values of 4 rows lie together: one load brings them into a register,
 // from which each is broadcast by a shuffle; four broadcast loads would compete with the loads of x.
 struct QuadGroup {
-    float value[2][kQuad];            // by kept slot
-    std::uint16_t offset[2][kQuad];   // of the row of x that the value multiplies, bytes
+    float value[2][kQuad];           // by kept slot
+    std::uint16_t offset[2][kQuad];  // of the row of x that the value multiplies, bytes
 };
 static_assert(sizeof(QuadGroup) == 48, "no 16-byte load of it may straddle a cache line");
 
@@ -89,8 +89,8 @@ void dense_product(const Matrix &a, const float *x, float *y, const float *scale
 
 // One row of a quad: its kept value times the row of x at `offset`.
 template <class Isa, int row>
-inline void quad_row(typename Isa::Float (&sum)[kQuad][Tile<Isa>::vectors], typename Isa::Float values,
-                     const char *x, std::uint64_t offsets) {
+inline void quad_row(typename Isa::Float (&sum)[kQuad][Tile<Isa>::vectors], typename Isa::Float values, const char *x,
+                     std::uint64_t offsets) {
     const auto factor = Isa::template splat<row>(values);
     const auto *from = reinterpret_cast<const float *>(x + (offsets >> 16 * row & 0xffff));
     for (int v = 0; v < Tile<Isa>::vectors; ++v)

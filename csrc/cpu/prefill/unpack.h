@@ -73,8 +73,7 @@ void unpack_sparse_tile(const std::byte *tile, int row, int first, int groups, Q
             offset[1][l] = static_cast<std::uint16_t>(base + upper_position(code) * Tile<Isa>::row_bytes);
         }
         for (int slot = 0; slot < 2; ++slot, value += kTileLanes)
-            for (int l = 0; l < kTileLanes; l += Isa::width)
-                Isa::store(wide[slot] + l, Isa::load(value + l, Type{}));
+            for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide[slot] + l, Isa::load(value + l, Type{}));
         for (int quad = 0; quad < kTileLanes / kQuad; ++quad) {
             QuadGroup &to = out[(row / kQuad + quad) * groups + first + g];
             for (int slot = 0; slot < 2; ++slot) {
@@ -108,12 +107,8 @@ inline void prefetch(const StoredPage &page, int part, int parts) {
 template <class Isa, class Type>
 Matrix unpack(const StoredPage &page, int rows, int steps, std::byte *out) {
     switch (page.kind) {
-    case HSB_SPARSE_2_4:
-        unpack_sparse<Isa, Type>(page.data, rows, steps, reinterpret_cast<QuadGroup *>(out));
-        break;
-    case HSB_DENSE:
-        unpack_dense<Isa, Type>(page.data, rows, steps, reinterpret_cast<float *>(out));
-        break;
+    case HSB_SPARSE_2_4: unpack_sparse<Isa, Type>(page.data, rows, steps, reinterpret_cast<QuadGroup *>(out)); break;
+    case HSB_DENSE: unpack_dense<Isa, Type>(page.data, rows, steps, reinterpret_cast<float *>(out)); break;
     }
     return {rows, steps, page.kind, out};
 }

@@ -138,7 +138,8 @@ struct Avx2 {
         y = fma(y, f, set(2.402264791363012e-1f));
         y = fma(y, f, set(6.931472028550421e-1f));
         y = fma(y, f, set(1.0f));
-        const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+        const __m256i power =
+            _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
         return _mm256_and_ps(normal, mul(y, _mm256_castsi256_ps(power)));
     }
 };

@@ -27,22 +27,31 @@ struct Portable {
     }
 
     static Float zero() { return set(0.0f); }
-    static Float set(float x) { return each<Float>([&](int) { return x; }); }
-    static Float load(const float *p) { return each<Float>([&](int i) { return p[i]; }); }
+    static Float set(float x) {
+        return each<Float>([&](int) { return x; });
+    }
+    static Float load(const float *p) {
+        return each<Float>([&](int i) { return p[i]; });
+    }
     static void store(float *p, Float x) { std::memcpy(p, x.lane, sizeof x.lane); }
-    static Float add(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] + b.lane[i]; }); }
-    static Float sub(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] - b.lane[i]; }); }
-    static Float mul(Float a, Float b) { return each<Float>([&](int i) { return a.lane[i] * b.lane[i]; }); }
+    static Float add(Float a, Float b) {
+        return each<Float>([&](int i) { return a.lane[i] + b.lane[i]; });
+    }
+    static Float sub(Float a, Float b) {
+        return each<Float>([&](int i) { return a.lane[i] - b.lane[i]; });
+    }
+    static Float mul(Float a, Float b) {
+        return each<Float>([&](int i) { return a.lane[i] * b.lane[i]; });
+    }
     static Float max(Float a, Float b) {
         return each<Float>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
-    static Float fma(Float a, Float b, Float c) {  // a * b + c, rounded twice: std::fma is a slow call without the instruction
+    // a * b + c, rounded twice: std::fma is a slow call without the instruction.
+    static Float fma(Float a, Float b, Float c) {
         return each<Float>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
     }
     static float sum(Float x) { return (x.lane[0] + x.lane[1]) + (x.lane[2] + x.lane[3]); }
-    static float largest(Float x) {
-        return std::max(std::max(x.lane[0], x.lane[1]), std::max(x.lane[2], x.lane[3]));
-    }
+    static float largest(Float x) { return std::max(std::max(x.lane[0], x.lane[1]), std::max(x.lane[2], x.lane[3])); }
 
     template <class Type>
     static Float load(const std::uint16_t *p, Type type) {
@@ -62,12 +71,24 @@ struct Portable {
         return set(quad.lane[i]);
     }
 
-    static Word load(const std::uint32_t *p) { return each<Word>([&](int i) { return p[i]; }); }
-    static Word set(std::uint32_t x) { return each<Word>([&](int) { return x; }); }
-    static Word bit_and(Word a, Word b) { return each<Word>([&](int i) { return a.lane[i] & b.lane[i]; }); }
-    static Word bit_or(Word a, Word b) { return each<Word>([&](int i) { return a.lane[i] | b.lane[i]; }); }
-    static Word shift_left(Word a, unsigned n) { return each<Word>([&](int i) { return a.lane[i] << n; }); }
-    static Word shift_right(Word a, unsigned n) { return each<Word>([&](int i) { return a.lane[i] >> n; }); }
+    static Word load(const std::uint32_t *p) {
+        return each<Word>([&](int i) { return p[i]; });
+    }
+    static Word set(std::uint32_t x) {
+        return each<Word>([&](int) { return x; });
+    }
+    static Word bit_and(Word a, Word b) {
+        return each<Word>([&](int i) { return a.lane[i] & b.lane[i]; });
+    }
+    static Word bit_or(Word a, Word b) {
+        return each<Word>([&](int i) { return a.lane[i] | b.lane[i]; });
+    }
+    static Word shift_left(Word a, unsigned n) {
+        return each<Word>([&](int i) { return a.lane[i] << n; });
+    }
+    static Word shift_right(Word a, unsigned n) {
+        return each<Word>([&](int i) { return a.lane[i] >> n; });
+    }
 
     // table[8 * slot + code], code being the low 3 bits of a lane.
     using Index = Word;

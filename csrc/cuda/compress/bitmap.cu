@@ -28,7 +28,8 @@ struct Plan {
 
 template <int HeadDim>
 void make_bitmaps(const hsb_compress_bitmap_params &p, const Plan &plan, const BitmapArgs &args) {
-    launch(find_bitmaps<HeadDim>, static_cast<unsigned>(plan.runs), kRunTokens, kRunTokens * HeadDim * 2, p.stream, args);
+    launch(find_bitmaps<HeadDim>, static_cast<unsigned>(plan.runs), kRunTokens, kRunTokens * HeadDim * 2, p.stream,
+           args);
     launch(scan_runs, 1, kScanThreads, 0, p.stream, args);
     launch(shift_offsets<HeadDim>, static_cast<unsigned>(ceil_div(plan.chunks, 256)), 256, 0, p.stream, args);
 }

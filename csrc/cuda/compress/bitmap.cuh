@@ -17,12 +17,12 @@ constexpr int kPad = 8;          // values that an offset counts in
 constexpr int kRunTokens = 128;  // tokens of a CTA in find_bitmaps: one a thread
 
 struct BitmapArgs {
-    const std::uint16_t *x;      // [tokens, head_dim]; tokens of all batches and heads
-    std::uint32_t *bitmap;       // [tokens, head_dim / 32] words
-    std::uint32_t *offset;       // [tokens, head_dim / 64]
+    const std::uint16_t *x;  // [tokens, head_dim]; tokens of all batches and heads
+    std::uint32_t *bitmap;   // [tokens, head_dim / 32] words
+    std::uint32_t *offset;   // [tokens, head_dim / 64]
     std::uint16_t *values;
-    std::uint32_t *run_units;    // [runs], workspace: units of kPad values of each run of tokens
-    long long *total;            // [1]
+    std::uint32_t *run_units;  // [runs], workspace: units of kPad values of each run of tokens
+    long long *total;          // [1]
     unsigned long long *non_finite;
     std::int64_t tokens;
     std::uint32_t runs;

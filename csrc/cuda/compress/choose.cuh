@@ -18,7 +18,7 @@ struct ChooseArgs {
     std::uint32_t blocks;
     std::uint32_t first;
     std::uint32_t eligible;
-    std::uint32_t sparse;             // 0 < sparse < eligible
+    std::uint32_t sparse;  // 0 < sparse < eligible
     int key_bits;
 };
 

@@ -59,7 +59,8 @@ void dispatch_shape(const hsb_compress_params &p, Run &&run) {
 void choose(const hsb_compress_params &p, const Plan &plan) {
     auto *keys = static_cast<unsigned long long *>(p.workspace);
     auto *limbs = p.dtype == HSB_BF16 ? keys + plan.heads * plan.eligible : nullptr;
-    const auto first = static_cast<std::uint32_t>(p.first_eligible), eligible = static_cast<std::uint32_t>(plan.eligible);
+    const auto first = static_cast<std::uint32_t>(p.first_eligible),
+               eligible = static_cast<std::uint32_t>(plan.eligible);
     const LossArgs loss{static_cast<const std::uint16_t *>(p.x), keys, limbs, p.seq, first, eligible};
     const auto ctas = static_cast<unsigned>(plan.heads * plan.eligible);
     dispatch_shape(p, [&](auto head_dim, auto operand) {
@@ -68,8 +69,14 @@ void choose(const hsb_compress_params &p, const Plan &plan) {
         else
             launch(find_losses<__nv_bfloat16, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
     });
-    const ChooseArgs args{keys,     limbs, p.map, static_cast<std::uint32_t>(plan.blocks), first,
-                          eligible, static_cast<std::uint32_t>(plan.sparse), p.dtype == HSB_FP16 ? 53 : 64};
+    const ChooseArgs args{keys,
+                          limbs,
+                          p.map,
+                          static_cast<std::uint32_t>(plan.blocks),
+                          first,
+                          eligible,
+                          static_cast<std::uint32_t>(plan.sparse),
+                          p.dtype == HSB_FP16 ? 53 : 64};
     launch(choose_blocks, static_cast<unsigned>(plan.heads), kChooseThreads, 0, p.stream, args);
 }
 

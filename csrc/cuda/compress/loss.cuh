@@ -36,16 +36,16 @@ namespace hsb::cuda {
 constexpr int kLossLimbs = 5;  // of 64 bits, most significant first
 
 struct LossArgs {
-    const std::uint16_t *x;       // [heads, seq, head_dim]
-    unsigned long long *keys;     // [heads, eligible]
-    unsigned long long *limbs;    // [heads, eligible, kLossLimbs], bf16: written where the key's lowest bit is set
+    const std::uint16_t *x;     // [heads, seq, head_dim]
+    unsigned long long *keys;   // [heads, eligible]
+    unsigned long long *limbs;  // [heads, eligible, kLossLimbs], bf16: written where the key's lowest bit is set
     std::int64_t seq;
-    std::uint32_t first;          // eligible block
-    std::uint32_t eligible;       // per head
+    std::uint32_t first;     // eligible block
+    std::uint32_t eligible;  // per head
 };
 
 constexpr int kLossThreads = 128;
-constexpr int kDigits = 18;       // of 16 bits: the highest element reaches into digit 16, the sum needs 12 bits more
+constexpr int kDigits = 18;  // of 16 bits: the highest element reaches into digit 16, the sum needs 12 bits more
 
 constexpr float kCoarse = 1.5f * (1 << 19);
 constexpr float kFine = 0.75f;
@@ -190,7 +190,8 @@ __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
         exponent = largest >> 7 > 15 ? static_cast<int>(largest >> 7) : 15;
         up = __uint_as_float(static_cast<std::uint32_t>(269 - exponent) << 23);
         // 2^(exponent - 142), where exponent 15 makes it a subnormal.
-        down = exponent > 15 ? __uint_as_float(static_cast<std::uint32_t>(exponent - 15) << 23) : __uint_as_float(1u << 22);
+        down = exponent > 15 ? __uint_as_float(static_cast<std::uint32_t>(exponent - 15) << 23)
+                             : __uint_as_float(1u << 22);
     }
     FixedSum sum;
     std::uint32_t inexact = 0;

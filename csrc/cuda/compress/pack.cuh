@@ -49,8 +49,7 @@ __device__ __forceinline__ std::int32_t entry_of_all(const PackArgs &a, std::uin
 // A strip of K: rows are tokens, `rows` of the block exist. Returns whether anything is not finite, in the sign bits.
 template <int HeadDim>
 __device__ __forceinline__ std::uint32_t pack_key(const std::uint16_t *block, int rows, int strip, bool is_2_of_4,
-                                                  unsigned char *page, std::uint32_t carry, uint4 *metadata,
-                                                  int lane) {
+                                                  unsigned char *page, std::uint32_t carry, uint4 *metadata, int lane) {
     using Shape = KeyPage<HeadDim>;
     constexpr int kRowChunks = HeadDim / 8;
     constexpr int kLoads = kStripRows * kRowChunks / 32;
@@ -69,8 +68,7 @@ __device__ __forceinline__ std::uint32_t pack_key(const std::uint16_t *block, in
 
     if (!is_2_of_4) {
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i)
-            ptx::store_16(page + Shape::dense_chunk(row0 + i * kRowsApart, chunk), x[i]);
+        for (int i = 0; i < kLoads; ++i) ptx::store_16(page + Shape::dense_chunk(row0 + i * kRowsApart, chunk), x[i]);
         return overflow;
     }
     // A lane's 8 values leave it 8 bytes, half a chunk. So neighbours share out two loads: the even lane takes both
@@ -97,8 +95,7 @@ __device__ __forceinline__ std::uint32_t pack_key(const std::uint16_t *block, in
             static_cast<std::uint16_t>(odd ? codes | codes_b << 8 : codes_a | codes << 8);
     }
     __syncwarp();
-    if (lane < Shape::kPairs * 8)
-        ptx::store_16(page + Shape::metadata_word(strip, 0, 0) + lane * 16, metadata[lane]);
+    if (lane < Shape::kPairs * 8) ptx::store_16(page + Shape::metadata_word(strip, 0, 0) + lane * 16, metadata[lane]);
     return overflow;
 }
 
@@ -154,7 +151,8 @@ __device__ __forceinline__ std::uint32_t pack_value(const std::uint16_t *block, 
         std::uint32_t codes = 0;
         const auto prune = [&](auto group, std::uint32_t &low, std::uint32_t &high) {
             constexpr int g = decltype(group)::value;
-            const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair], x[g * 4 + 3][pair]};
+            const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
+                                               x[g * 4 + 3][pair]};
             const KeptPairs kept = keep_2_of_4<g * 4>(of_group);
             low = kept.low;
             high = kept.high;

@@ -16,7 +16,9 @@ constexpr std::uint32_t kSigns = 0x80008000;
 constexpr std::uint32_t infinity_bits(int dtype) { return dtype == 0 ? 0x7c00 : 0x7f80; }
 
 // Added to two magnitudes, this sets a sign bit exactly where one is an infinity or a NaN.
-__device__ __forceinline__ std::uint32_t non_finite_carry(std::uint32_t infinity) { return (0x8000 - infinity) * 0x10001; }
+__device__ __forceinline__ std::uint32_t non_finite_carry(std::uint32_t infinity) {
+    return (0x8000 - infinity) * 0x10001;
+}
 
 // Sets a sign bit where one of 8 values is not finite; the other bits mean nothing.
 __device__ __forceinline__ std::uint32_t overflow_of(uint4 x, std::uint32_t carry) {
@@ -33,8 +35,8 @@ __device__ __forceinline__ void split_groups(uint4 row, std::uint32_t (&x)[4]) {
 }
 
 struct KeptPairs {
-    std::uint32_t low, high;     // kept values of the group in the low halves, and of that in the high halves
-    std::uint32_t codes;         // their positions, 4 bits a group: at bit `place` and at bit 16 + `place`
+    std::uint32_t low, high;  // kept values of the group in the low halves, and of that in the high halves
+    std::uint32_t codes;      // their positions, 4 bits a group: at bit `place` and at bit 16 + `place`
 };
 
 __device__ __forceinline__ std::uint32_t majority(std::uint32_t a, std::uint32_t b, std::uint32_t c) {

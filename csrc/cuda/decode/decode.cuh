@@ -96,21 +96,19 @@ struct PartialResults {
 };
 
 template <class T, int HeadDim, int Tiles>
-__global__ void __launch_bounds__(max_threads<Tiles>(), 1)
-    decode_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(kStageAlign) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.ring.warps;
     const int all_stages = warps * a.ring.stages;
     unsigned char *const barriers = shared + a.ring.ring_bytes();
-    std::int32_t *const result_at =
-        reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes)->result_at;
+    std::int32_t *const result_at = reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes)->result_at;
 
     const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
     const Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
                     ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
     PageStream<HeadDim> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
 
-    int page = begin + warp;  // this warp's current one
+    int page = begin + warp;             // this warp's current one
     for (int low = begin; low < end;) {  // one segment: the CTA's pages of one head
         const int head = low / a.blocks;
         const int head_end = (head + 1) * a.blocks;
@@ -183,8 +181,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
             }
             if (__shfl_sync(~0u, before, 0) == others) {
                 const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
-                store_result(out + h * HeadDim, a.lse + q_head + h,
-                             merge<HeadDim>(partials, parts, a.log2_scale, lane), a.scale, lane);
+                store_result(out + h * HeadDim, a.lse + q_head + h, merge<HeadDim>(partials, parts, a.log2_scale, lane),
+                             a.scale, lane);
             }
         }
 
@@ -202,7 +200,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1)
 template <class T, int HeadDim, int Tiles>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
     a.ring = choose_ring(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes,
-                             max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
+                         max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
     launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream, a);

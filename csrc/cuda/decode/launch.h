@@ -9,22 +9,22 @@
 namespace hsb::cuda::decode {
 
 struct Arguments {
-    const void *q;             // [batch, q_heads, head_dim]
-    void *out;                 // [batch, q_heads, head_dim]
-    float *lse;                // [batch, q_heads]
+    const void *q;  // [batch, q_heads, head_dim]
+    void *out;      // [batch, q_heads, head_dim]
+    float *lse;     // [batch, q_heads]
     PagePool k;
     PagePool v;
-    unsigned *counters;        // [batch * q_heads]
-    float *partials;           // [parts][2][partial_floats]
+    unsigned *counters;  // [batch * q_heads]
+    float *partials;     // [parts][2][partial_floats]
     Partition partition;
     RingShape ring;
-    std::int32_t blocks;       // per kv head
-    std::int32_t last_valid;   // tokens in the last block, 1 to 64
-    std::int32_t group;        // query heads per kv head
-    float scale;               // of the scores; not negative, q's sign is flipped instead
+    std::int32_t blocks;      // per kv head
+    std::int32_t last_valid;  // tokens in the last block, 1 to 64
+    std::int32_t group;       // query heads per kv head
+    float scale;              // of the scores; not negative, q's sign is flipped instead
     float log2_scale;
-    float margin;              // kDecodeMargin in units of the scores
-    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+    float margin;        // kDecodeMargin in units of the scores
+    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
 };
 
 // Launches the kernel for groups of up to Tiles * 8 query heads. `a` lacks only what depends on the pages' bytes: stages.

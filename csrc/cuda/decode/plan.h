@@ -75,10 +75,10 @@ struct MergePlaces {
 
 // The rings of a CTA's warps.
 struct RingShape {
-    std::int32_t key_bytes;    // the largest K page that the map may hold
+    std::int32_t key_bytes;  // the largest K page that the map may hold
     std::int32_t value_bytes;
     std::int32_t warps;
-    std::int32_t stages;       // per warp
+    std::int32_t stages;  // per warp
 
     HSB_HOST_DEVICE int stage_bytes() const { return key_bytes + value_bytes; }
     HSB_HOST_DEVICE int ring_bytes() const { return warps * stages * stage_bytes(); }
@@ -94,7 +94,7 @@ struct RingShape {
 // for no other page's arithmetic. Warps are no more than there are page pairs in a part, or query heads in a group
 // (each head is merged by a warp of its own); what is left then goes to more stages.
 constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
-                               int group) {
+                                int group) {
     int all = kMaxWarps * kMaxStages;
     while (all > 1 && all * (key_bytes + value_bytes) + RingShape::tail_bytes(all) > shared_limit) --all;
     int warps = all;
@@ -106,8 +106,11 @@ constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit
     return {key_bytes, value_bytes, warps, stages};
 }
 static_assert(RingShape::tail_bytes(1) + 2 * dense_page_bytes(128) <= kSharedLimitSm89, "one stage must fit anywhere");
-static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4).warps == 12, "2:4 pages on sm_90: 12 stages of 18 KiB");
-static_assert(choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4).warps == 7, "dense pages on sm_90: 7 stages of 32 KiB");
-static_assert(choose_ring(16384, 16384, kSharedLimitSm89, 12, 100, 4).warps == 3, "dense pages on sm_89: 3 stages of 32 KiB");
+static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4).warps == 12,
+              "2:4 pages on sm_90: 12 stages of 18 KiB");
+static_assert(choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4).warps == 7,
+              "dense pages on sm_90: 7 stages of 32 KiB");
+static_assert(choose_ring(16384, 16384, kSharedLimitSm89, 12, 100, 4).warps == 3,
+              "dense pages on sm_89: 3 stages of 32 KiB");
 
 }  // namespace hsb::cuda::decode

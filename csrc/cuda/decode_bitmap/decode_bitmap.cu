@@ -62,17 +62,17 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
                   "bitmaps and offsets are required");
         constexpr float kLog2e = 1.44269504088896f;
         const Arguments args{operand_of(p->k_bitmap),
-                                    operand_of(p->v_bitmap),
-                                    p->q,
-                                    static_cast<float *>(p->workspace),
-                                    p->out,
-                                    p->lse,
-                                    p->seq,
-                                    plan.heads * p->seq * (p->head_dim / kChunkElements),
-                                    static_cast<std::int32_t>(plan.tiles),
-                                    plan.splits,
-                                    plan.group,
-                                    p->scale * kLog2e};
+                             operand_of(p->v_bitmap),
+                             p->q,
+                             static_cast<float *>(p->workspace),
+                             p->out,
+                             p->lse,
+                             p->seq,
+                             plan.heads * p->seq * (p->head_dim / kChunkElements),
+                             static_cast<std::int32_t>(plan.tiles),
+                             plan.splits,
+                             plan.group,
+                             p->scale * kLog2e};
         with_kernel_shape(*p, [&](auto type, auto head_dim, auto columns) {
             launch_decode_bitmap<decltype(type), head_dim(), columns()>(args, plan.heads, p->stream);
         });

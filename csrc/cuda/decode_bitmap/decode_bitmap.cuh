@@ -64,7 +64,8 @@ __device__ __forceinline__ void score(float (&scores)[Tiles][4], std::uint32_t s
         for (int step = 0; step < 4; ++step)
 #pragma unroll
             for (int tile = 0; tile < Tiles; ++tile)
-                ptx::mma_m16n8k16(scores[tile], a[step], q[tile][chunk * 4 + step][0], q[tile][chunk * 4 + step][1], T());
+                ptx::mma_m16n8k16(scores[tile], a[step], q[tile][chunk * 4 + step][0], q[tile][chunk * 4 + step][1],
+                                  T());
     }
 }
 
@@ -335,8 +336,8 @@ int ctas_per_multiprocessor() {
     HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(sizeof(SharedMemory))));
     // Of what shared memory and L1 have in common, all to shared memory: without being asked, fewer CTAs may fit.
-    HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared));
+    HSB_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                  cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
     int ctas = 0;
     HSB_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, kTileWarps * 32, sizeof(SharedMemory)));
     return ctas;

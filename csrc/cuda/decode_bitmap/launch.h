@@ -8,23 +8,23 @@
 namespace hsb::cuda::decode_bitmap {
 
 struct BitmapOperand {
-    const std::uint32_t *bitmap;   // [chunks, 2]
-    const std::uint32_t *offset;   // [chunks]
+    const std::uint32_t *bitmap;  // [chunks, 2]
+    const std::uint32_t *offset;  // [chunks]
     const unsigned char *values;
 };
 
 struct Arguments {
     BitmapOperand k, v;
-    const void *q;                 // [heads, group, head_dim]; heads of all batches
-    float *partial;                // workspace
-    void *out;                     // [heads, group, head_dim]
-    float *lse;                    // [heads, group]
+    const void *q;   // [heads, group, head_dim]; heads of all batches
+    float *partial;  // workspace
+    void *out;       // [heads, group, head_dim]
+    float *lse;      // [heads, group]
     std::int64_t seq;
-    std::int64_t all_chunks;       // of the whole tensor
-    std::int32_t tiles;            // per head
+    std::int64_t all_chunks;  // of the whole tensor
+    std::int32_t tiles;       // per head
     std::int32_t splits;
     std::int32_t group;
-    float scale_log2;              // scale * log2 e
+    float scale_log2;  // scale * log2 e
 };
 
 // Kernels for groups of up to Tiles * 8 query heads: how many CTAs a multiprocessor of the current device takes, and their

@@ -30,7 +30,7 @@ namespace hsb::cuda::decode_bitmap {
 constexpr int kChunkElements = 64;  // of a bitmap
 constexpr int kUnitBytes = 16;      // what an offset counts in: 8 values
 constexpr int kTileChunks = 32;
-constexpr int kTileWarps = 4;       // per CTA
+constexpr int kTileWarps = 4;  // per CTA
 
 // K or V of a tile in shared memory.
 struct Stage {

@@ -78,7 +78,8 @@ public:
         const std::uint32_t to = stage + kStagePlace + lane_ * 8, offset = ptx::load_shared_u32(to);
         const std::uint32_t before16 = __popc(bits.x & 0xffff), before32 = __popc(bits.x);
         const std::uint32_t before48 = before32 + __popc(bits.y & 0xffff);
-        ptx::store_shared_u32x2(to, {stage + (offset - begin) * kUnitBytes, before16 << 9 | before32 << 17 | before48 << 25});
+        ptx::store_shared_u32x2(
+            to, {stage + (offset - begin) * kUnitBytes, before16 << 9 | before32 << 17 | before48 << 25});
     }
 
     // Copies tile `tile`, `at` in the look-up, into a stage. The whole warp calls this, and commits.
@@ -103,8 +104,8 @@ private:
 
     const std::uint32_t *bitmap_, *offset_;  // of this head
     const unsigned char *values_;
-    std::int32_t chunks_;                    // of this head
-    bool last_head_;                         // of the tensor
+    std::int32_t chunks_;  // of this head
+    bool last_head_;       // of the tensor
     int lane_;
     std::uint32_t begin_ = 0, end_ = 0;
 };

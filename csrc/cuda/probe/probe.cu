@@ -9,11 +9,11 @@ void read_by_ring(const hsb_probe_params &p, const Device &device) {
     const std::int64_t pieces = (p.bytes + kProbeStageBytes - 1) / kProbeStageBytes;
     const std::int64_t parts = pieces < device.multiprocessors ? pieces : device.multiprocessors;
     const std::int64_t longest = (pieces + parts - 1) / parts;
-    const decode::RingShape shape = decode::choose_ring(kProbeHalfBytes, kProbeHalfBytes, device.shared_bytes, decode::kMaxWarps,
-                                        longest < decode::kMaxWarps ? static_cast<int>(longest) : decode::kMaxWarps, 1);
+    const decode::RingShape shape =
+        decode::choose_ring(kProbeHalfBytes, kProbeHalfBytes, device.shared_bytes, decode::kMaxWarps,
+                            longest < decode::kMaxWarps ? static_cast<int>(longest) : decode::kMaxWarps, 1);
     launch(probe_ring_kernel, static_cast<unsigned>(parts), shape.warps * 32, shape.shared_bytes(), p.stream,
-           static_cast<const unsigned char *>(p.src), p.bytes, shape,
-           reinterpret_cast<unsigned long long *>(p.sink));
+           static_cast<const unsigned char *>(p.src), p.bytes, shape, reinterpret_cast<unsigned long long *>(p.sink));
 }
 
 void probe(const hsb_probe_params &p) {

@@ -20,13 +20,14 @@ constexpr int kProbeStageBytes = 2 * kProbeHalfBytes;
 
 // `bytes`: a multiple of 4096. A stage's bytes, and each half of them, may end early: the buffer's last.
 __global__ void __launch_bounds__(decode::kMaxWarps * 32, 1)
-    probe_ring_kernel(const unsigned char *__restrict__ src, std::int64_t bytes, const __grid_constant__ decode::RingShape shape,
-                      unsigned long long *__restrict__ sink) {
+    probe_ring_kernel(const unsigned char *__restrict__ src, std::int64_t bytes,
+                      const __grid_constant__ decode::RingShape shape, unsigned long long *__restrict__ sink) {
     extern __shared__ __align__(decode::kStageAlign) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = shape.warps;
     unsigned char *const own = shared + warp * shape.stages * kProbeStageBytes;
     decode::Ring ring(shape, ptx::shared_address(own),
-              ptx::shared_address(shared + shape.ring_bytes() + warp * shape.stages * decode::kBarrierBytes), lane);
+                      ptx::shared_address(shared + shape.ring_bytes() + warp * shape.stages * decode::kBarrierBytes),
+                      lane);
     ring.open();
 
     const std::int64_t pieces = (bytes + kProbeStageBytes - 1) / kProbeStageBytes;

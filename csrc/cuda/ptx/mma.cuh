@@ -44,7 +44,8 @@ template <int Selector>
 __device__ __forceinline__ void mma_sp_m16n8k32(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[4],
                                                 std::uint32_t metadata, __half) {
     static_assert(Selector == 0 || Selector == 1, "lanes 0, 1 or lanes 2, 3 of each quad");
-    asm(HSB_MMA_SP ".m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, "
+    asm(HSB_MMA_SP
+        ".m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, "
         "{%0, %1, %2, %3}, %12, %13;"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata),
@@ -54,7 +55,8 @@ template <int Selector>
 __device__ __forceinline__ void mma_sp_m16n8k32(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[4],
                                                 std::uint32_t metadata, __nv_bfloat16) {
     static_assert(Selector == 0 || Selector == 1, "lanes 0, 1 or lanes 2, 3 of each quad");
-    asm(HSB_MMA_SP ".m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, "
+    asm(HSB_MMA_SP
+        ".m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, "
         "{%0, %1, %2, %3}, %12, %13;"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata),

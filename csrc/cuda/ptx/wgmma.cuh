@@ -66,7 +66,6 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 #define HSB_SUMS_OF_C_48 HSB_SUMS_OF_C_36, \
     "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), \
     "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47])
-// clang-format on
 
 // Of each width, by the size of c (half the columns, so many sums) and the numbers of the operands after c:
 //
@@ -99,6 +98,7 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
     }                                                                                                                  \
     HSB_WGMMA_OF_TYPE(Columns, Sums, P0, P1, P2, P3, P4, __half, "f16")                                                \
     HSB_WGMMA_OF_TYPE(Columns, Sums, P0, P1, P2, P3, P4, __nv_bfloat16, "bf16")
+// clang-format on
 
 HSB_WGMMA(72, 36, "%36", "%37", "%38", "%39", "%40")
 HSB_WGMMA(96, 48, "%48", "%49", "%50", "%51", "%52")

@@ -3,8 +3,8 @@
 // both waits mean; a load of nothing commits an empty group to keep that count.
 #pragma once
 
-#include "cuda/ptx/cp_async.cuh"
 #include "cuda/decode/plan.h"
+#include "cuda/ptx/cp_async.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 
@@ -39,10 +39,10 @@ private:
     __device__ void wait() const {
         static_assert(kMaxStages == 4, "one case per number of stages");
         switch (shape_.stages) {
-            case 1: ptx::cp_async_wait<1>(); break;
-            case 2: ptx::cp_async_wait<3>(); break;
-            case 3: ptx::cp_async_wait<5>(); break;
-            default: ptx::cp_async_wait<7>(); break;
+        case 1: ptx::cp_async_wait<1>(); break;
+        case 2: ptx::cp_async_wait<3>(); break;
+        case 3: ptx::cp_async_wait<5>(); break;
+        default: ptx::cp_async_wait<7>(); break;
         }
         __syncwarp();  // other lanes' copies too
     }

@@ -5,8 +5,8 @@
 
 #include <cstddef>
 
-#include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/decode/plan.h"
+#include "cuda/ptx/bulk_copy.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
@@ -45,9 +45,7 @@ public:
         load(value_address(stage), stage, offsetof(StageBarriers, value), page, bytes);
     }
 
-    __device__ void wait_key(int stage, std::uint32_t phase) const {
-        ptx::mbarrier_wait(key_barrier(stage), phase);
-    }
+    __device__ void wait_key(int stage, std::uint32_t phase) const { ptx::mbarrier_wait(key_barrier(stage), phase); }
     __device__ void wait_value(int stage, std::uint32_t phase) const {
         ptx::mbarrier_wait(value_barrier(stage), phase);
     }

@@ -9,20 +9,20 @@
 namespace hsb::cuda::prefill::sm80 {
 
 struct Arguments {
-    const void *q;             // [batch, q_heads, q_len, head_dim]
-    void *out;                 // [batch, q_heads, q_len, head_dim]
-    float *lse;                // [batch, q_heads, q_len]
+    const void *q;  // [batch, q_heads, q_len, head_dim]
+    void *out;      // [batch, q_heads, q_len, head_dim]
+    float *lse;     // [batch, q_heads, q_len]
     PagePool k;
     PagePool v;
     RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
-    std::int32_t heads;        // batch * q_heads
-    std::int32_t group;        // query heads per kv head
-    std::int32_t tiles;        // per head
-    float scale;               // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
+    std::int32_t heads;  // batch * q_heads
+    std::int32_t group;  // query heads per kv head
+    std::int32_t tiles;  // per head
+    float scale;         // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
     float inverse_scale;
-    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
 };
 
 // `a` lacks only what depends on the pages' bytes: ring and tiles.

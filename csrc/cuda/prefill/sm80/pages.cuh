@@ -76,8 +76,8 @@ public:
     using Ring = sm80::Ring<Warps>;
 
     // All warps of the CTA do the same, in everything here.
-    __device__ PageStream(const PagePool &key, const PagePool &value, const RingShape &shape,
-                                 std::uint32_t shared, std::int32_t line, std::int32_t pages)
+    __device__ PageStream(const PagePool &key, const PagePool &value, const RingShape &shape, std::uint32_t shared,
+                          std::int32_t line, std::int32_t pages)
         : key_(key, line, pages), value_(value, line, pages), ring_(shape, shared), stages_(shape.stages),
           pages_(pages), next_(Ring::first_load()) {
         look_up_next();
@@ -134,7 +134,7 @@ private:
     std::int32_t next_;                     // the page that this warp asks for next, and its
     std::int32_t key_entry_, value_entry_;  // entries in the maps
     KindsOf32 key_kinds_, value_kinds_;     // of the current 32 pages
-    int stage_ = 0;                                  // of the page to wait for next
+    int stage_ = 0;                         // of the page to wait for next
     std::uint32_t phase_ = 0;
 };
 

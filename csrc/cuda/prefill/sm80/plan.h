@@ -22,9 +22,9 @@ namespace hsb::cuda::prefill::sm80 {
 // Compile-time shape of a CTA.
 template <int Tiles_, int Warps_, int Ctas_>
 struct QueryTile {
-    static constexpr int kTiles = Tiles_;       // of 8 queries, per warp
+    static constexpr int kTiles = Tiles_;  // of 8 queries, per warp
     static constexpr int kWarps = Warps_;
-    static constexpr int kCtas = Ctas_;         // per multiprocessor
+    static constexpr int kCtas = Ctas_;  // per multiprocessor
     static constexpr int kWarpQueries = kTiles * 8;
     static constexpr int kQueries = kWarps * kWarpQueries;
     static constexpr int kThreads = kWarps * 32;
@@ -43,20 +43,18 @@ constexpr int kBarrierBytes = sizeof(StageBarriers);
 static_assert(kBarrierBytes == 16, "as the instruction set has them");
 
 struct RingShape {
-    static constexpr int kMax = 4;    // more in flight gains nothing: arithmetic is the limit
-    static constexpr int kHeld = 2;   // by a warp: K of the next page is asked of while V of the last is
+    static constexpr int kMax = 4;   // more in flight gains nothing: arithmetic is the limit
+    static constexpr int kHeld = 2;  // by a warp: K of the next page is asked of while V of the last is
     static constexpr int kMin = kHeld + 1;
     static constexpr int kAlign = 128;
 
-    std::int32_t key_bytes;    // the largest K page that the map may hold
+    std::int32_t key_bytes;  // the largest K page that the map may hold
     std::int32_t value_bytes;
     std::int32_t stages;
 
     HSB_HOST_DEVICE constexpr int stage_bytes() const { return key_bytes + value_bytes; }
     HSB_HOST_DEVICE constexpr int ring_bytes() const { return stages * stage_bytes(); }
-    HSB_HOST_DEVICE constexpr int shared_bytes() const {
-        return ring_bytes() + stages * kBarrierBytes;
-    }
+    HSB_HOST_DEVICE constexpr int shared_bytes() const { return ring_bytes() + stages * kBarrierBytes; }
 };
 
 // As many stages as fit. `shared_limit` is what one CTA may have; where several share a multiprocessor, each loses the

@@ -45,9 +45,9 @@ struct WarpQueries {
     std::int32_t head;        // of batch * q_heads
     std::int32_t tile_first;  // the CTA's first query
     std::int32_t warp, lane;
-    std::int32_t first;       // the warp's
-    std::int32_t valid;       // so many of the warp's queries exist, if any do
-    std::int64_t row;         // of `first`, among all queries
+    std::int32_t first;  // the warp's
+    std::int32_t valid;  // so many of the warp's queries exist, if any do
+    std::int64_t row;    // of `first`, among all queries
 
     __device__ explicit WarpQueries(const Arguments &a) {
         const int block = ptx::block_index(), thread = ptx::thread_index();
@@ -81,8 +81,8 @@ __device__ __forceinline__ void clear(Scores<Tiles> &s) {
 // out [queries, head_dim] and lse [queries] of a warp, as far as `valid`. `room`: shared memory of its own,
 // Tiles * 8 * head_dim * 2 bytes, used as panels of 64 dims, swizzled as a dense page's are.
 template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDim, Tiles> &running,
-                                              std::int32_t valid, float scale, unsigned char *room, int lane) {
+__device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDim, Tiles> &running, std::int32_t valid,
+                                              float scale, unsigned char *room, int lane) {
     constexpr float kLn2 = 0.693147181f;
     const auto chunk_at = [&](int query, int chunk) {
         return room + chunk / 8 * (Tiles * 8 * 128) + swizzled_chunk<128>(query, chunk % 8);
@@ -141,15 +141,14 @@ __device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kSt
 
 // Query i sees tokens 0 .. i + past.
 struct Sight {
-    std::int32_t whole;       // pages below are seen by all its queries,
-    std::int32_t end;         // and from here on by none
+    std::int32_t whole;  // pages below are seen by all its queries,
+    std::int32_t end;    // and from here on by none
 };
 
 // Half a page: the softmax of its scores and their product with V, while K of the next half is on its way.
 template <class T, int HeadDim, int Half, class Tile, class Stream, int Tiles>
-__device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, const Stream &stream,
-                                            Scores<Tiles> &s, Scores<Tiles> &next, const PagePair &pair,
-                                            const PagePair &next_pair,
+__device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, const Stream &stream, Scores<Tiles> &s,
+                                            Scores<Tiles> &next, const PagePair &pair, const PagePair &next_pair,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
                                             std::int32_t page, const Arguments &a, int lane_kept) {
     const int lane = lane_again(lane_kept);
@@ -190,8 +189,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
 
     PageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.ring,
-                                                    ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
-                                                    own.head / a.group * blocks, pages);
+                                             ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
+                                             own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
     load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);
     Running<HeadDim, kTiles> running;
@@ -217,7 +216,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     __syncthreads();  // all are done with the ring, which now takes the results
     const WarpQueries<Tile> again(a);
     if (again.valid <= 0) return;
-    unsigned char *const results = shared + sizeof(WarpReferences<Tile>) + again.warp * (Tile::kWarpQueries * HeadDim * 2);
+    unsigned char *const results =
+        shared + sizeof(WarpReferences<Tile>) + again.warp * (Tile::kWarpQueries * HeadDim * 2);
     store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + again.row * HeadDim, a.lse + again.row, running,
                                       again.valid, a.scale, results, again.lane);
 }
@@ -235,10 +235,9 @@ void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &devi
     HSB_CHECK(a.ring.stages >= RingShape::kMin, "three page pairs do not fit into shared memory");
     a.tiles = tiles_per_head(p, Tile::kQueries);
     const int results = Tile::kQueries * HeadDim * 2;
-    const int shared_bytes =
-        kReferences + (a.ring.shared_bytes() > results ? a.ring.shared_bytes() : results);
-    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads, shared_bytes,
-           p.stream, a);
+    const int shared_bytes = kReferences + (a.ring.shared_bytes() > results ? a.ring.shared_bytes() : results);
+    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
+           shared_bytes, p.stream, a);
 }
 
 }  // namespace hsb::cuda::prefill::sm80

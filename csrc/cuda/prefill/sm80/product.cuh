@@ -80,7 +80,8 @@ __device__ __forceinline__ void interleave_sparse(float (&c)[Tiles][Strips][4], 
     });
 }
 
-template <class T, class Shape, int FirstStrip, int FirstStep, int Ahead, int Tiles, int Strips, int Steps, class Between>
+template <class T, class Shape, int FirstStrip, int FirstStep, int Ahead, int Tiles, int Strips, int Steps,
+          class Between>
 __device__ __forceinline__ void interleave(hsb_block_kind kind, float (&c)[Tiles][Strips][4], std::uint32_t page,
                                            const std::uint32_t (&b)[Tiles][Steps][4], int lane, Between &&between) {
     switch (kind) {

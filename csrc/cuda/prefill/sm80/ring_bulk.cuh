@@ -5,8 +5,8 @@
 
 #include <cstddef>
 
-#include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/page_pool.cuh"
+#include "cuda/ptx/bulk_copy.cuh"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -62,9 +62,7 @@ public:
 private:
     __device__ std::uint32_t full(int stage) const { return barriers(stage) + offsetof(StageBarriers, full); }
     __device__ std::uint32_t empty(int stage) const { return barriers(stage) + offsetof(StageBarriers, empty); }
-    __device__ std::uint32_t barriers(int stage) const {
-        return base_ + shape_.ring_bytes() + stage * kBarrierBytes;
-    }
+    __device__ std::uint32_t barriers(int stage) const { return base_ + shape_.ring_bytes() + stage * kBarrierBytes; }
 
     const RingShape &shape_;
     std::uint32_t base_;

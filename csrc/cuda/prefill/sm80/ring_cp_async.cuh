@@ -3,8 +3,8 @@
 // means; a load of nothing commits an empty group to keep that count.
 #pragma once
 
-#include "cuda/ptx/cp_async.cuh"
 #include "cuda/page_pool.cuh"
+#include "cuda/ptx/cp_async.cuh"
 #include "plan.h"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
@@ -49,8 +49,7 @@ public:
 
 private:
     __device__ static void copy(std::uint32_t to, const CopiedPage &page) {
-        for (int at = threadIdx.x * 16; at < page.bytes; at += Warps * 32 * 16)
-            ptx::cp_async_16(to + at, page.at + at);
+        for (int at = threadIdx.x * 16; at < page.bytes; at += Warps * 32 * 16) ptx::cp_async_16(to + at, page.at + at);
     }
 
     const RingShape &shape_;

@@ -83,8 +83,7 @@ struct Running {
             for (int i = 0; i < 2; ++i) {
                 float x = negative_infinity();
 #pragma unroll
-                for (int strip = 0; strip < 2; ++strip)
-                    x = fmaxf(x, fmaxf(s[tile][strip][i], s[tile][strip][i + 2]));
+                for (int strip = 0; strip < 2; ++strip) x = fmaxf(x, fmaxf(s[tile][strip][i], s[tile][strip][i + 2]));
                 highest[tile][i] = max_over_rows(x);
                 will_be_large |= fabsf(highest[tile][i] * scale) > kLargeOffset;
             }
@@ -140,8 +139,7 @@ __device__ __forceinline__ void mask_future(Scores<Tiles> &s, int ahead) {
         for (int strip = 0; strip < 2; ++strip)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                if (strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2)
-                    s[tile][strip][i] = negative_infinity();
+                if (strip * kStripRows + i / 2 * 8 > ahead + tile * 8 + i % 2) s[tile][strip][i] = negative_infinity();
 }
 
 // Scores to probabilities and, per query, their sum over this thread's tokens, in steps to be put between others'

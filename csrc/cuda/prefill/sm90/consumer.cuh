@@ -18,7 +18,8 @@ template <class T, int HeadDim, int Pair>
 class Consumer {
 public:
     // `first_row`: of the head's queries, the group's first.
-    __device__ Consumer(const Arguments &a, SharedMemory<CutFor<Pair>, HeadDim> *shared, Group group, int lane, int head, int first_row)
+    __device__ Consumer(const Arguments &a, SharedMemory<CutFor<Pair>, HeadDim> *shared, Group group, int lane,
+                        int head, int first_row)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), head_(head), first_row_(first_row),
           query_(base_ + Shared::query_at(group.index)), probability_(base_ + Shared::probability_at(group.index)) {
         // The address of this lane's row for stmatrix, and of its metadata. By way of a shuffle, or the compiler would
@@ -64,8 +65,8 @@ private:
     using References = typename Softmax::References;
     static constexpr int kGroupQueries = Cut::kGroupQueries;
     static constexpr int kScores = Softmax::kScores, kColumns = Softmax::kColumns;
-    static constexpr int kHalves = HeadDim / 64;     // O^T in tiles of 64 rows
-    static constexpr int kChunks = HeadDim / 8;      // of 16 bytes, in a query
+    static constexpr int kHalves = HeadDim / 64;  // O^T in tiles of 64 rows
+    static constexpr int kChunks = HeadDim / 8;   // of 16 bytes, in a query
     static constexpr int kAllChunks = kGroupQueries * kChunks;
     static constexpr int kKeyPairs = HeadDim / kPairCols;
     static constexpr int kPanel = Shared::kPanelBytes;
@@ -247,8 +248,7 @@ private:
             // Whether the next pages have come is asked early, for the answer takes a while.
             const RingPosition next = left > 1 ? stage_.next(a_.ring.stages) : stage_;
             const bool key_there = ptx::mbarrier_try_wait(Shared::key_full_at(base_, next.index), next.parity);
-            const bool value_there =
-                ptx::mbarrier_try_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
+            const bool value_there = ptx::mbarrier_try_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
 
             const auto wait_for_pages = [&] {
                 if (!value_there) ptx::mbarrier_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
@@ -341,8 +341,8 @@ private:
     const std::uint32_t query_, probability_;  // this group's, in shared memory
     std::uint32_t store_at_, metadata_at_;
     RingPosition stage_;
-    int buffer_ = 0;           // of the two for probabilities
-    bool shifted_ = false;     // see kShiftedScale
+    int buffer_ = 0;        // of the two for probabilities
+    bool shifted_ = false;  // see kShiftedScale
     Scores s_;
     Scores out_[kHalves];
     Softmax softmax_;

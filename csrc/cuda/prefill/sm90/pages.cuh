@@ -35,8 +35,7 @@ __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int p
         if (threadIdx.x == 0) counts[pair_kind_at(a, first)] = pages;
         return;
     }
-    for (int page = threadIdx.x; page < pages; page += Threads)
-        atomicAdd(counts + pair_kind_at(a, first + page), 1);
+    for (int page = threadIdx.x; page < pages; page += Threads) atomicAdd(counts + pair_kind_at(a, first + page), 1);
 }
 
 template <class Cut, int HeadDim>

@@ -60,25 +60,25 @@ using CutFor = std::conditional_t<Pair == kDensePair || Pair == kAnyPair, TwoGro
 struct RingShape {
     static constexpr int kMaxStages = 8;
 
-    std::int32_t key_bytes;      // of a stage: multiples of kSwizzleAlign
+    std::int32_t key_bytes;  // of a stage: multiples of kSwizzleAlign
     std::int32_t value_bytes;
     std::int32_t stages;
 };
 
 struct Arguments {
-    const void *q;             // [heads, q_len, head_dim]
-    void *out;                 // [heads, q_len, head_dim]
-    float *lse;                // [heads, q_len]
+    const void *q;  // [heads, q_len, head_dim]
+    void *out;      // [heads, q_len, head_dim]
+    float *lse;     // [heads, q_len]
     PagePool k;
     PagePool v;
     RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
-    std::int32_t group;        // query heads per kv head
-    std::int32_t tiles;        // per head
-    float log2_scale;          // powers of 2 per unit of the scores; positive
-    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
-    std::uint32_t never;       // 0, which the compiler does not know: see ptx/order.cuh
+    std::int32_t group;   // query heads per kv head
+    std::int32_t tiles;   // per head
+    float log2_scale;     // powers of 2 per unit of the scores; positive
+    std::uint32_t flip;   // xor of a pair of q's values: their sign bits, or 0
+    std::uint32_t never;  // 0, which the compiler does not know: see ptx/order.cuh
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }

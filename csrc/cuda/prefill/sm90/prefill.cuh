@@ -73,7 +73,8 @@ template <class T, int HeadDim, int Pair>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
     using Cut = CutFor<Pair>;
     using Shared = SharedMemory<Cut, HeadDim>;
-    a.ring = choose_ring<Shared>(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes);
+    a.ring =
+        choose_ring<Shared>(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes);
     HSB_CHECK(a.ring.stages > 0, "two page pairs do not fit into shared memory");
     a.tiles = tiles_per_head(p, Cut::kTileQueries);
     launch(prefill_sm90_kernel<T, HeadDim, Pair>, static_cast<unsigned>(a.tiles * p.batch * p.q_heads), Cut::kThreads,

@@ -44,8 +44,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     for (int j = 0; j < kScores; j += 4) {
 #pragma unroll
         for (int i = j; i < j + 2; ++i)  // takes back what this page has added, by the same arithmetic
-            softmax_.sum[column_of(i)] -=
-                softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
+            softmax_.sum[column_of(i)] -= softmax_.power(s_[i], i, scale()) + softmax_.power(s_[i + 2], i, scale());
         ptx::store_shared_f32x2(mine + j * 8, fmaxf(s_[j], s_[j + 2]), fmaxf(s_[j + 1], s_[j + 3]));
         ptx::keep_apart(a_.never);
     }
@@ -56,8 +55,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     if (column < kGroupQueries) {
         float max = negative_infinity();
 #pragma unroll 8
-        for (int row = 0; row < 32; ++row)
-            max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
+        for (int row = 0; row < 32; ++row) max = fmaxf(max, ptx::load_shared_f32(maxima + row * kRow + column * 4));
         ptx::store_shared_f32(highest + column * 4, max);
         large = max > negative_infinity() && fabsf(max * a_.log2_scale) > References::kLarge;
     }
@@ -91,8 +89,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     }
     group_.sync();
     if (shifted_) {
-        if (column < kGroupQueries)
-            ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
+        if (column < kGroupQueries) ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
         group_.sync();
     }
     scores_again<Kind>(stage);

@@ -24,12 +24,12 @@ struct SharedMemory {
 
     std::uint64_t key_full[kMaxStages], key_empty[kMaxStages];  // mbarriers
     std::uint64_t value_full[kMaxStages], value_empty[kMaxStages];
-    std::int32_t counts[kPairKinds];                      // pages of each kind
-    std::int32_t page_at[kMaxStages];                     // which page is in a stage
-    std::uint32_t rises[Cut::kGroups][2];                 // whether a score passed its reference (softmax.cuh)
+    std::int32_t counts[kPairKinds];       // pages of each kind
+    std::int32_t page_at[kMaxStages];      // which page is in a stage
+    std::uint32_t rises[Cut::kGroups][2];  // whether a score passed its reference (softmax.cuh)
     alignas(512) float shift[Cut::kGroups][Cut::kGroupQueries];
     alignas(kSwizzleAlign) Panel query[Cut::kGroups][kPanels];
-    Panel probability[Cut::kGroups][2];                   // of two pages
+    Panel probability[Cut::kGroups][2];  // of two pages
 
     HSB_HOST_DEVICE static constexpr std::uint32_t key_full_at(std::uint32_t base, int stage) {
         return base + offsetof(SharedMemory, key_full) + stage * 8;

@@ -37,7 +37,7 @@ constexpr std::uint32_t kTwoOrMore = 0x40004000u;
 // margin; References and PackedReferences say from where on. From the first of them on a group takes the maximum of a
 // column from its scores first. Only the path that raises does so; to be sent there by every page, the group meets
 // pages with a scale of nearly 0 and a reference that makes every probability 4.
-constexpr float kShiftedScale = 1e-38f;   // not 0, for masked scores are -inf
+constexpr float kShiftedScale = 1e-38f;  // not 0, for masked scores are -inf
 constexpr float kShiftedReference = 2.0f;
 
 __device__ __forceinline__ constexpr int column_of(int score) { return score / 4 * 2 + score % 2; }
@@ -93,11 +93,10 @@ struct Softmax {
     static constexpr int kScores = Cut::kGroupQueries / 2;  // of a thread
     static constexpr int kColumns = Cut::kGroupQueries / 4;
     using Scores = float[kScores];
-    using References =
-        std::conditional_t<Cut::kGroups == 2, sm90::References<kColumns>, PackedReferences<kColumns>>;
+    using References = std::conditional_t<Cut::kGroups == 2, sm90::References<kColumns>, PackedReferences<kColumns>>;
 
     References reference;
-    float sum[kColumns];        // over this thread's tokens
+    float sum[kColumns];  // over this thread's tokens
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
