@@ -1,6 +1,6 @@
 /* One struct per operation: the whole contract between hsbench's Python side and its compiled libraries.
  *
- * Plain C, and the only place where a field or a constant is declared: hsbench/native.py reads this file and builds
+ * Plain C, and the only place where a field or a constant is declared: hsbench/kernels/library.py reads this file and builds
  * its ctypes structures and constants from it, so keep to one declaration per line, fixed-width types, enumerators with
  * plain values and no macros. The build stamps each
  * library with this file's SHA-256 (hsb_abi) and exports every struct's size (hsb_struct_size); a library that
@@ -40,7 +40,7 @@ enum hsb_path { HSB_PATH_AUTO = 0, HSB_PATH_SM80 = 1, HSB_PATH_SM90 = 2 };
 enum hsb_probe_way { HSB_PROBE_AUTO = 0, HSB_PROBE_LOADS = 1, HSB_PROBE_RING = 2 };
 
 /* K or V as blocks of 64 tokens, each stored dense or 2:4. A page's bytes are the device layout's own
- * (hsbench/formats/). */
+ * (hsbench/cache/). */
 typedef struct hsb_pages {
     const void *dense;          /* [dense pages, dense_page_bytes] */
     const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
@@ -103,7 +103,7 @@ typedef struct hsb_prefill_params {
 } hsb_prefill_params;
 
 /* Prune, choose blocks and pack one of K and V into pages. The number of 2:4 blocks per (batch, kv head) is known
- * before (hsbench/prune.py), so the caller sizes both pools. */
+ * before (hsbench/cache/prune.py), so the caller sizes both pools. */
 typedef struct hsb_compress_params {
     int32_t batch;
     int32_t kv_heads;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own takes long to import: no Ctrl-C is handled before the command line's entry point
 
-from hsbench import forks as _forks  # noqa: F401  it must know of every fork from here on
+from hsbench.kernels import forks as _forks  # noqa: F401, E402  it must know of every fork
 
 __version__ = "0.1.0"
 

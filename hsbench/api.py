@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsbench import arguments, attend
-from hsbench.formats.hierarchical import HierarchicalKV, check_kv, compress_kv
+from hsbench.attention import arguments, calls
+from hsbench.cache.hierarchical import HierarchicalKV, check_kv, compress_kv
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
 
@@ -82,7 +82,7 @@ def decode(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
         UnavailableError: the native library for the device is missing, or the device cannot be used in a forked
             process; the message has the remedy.
     """
-    call = attend.decode_call(arguments.tensor("q", q), arguments.cache("kv", kv))
+    call = calls.decode_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()
     return call.out, call.lse
 
@@ -100,6 +100,6 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
     Raises:
         UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq.
     """
-    call = attend.prefill_call(arguments.tensor("q", q), arguments.cache("kv", kv))
+    call = calls.prefill_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()
     return call.out, call.lse

@@ -11,29 +11,29 @@ import os
 
 import pytest
 
-from hsbench import native
 from hsbench.errors import UnavailableError
+from hsbench.kernels import library
 
 LIBRARIES = ("cpu", "cuda")
 
 
 def pytest_report_header() -> str:
-    built = [kind for kind in LIBRARIES if native.why_missing(kind) is None]
-    return f"hsbench: {native.LIB.parent}, libraries: {', '.join(built) or 'none'}"
+    built = [kind for kind in LIBRARIES if library.why_missing(kind) is None]
+    return f"hsbench: {library.LIB.parent}, libraries: {', '.join(built) or 'none'}"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     try:
-        native.structs()
+        library.structs()
     except UnavailableError as error:
         hint = "to test the installation, `pytest`, not `python -m pytest`; to test a source tree, `pip install -e` it"
         raise pytest.UsageError(f"{error} ({hint})") from error
     required = list(filter(None, os.environ.get("HSBENCH_REQUIRE", "").split(",")))
     for kind in dict.fromkeys((*required, *LIBRARIES)):
-        reason = native.why_missing(kind)
+        reason = library.why_missing(kind)
         if reason and kind in required:
             raise pytest.UsageError(f"HSBENCH_REQUIRE names {kind}, but {reason}")
-        if reason and (native.LIB / f"libhsbench_{kind}.so").exists():
+        if reason and (library.LIB / f"libhsbench_{kind}.so").exists():
             raise pytest.UsageError(reason)
 
 
@@ -50,4 +50,4 @@ def _why_no_gpu() -> str | None:
 
     if not torch.cuda.is_available():
         return "needs an NVIDIA GPU"
-    return native.why_missing("cuda")
+    return library.why_missing("cuda")

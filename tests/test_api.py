@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import hsbench
-from hsbench import native
+from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.errors import HsbenchError, NonFiniteError, UnavailableError, UnsupportedError, UsageError
-from hsbench.prune import choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.kernels import library
 
-MISSING = native.why_missing("cpu")
+MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import hsbench
-from hsbench import native
 from hsbench.errors import UnavailableError, UsageError
+from hsbench.kernels import library
 
-MISSING = native.why_missing("cpu")
+MISSING = library.why_missing("cpu")
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 import hsbench
-from hsbench import check, forks, native
+from hsbench.cache import cpu_layout, cuda_layout
+from hsbench.cache.bitmap import compress_bitmap, compress_bitmap_torch
+from hsbench.cache.hierarchical import compress_tensor_torch
+from hsbench.cache.prune import plan_blocks, prune_hierarchical
 from hsbench.errors import NonFiniteError
-from hsbench.formats import cpu_layout, cuda_layout
-from hsbench.formats.bitmap import compress_bitmap, compress_bitmap_torch
-from hsbench.formats.hierarchical import compress_tensor_torch
-from hsbench.prune import plan_blocks, prune_hierarchical
-from hsbench.tensors import Inputs, make_inputs
-from hsbench.workload import make_workload
+from hsbench.kernels import forks, library
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.synthetic import make_inputs
+from hsbench.problem.workload import make_workload
+from hsbench.run import check
 
-MISSING = native.why_missing("cpu")
+MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 PACKAGE = Path(hsbench.__file__).parent
 

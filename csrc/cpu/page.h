@@ -17,7 +17,7 @@
 //   byte  192  u16 value[16 groups][2 slots][32 lanes]
 //
 // Patterns stand before the values they steer, in one sequential stream; that beats separate arrays. The torch
-// definition of the same bytes is hsbench/formats/cpu_layout.py.
+// definition of the same bytes is hsbench/cache/cpu_layout.py.
 #pragma once
 
 #include <cstddef>

@@ -32,7 +32,7 @@
 //              for strip w in the same order.
 //
 // A partial last block is a dense page in which the missing tokens are zero. The torch definition of the same bytes
-// is hsbench/formats/cuda_layout.py.
+// is hsbench/cache/cuda_layout.py.
 #pragma once
 
 #include <cstdint>

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
-from hsbench.cli.replay import plan_replay
 from hsbench.cli.request import Request, plan_sweep
 from hsbench.cli.run import run
+from hsbench.run.replay import plan_replay
 
 
 def compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsbench.cli import options as o
 from hsbench.cli.request import Request, plan_one
 from hsbench.cli.run import run
+from hsbench.problem.phase import DECODE
 
 
 def decode(
@@ -44,4 +45,4 @@ def decode(
 
     from hsbench.report import render
 
-    return run(plan_one("decode", request), render)
+    return run(plan_one(DECODE, request), render)

@@ -6,7 +6,7 @@ import json
 
 from hsbench.cli import options as o
 from hsbench.cli.output import results_stdout, writing
-from hsbench.workload import parse_choice
+from hsbench.problem.workload import parse_choice
 
 
 def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
@@ -17,9 +17,9 @@ def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
     chosen = parse_choice(format or "table", "--format", ("table", "json"))
     stdout = results_stdout("send it somewhere, as in hsbench doctor > FILE")
 
-    from hsbench import experiment
     from hsbench.report import console_for
     from hsbench.report.doctor import document, render_doctor
+    from hsbench.run import experiment
 
     facts = experiment.diagnose(probe)
     with writing():

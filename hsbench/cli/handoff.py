@@ -11,12 +11,13 @@ from hsbench.cli.output import writing
 from hsbench.cli.request import Cell, Plan
 from hsbench.cli.streams import say
 from hsbench.errors import UsageError
-from hsbench.workload import load_profiles
+from hsbench.kernels.device import Device
+from hsbench.problem.workload import load_profiles
 
 if TYPE_CHECKING:
     from hsbench.profiling import Job, Profiler
     from hsbench.profiling.child import Orders
-    from hsbench.report import Report
+    from hsbench.results import Report
 
 
 def hand_off(plan: Plan, profiler: Profiler, reports: Sequence[Report]) -> None:
@@ -58,8 +59,9 @@ def run_profiled(plan: Plan, given: Orders) -> int:
     Returns:
         0; or, where a row that ran ok without a profiler did not now, 1 and its reason on stderr.
     """
-    from hsbench import experiment, measure
+    from hsbench import measure
     from hsbench.profiling.child import recording
+    from hsbench.run import experiment
 
     # Nothing is sustained, whatever the plan says: that is for the clocks of what is timed, nothing is timed here, and
     # the profiler would record run after run that is no sample.
@@ -106,15 +108,15 @@ def command_of(cell: Cell, plan: Plan, methods: Sequence[str]) -> list[str]:
         "--local": w.local,
         "--seed": w.seed,
         "--methods": ",".join(methods),
-        "--device": plan.device,
+        "--device": plan.device.kind,
         "--cache": plan.settings.cache,
     }
     if w.name in load_profiles():
         options["--workload"] = w.name
-    if w.phase == "prefill":
+    if w.phase.causal:
         options["--q-len"] = w.q_len
     words = [word for option, value in options.items() for word in (option, str(value))]
-    return [sys.executable, "-m", "hsbench", w.phase, *words, *source]
+    return [sys.executable, "-m", "hsbench", w.phase.name, *words, *source]
 
 
 def _jobs(plan: Plan, profiler: Profiler, cell: Cell, report: Report) -> Iterator[Job]:
@@ -133,9 +135,9 @@ def _jobs(plan: Plan, profiler: Profiler, cell: Cell, report: Report) -> Iterato
         )
 
 
-def _free_gpu_memory(device: str) -> None:
+def _free_gpu_memory(device: Device) -> None:
     """Gives back what torch keeps for this process's next tensors: the profiled run needs it."""
-    if device == "cuda":
+    if device.is_cuda:
         import gc
 
         import torch

@@ -66,9 +66,7 @@ Methods = Annotated[
     Text,
     _option("--methods", "NAME,...", "Families or family:variant; hsbench doctor lists them (all).", _RUN),
 ]
-Device = Annotated[
-    Text, _option("--device", "DEVICE", "auto, cuda or cpu (auto: CUDA where there is one).", _RUN)
-]
+Device = Annotated[Text, _option("--device", "DEVICE", "auto, cuda or cpu (auto: CUDA where there is one).", _RUN)]
 Kv = Annotated[Text, _option("--kv", "FILE", "Captured layers.N.q, .k and .v in a safetensors file.", _RUN)]
 Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv (the first there).", _RUN)]
 Tensors = Annotated[

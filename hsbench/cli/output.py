@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from hsbench.cli.places import FORMATS, check_writable, format_of, is_file, names_stdout, open_for_writing, same
 from hsbench.cli.streams import discard
 from hsbench.errors import HsbenchError, UsageError
-from hsbench.workload import parse_choice
+from hsbench.problem.workload import parse_choice
 
 if TYPE_CHECKING:
-    from hsbench.report import Report, Result, Writer
+    from hsbench.report import Writer
+    from hsbench.results import Report, Result
 
 
 def make_sink(

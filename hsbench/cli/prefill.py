@@ -5,6 +5,7 @@ from __future__ import annotations
 from hsbench.cli import options as o
 from hsbench.cli.request import Request, plan_one
 from hsbench.cli.run import run
+from hsbench.problem.phase import PREFILL
 
 
 def prefill(
@@ -45,4 +46,4 @@ def prefill(
 
     from hsbench.report import render
 
-    return run(plan_one("prefill", request), render)
+    return run(plan_one(PREFILL, request), render)

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hsbench.cli.streams import say, stderr
-from hsbench.experiment import Observer
+from hsbench.run.experiment import Observer
 
 if TYPE_CHECKING:
-    from hsbench.report import Result
+    from hsbench.results import Result
 
 #: Seconds between two redraws.
 _REDRAW_S = 0.2

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from hsbench.cli.output import Sink, make_sink
 from hsbench.cli.places import check_creatable
 from hsbench.errors import UsageError
+from hsbench.kernels.device import Device
 from hsbench.methods import check_methods, find_methods
-from hsbench.workload import (
-    DTYPES,
-    PHASES,
+from hsbench.problem.elements import INPUTS
+from hsbench.problem.phase import PHASES, Phase
+from hsbench.problem.workload import (
     TENSORS,
     Workload,
     find_profile,
@@ -26,9 +27,9 @@ from hsbench.workload import (
 )
 
 if TYPE_CHECKING:
-    from hsbench.experiment import Settings
+    from hsbench.problem.captured import Captured
     from hsbench.profiling import Profiler
-    from hsbench.tensors import Captured
+    from hsbench.run.experiment import Settings
 
 DEVICES = ("auto", "cuda", "cpu")
 CACHES = ("cold", "warm")
@@ -105,7 +106,7 @@ class Plan:
     Attributes:
         cells: in the order they run, none twice.
         methods: names asked for; None for all.
-        device: "cpu" or "cuda".
+        device: where they run.
         warnings: what the user should know before it starts.
         profiler: what to run every cell under once more; None for nothing.
         profile_dir: where its reports go.
@@ -113,7 +114,7 @@ class Plan:
 
     cells: tuple[Cell, ...]
     methods: list[str] | None
-    device: str
+    device: Device
     settings: Settings
     sink: Sink
     warnings: tuple[str, ...]
@@ -121,7 +122,7 @@ class Plan:
     profile_dir: Path = Path(DEFAULT_PROFILE_DIR)
 
 
-def plan_one(phase: str, request: Request) -> Plan:
+def plan_one(phase: Phase, request: Request) -> Plan:
     """The plan of ``decode`` or ``prefill``: one cell.
 
     Raises:
@@ -141,13 +142,10 @@ def plan_sweep(request: Request) -> Plan:
     Raises:
         UsageError, UnavailableError: as :func:`plan_one`.
     """
-    phases = tuple(
-        parse_choice(item, "--phase", PHASES) for item in _items("phase", request.phase or "decode")
-    )
-    if request.q_len is not None and "prefill" not in phases:
-        raise UsageError(
-            "--q-len", request.q_len, "only prefill has it; add --phase decode,prefill or leave it out"
-        )
+    names = _items("phase", request.phase or next(iter(PHASES)))
+    phases = tuple(PHASES[parse_choice(name, "--phase", tuple(PHASES))] for name in names)
+    if request.q_len is not None and not any(phase.causal for phase in phases):
+        raise UsageError("--q-len", request.q_len, "only prefill has it; add --phase decode,prefill or leave it out")
     lists = {}
     for name in _SWEPT:
         typed = getattr(request, name)
@@ -156,10 +154,10 @@ def plan_sweep(request: Request) -> Plan:
 
 
 def _plan(
-    request: Request, phases: tuple[str, ...], lists: dict[str, tuple[str | None, ...]], default_format: str
+    request: Request, phases: tuple[Phase, ...], lists: dict[str, tuple[str | None, ...]], default_format: str
 ) -> Plan:
     # The cheap checks first: a typing error is answered at once, before torch is imported.
-    device = "auto" if request.device is None else parse_choice(request.device, "--device", DEVICES)
+    asked = "auto" if request.device is None else parse_choice(request.device, "--device", DEVICES)
     cache = CACHES[0] if request.cache is None else parse_choice(request.cache, "--cache", CACHES)
     budget = DEFAULT_TIME_S if request.time is None else _time(request.time)
     sustain_s = 0.0 if request.sustain is None else _sustain(request.sustain)
@@ -170,9 +168,9 @@ def _plan(
     sink = make_sink(request.output, request.format, request.manifest, default_format, inputs)
     wanted = wanted_profiler(request)
 
-    from hsbench import experiment
+    from hsbench.run import experiment
 
-    device = experiment.resolve_device(device)
+    device = experiment.resolve_device(asked)
     profiler, said = choose_profiler(wanted, device)
     for phase in phases if methods else ():
         # Which variants a family has depends on phase and device; a sweep must not find out in its last cell.
@@ -207,7 +205,7 @@ def wanted_profiler(request: Request) -> str | None:
     return wanted
 
 
-def choose_profiler(wanted: str | None, device: str) -> tuple[Profiler | None, tuple[str, ...]]:
+def choose_profiler(wanted: str | None, device: Device) -> tuple[Profiler | None, tuple[str, ...]]:
     """The profiler that :func:`wanted_profiler` means on a device, and warnings that go with it.
 
     Raises:
@@ -223,7 +221,7 @@ def choose_profiler(wanted: str | None, device: str) -> tuple[Profiler | None, t
 
 def _cells(
     request: Request,
-    phases: tuple[str, ...],
+    phases: tuple[Phase, ...],
     lists: dict[str, tuple[str | None, ...]],
     captured: Captured | None,
 ) -> Iterator[Cell]:
@@ -242,10 +240,10 @@ def _cells(
     }
     for phase, *values in itertools.product(phases, *lists.values()):
         options = fixed | dict(zip(lists, values, strict=True))
-        options["q_len"] = request.q_len if phase == "prefill" else None
+        options["q_len"] = request.q_len if phase.causal else None
         if captured is None:
             tensors = None if request.tensors is None else parse_choice(request.tensors, "--tensors", TENSORS)
-            yield Cell(make_workload(phase, **options, tensors=tensors))
+            yield Cell(make_workload(phase.name, **options, tensors=tensors))
         else:
             yield _captured_cell(phase, options, captured)
 
@@ -253,19 +251,17 @@ def _cells(
 def _captured(request: Request) -> Captured | None:
     if request.kv is None:
         if request.layer is not None:
-            raise UsageError(
-                "--layer", request.layer, "only a file of captured tensors has layers; give --kv FILE"
-            )
+            raise UsageError("--layer", request.layer, "only a file of captured tensors has layers; give --kv FILE")
         return None
     if request.tensors is not None:
         raise UsageError("--tensors", request.tensors, "--kv brings the tensors; leave one of them out")
-    from hsbench.tensors import open_captured
+    from hsbench.problem.captured import open_captured
 
     layer = None if request.layer is None else parse_size(request.layer, "--layer", minimum=0)
     return open_captured(request.kv, layer)
 
 
-def _captured_cell(phase: str, options: dict[str, Any], captured: Captured) -> Cell:
+def _captured_cell(phase: Phase, options: dict[str, Any], captured: Captured) -> Cell:
     """A cell whose shape is the file's; what was typed may repeat it but not contradict it."""
     name = options["workload"]
     if name is not None:
@@ -278,17 +274,17 @@ def _captured_cell(phase: str, options: dict[str, Any], captured: Captured) -> C
         if typed is not None and parse_size(typed, flag(key)) != getattr(captured, key):
             _contradiction(flag(key), typed, f"{key} {getattr(captured, key)}", captured)
         options[key] = getattr(captured, key)
-    if options["dtype"] is not None and parse_choice(options["dtype"], "--dtype", DTYPES) != captured.dtype:
+    if options["dtype"] is not None and parse_choice(options["dtype"], "--dtype", tuple(INPUTS)) != captured.dtype:
         _contradiction("--dtype", options["dtype"], captured.dtype, captured)
     options["dtype"] = captured.dtype
-    if phase == "decode":
+    if not phase.causal:
         used = captured.last(1)
     elif options["q_len"] is not None:
         used = captured.last(parse_size(options["q_len"], "--q-len"))
     else:
         used = captured
     options["q_len"] = used.q_len
-    workload = make_workload(phase, **options, tensors=captured.source)
+    workload = make_workload(phase.name, **options, tensors=captured.source)
     return Cell(workload if name is not None else replace(workload, name="captured"), used)
 
 
@@ -309,9 +305,7 @@ def _warnings(cells: tuple[Cell, ...]) -> Iterator[str]:
 def _items(name: str, typed: str) -> list[str]:
     items = [item.strip() for item in typed.split(",")]
     if not all(items):
-        raise UsageError(
-            flag(name), typed or '""', "has an empty item; give values with one comma between them"
-        )
+        raise UsageError(flag(name), typed or '""', "has an empty item; give values with one comma between them")
     return items
 
 

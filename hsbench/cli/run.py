@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
-from hsbench.cli.manifest import manifest_of
 from hsbench.cli.request import Cell, Plan
 from hsbench.cli.signals import Interruptible
 from hsbench.cli.streams import say, stderr
+from hsbench.run.manifest import manifest_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hsbench.report import Record, Report
+    from hsbench.results import Record, Report
 
 Summary = Callable[[list["Report"], "Console"], None]
 
@@ -41,11 +41,12 @@ def run(plan: Plan, summary: Summary) -> int:
 
 
 def _run(plan: Plan, summary: Summary, signals: Interruptible) -> int:
-    from hsbench import experiment, measure
+    from hsbench import measure
     from hsbench.cli.handoff import hand_off, run_profiled
     from hsbench.cli.progress import Progress, warn
     from hsbench.profiling.child import orders
     from hsbench.report import console_for
+    from hsbench.run import experiment
 
     if (given := orders()) is not None:
         return run_profiled(plan, given)
@@ -117,12 +118,12 @@ def _unavailable(name: str, records: Iterable[Record]) -> bool:
 def _not_reached(cell: Cell, plan: Plan, reports: Sequence[Report]) -> Report:
     """A report that has every row of a cell as interrupted, so that a sweep's output holds all its cells."""
     from hsbench.methods import default_families
-    from hsbench.report import Record, Report, Result
+    from hsbench.results import Record, Report, Result
 
     # Which rows a cell has is known only once it runs; a cell of the same phase that did is the best guess.
     alike = [report for report in reports if report.workload.phase == cell.workload.phase and report.results]
     seen = [result.record.method for report in alike[:1] for result in report.results]
     names = seen or cell.methods or plan.methods or default_families(cell.workload.phase)
-    rows = [Record.of(cell.workload, method=name, device=plan.device, status="interrupted") for name in names]
+    rows = [Record.of(cell.workload, method=name, device=plan.device.kind, status="interrupted") for name in names]
     machine, peaks = (reports[0].machine, reports[0].peaks) if reports else ({}, {})
     return Report(cell.workload, [Result(row) for row in rows], machine, peaks, interrupted=True)

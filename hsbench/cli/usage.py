@@ -54,9 +54,7 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in self.commands:
             known = ", ".join(self.commands)
-            raise CommandLineError(
-                f"{args[0]}: no such command{_closest(args[0], self.commands)}; one of {known}"
-            )
+            raise CommandLineError(f"{args[0]}: no such command{_closest(args[0], self.commands)}; one of {known}")
         return super().resolve_command(ctx, args)
 
 

@@ -7,6 +7,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsbench.kernels.device import Device
+
 from . import cgroup
 
 _DEFAULT_STACK = 8 << 20  # of a thread, where there is no limit for it
@@ -25,7 +27,7 @@ class FreeMemory:
     limit: str | None = None
 
 
-def free_memory(device: str, root: Path = Path("/")) -> FreeMemory | None:
+def free_memory(device: Device, root: Path = Path("/")) -> FreeMemory | None:
     """What can still be allocated on a device; None where the system does not tell.
 
     On a CPU it is the least of: what the system has available without swapping; what control groups leave, at every
@@ -36,14 +38,14 @@ def free_memory(device: str, root: Path = Path("/")) -> FreeMemory | None:
     refuses anybody anything. Before work that takes memory from the driver itself, see `release_memory`.
 
     Args:
-        device: "cpu" or "cuda".
+        device: whose.
         root: where /proc and /sys are; another folder in tests.
     """
-    if device.startswith("cuda"):
+    if device.is_cuda:
         import torch
 
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return FreeMemory(int(torch.cuda.mem_get_info(device)[0]) + max(kept, 0))
+        kept = torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device))
+        return FreeMemory(int(torch.cuda.mem_get_info(str(device))[0]) + max(kept, 0))
     meminfo = _kib_fields(root / "proc/meminfo")
     found = [FreeMemory(meminfo["MemAvailable"])] if "MemAvailable" in meminfo else []
     if (left := cgroup.memory_left(root)) is not None:
@@ -55,12 +57,12 @@ def free_memory(device: str, root: Path = Path("/")) -> FreeMemory | None:
     return min(found, key=lambda free: free.nbytes, default=None)
 
 
-def release_memory(device: str) -> None:
+def release_memory(device: Device) -> None:
     """Give back what nothing uses any more: cycles of objects that hold tensors, and what torch's allocator of a GPU
     keeps. The allocator would reuse it, but only for torch, and in pieces as they happened to be left; what runs next
     finds the memory as the first one did. Never inside a timed window."""
     gc.collect()
-    if device.startswith("cuda"):
+    if device.is_cuda:
         import torch
 
         torch.cuda.empty_cache()

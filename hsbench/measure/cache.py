@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hsbench.kernels.device import CPU, Device
+
 COLD_FACTOR = 4
 """A working set or a flush that is cold, in units of the last-level cache."""
 # Where nothing tells the size: larger than most, since a flush that is too long is only slow.
@@ -51,14 +53,14 @@ class CachePolicy:
         return run if self.label == "warm" else self.flush
 
 
-def policy(working_set_bytes: int, device: str, wanted: Literal["cold", "warm"] = "cold") -> CachePolicy:
+def policy(working_set_bytes: int, device: Device, wanted: Literal["cold", "warm"] = "cold") -> CachePolicy:
     """The policy for runs that each touch that many bytes.
 
     Subjects that are compared should share one policy: give the bytes of the one that touches least.
 
     Args:
         working_set_bytes: distinct bytes that one run reads or writes.
-        device: "cpu" or "cuda".
+        device: where they are.
         wanted: "cold" or "warm".
 
     Raises:
@@ -73,15 +75,15 @@ def policy(working_set_bytes: int, device: str, wanted: Literal["cold", "warm"] 
     return CachePolicy("cold (flushed)", Flusher(device))
 
 
-def last_level_cache_bytes(device: str) -> int:
+def last_level_cache_bytes(device: Device) -> int:
     """Bytes of the last cache before memory: a GPU's L2, or a CPU's last level.
 
     For a CPU it is the total over the last-level caches of the cores that this process may run on.
     """
-    if device.startswith("cuda"):
+    if device.is_cuda:
         import torch
 
-        size = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or 0)
+        size = int(getattr(torch.cuda.get_device_properties(str(device)), "L2_cache_size", 0) or 0)
         return size or FALLBACK_BYTES
     domains = {cache.shared: cache.nbytes for cache in _last_levels(usable_cpus()).values()}
     return sum(domains.values()) or _sysconf_cache_bytes() or FALLBACK_BYTES
@@ -102,14 +104,14 @@ class Flusher:
         MemoryError, torch.cuda.OutOfMemoryError: the buffer does not fit.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: Device) -> None:
         self.device = device
-        if device.startswith("cuda"):
+        if device.is_cuda:
             import torch
 
             count = flush_bytes(device) // 4
-            self._buffer: Any = torch.empty(count, dtype=torch.float32, device=device)
-            self._largest: Any = torch.empty((), dtype=torch.float32, device=device)
+            self._buffer: Any = torch.empty(count, dtype=torch.float32, device=str(device))
+            self._largest: Any = torch.empty((), dtype=torch.float32, device=str(device))
             self.nbytes = 4 * count
         else:
             self._slices = {cpu: np.zeros(nbytes // 8, np.uint64) for cpu, nbytes in _slice_bytes().items()}
@@ -118,7 +120,7 @@ class Flusher:
 
     def __call__(self) -> None:
         """Evict."""
-        if self.device.startswith("cuda"):
+        if self.device.is_cuda:
             import torch
 
             self._buffer.zero_()
@@ -135,9 +137,9 @@ class Flusher:
                 thread.join()
 
 
-def flush_bytes(device: str) -> int:
+def flush_bytes(device: Device) -> int:
     """What a `Flusher` holds, known before it is made."""
-    if device.startswith("cuda"):
+    if device.is_cuda:
         return COLD_FACTOR * last_level_cache_bytes(device)
     return sum(_slice_bytes().values())
 
@@ -169,7 +171,7 @@ def _slice_bytes() -> dict[int, int]:
     cpus = usable_cpus()
     caches = {cpu: _caches(cpu) for cpu in cpus}
     if not all(caches.values()):
-        even = -(-last_level_cache_bytes("cpu") // len(cpus))
+        even = -(-last_level_cache_bytes(CPU) // len(cpus))
         return {cpu: COLD_FACTOR * _up_to_8(even) for cpu in cpus}
     slices = {}
     for cpu, levels in caches.items():

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from hsbench.kernels.device import Device
+
 from ..errors import HsbenchError
 from .ranges import Annotate, Payload, annotate
 
@@ -134,23 +136,23 @@ class ProfiledClock:
     every such sample. Waiting inside also puts a sample's kernels inside its range on the profiler's time line.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
 
     def time(self, run: Callable[[], None]) -> float:
         """Run once and return some seconds: they order samples, and must not be reported."""
         start = time.perf_counter()
         run()
-        if self._device.startswith("cuda"):
+        if self._device.is_cuda:
             import torch
 
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(str(self._device))
         return time.perf_counter() - start
 
 
-def clock_for(device: str) -> Clock:
-    """The clock for work on "cpu" or "cuda"."""
-    return CudaClock() if device.startswith("cuda") else HostClock()
+def clock_for(device: Device) -> Clock:
+    """The clock for work on a device."""
+    return CudaClock() if device.is_cuda else HostClock()
 
 
 def take_sample(

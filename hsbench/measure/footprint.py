@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from hsbench.kernels.device import Device
+
 _PROCESS = Path("/proc/self")
 
 
@@ -30,7 +32,7 @@ class Footprint:
     Others may be made in between: of a run only what comes on top counts, beside what the method holds.
 
     Args:
-        device: "cuda", or "cpu".
+        device: whose.
         estimated_bytes: what was expected, before anything was allocated.
 
     Attributes:
@@ -39,11 +41,11 @@ class Footprint:
         gpu_used_bytes: for the caller to fill: what NVML counts for the whole GPU.
     """
 
-    def __init__(self, device: str, estimated_bytes: int | None = None, *, account: Account | None = None) -> None:
+    def __init__(self, device: Device, estimated_bytes: int | None = None, *, account: Account | None = None) -> None:
         self.estimated_bytes = estimated_bytes
         self.peak_bytes: int | None = None
         self.gpu_used_bytes: int | None = None
-        self._account = account or (_Allocator(device) if device.startswith("cuda") else _Resident())
+        self._account = account or (_Allocator(device) if device.is_cuda else _Resident())
         self._held: int | None = None
 
     def columns(self) -> dict[str, int | None]:
@@ -80,23 +82,23 @@ class Footprint:
 class _Allocator:
     """Torch's allocator of one GPU."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
 
     def used(self) -> int | None:
         import torch
 
-        return torch.cuda.memory_allocated(self._device)
+        return torch.cuda.memory_allocated(str(self._device))
 
     def peak(self) -> int | None:
         import torch
 
-        return torch.cuda.max_memory_allocated(self._device)
+        return torch.cuda.max_memory_allocated(str(self._device))
 
     def reset(self) -> None:
         import torch
 
-        torch.cuda.reset_peak_memory_stats(self._device)
+        torch.cuda.reset_peak_memory_stats(str(self._device))
 
 
 class _Resident:

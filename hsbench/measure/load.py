@@ -12,15 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hsbench.kernels.device import Device
 
-def sustain(run: Callable[[], None], seconds: float, device: str, *, now: Callable[[], float] = time.monotonic) -> None:
+
+def sustain(
+    run: Callable[[], None], seconds: float, device: Device, *, now: Callable[[], float] = time.monotonic
+) -> None:
     """Repeat a run, untimed, until so many seconds have passed; the last repetition is whole. 0 does nothing.
 
     Args:
         run: the work, once. On CUDA each is waited for: with no more than one queued, the time is the device's, and
             nothing is left over for the sample that follows.
         seconds: for how long.
-        device: "cpu" or "cuda".
+        device: where it runs.
         now: seconds of a monotonic clock.
     """
     if seconds <= 0:
@@ -32,9 +36,9 @@ def sustain(run: Callable[[], None], seconds: float, device: str, *, now: Callab
         wait()
 
 
-def _waiting(device: str) -> Callable[[], None]:
-    if not device.startswith("cuda"):
+def _waiting(device: Device) -> Callable[[], None]:
+    if not device.is_cuda:
         return lambda: None
     import torch
 
-    return lambda: torch.cuda.synchronize(device)
+    return lambda: torch.cuda.synchronize(str(device))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from hsbench.kernels.device import Device
+
 from .available import free_memory
 from .cache import COLD_FACTOR, last_level_cache_bytes
 from .clock import Clock, take_sample
@@ -58,16 +60,14 @@ class Probe:
     source: str
 
 
-def copy_ceiling(
-    device: str, run: Callable[[], None] | None = None, bytes_moved: int | None = None
-) -> Ceiling:
+def copy_ceiling(device: Device, run: Callable[[], None] | None = None, bytes_moved: int | None = None) -> Ceiling:
     """Copying memory to memory, in GB/s of bytes read plus bytes written.
 
     On a CPU, stores that are not streaming read each line before writing it; that traffic is not counted (as
     in STREAM), so the figure can stay a third below what streaming stores reach.
 
     Args:
-        device: "cpu" or "cuda".
+        device: whose.
         run: one copy, much larger than the caches; torch's `copy_` when None.
         bytes_moved: bytes that `run` reads and writes; needed with `run`.
 
@@ -85,9 +85,7 @@ def copy_ceiling(
     return Ceiling("copy", "GB/s", bytes_moved / 1e9, run, source)
 
 
-def read_ceiling(
-    device: str, run: Callable[[], None] | None = None, bytes_moved: int | None = None
-) -> Ceiling:
+def read_ceiling(device: Device, run: Callable[[], None] | None = None, bytes_moved: int | None = None) -> Ceiling:
     """Reading memory, in GB/s. As `copy_ceiling`; the fallback is torch's sum of fp32.
 
     Raises:
@@ -104,13 +102,13 @@ def read_ceiling(
     return Ceiling("read", "GB/s", bytes_moved / 1e9, run, source)
 
 
-def gemm_ceiling(device: str, dtype: str | None = None, size: int | None = None) -> Ceiling:
+def gemm_ceiling(device: Device, dtype: str | None = None, size: int | None = None) -> Ceiling:
     """A square matrix product through torch, in TFLOP/s, counting 2 size^3 operations.
 
     The values are random: constant ones draw less power and would show a clock that real work does not get.
 
     Args:
-        device: "cpu" or "cuda".
+        device: whose.
         dtype: "fp32", "fp16" or "bf16"; None for fp32 on a CPU and fp16 on CUDA.
         size: rows and columns; None for 2048 on a CPU and 8192 on CUDA.
 
@@ -119,24 +117,24 @@ def gemm_ceiling(device: str, dtype: str | None = None, size: int | None = None)
     """
     import torch
 
-    default_dtype, default_size = _GEMM["cuda" if device.startswith("cuda") else "cpu"]
+    default_dtype, default_size = _GEMM[device.kind]
     dtype, size = dtype or default_dtype, size or default_size
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in dtypes:
         raise ValueError(f"dtype {dtype} must be one of {', '.join(dtypes)}")
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(str(device)).manual_seed(0)
     a, b = (
-        torch.randn(size, size, device=device, dtype=torch.float32, generator=generator).to(dtypes[dtype])
+        torch.randn(size, size, device=str(device), dtype=torch.float32, generator=generator).to(dtypes[dtype])
         for _ in range(2)
     )
-    out = torch.empty(size, size, device=device, dtype=dtypes[dtype])
+    out = torch.empty(size, size, device=str(device), dtype=dtypes[dtype])
     run = functools.partial(torch.matmul, a, b, out=out)
     return Ceiling(f"gemm {dtype}", "TFLOP/s", 2 * size**3 / 1e12, run, "torch")
 
 
-def gemm_bytes(device: str) -> int:
+def gemm_bytes(device: Device) -> int:
     """Memory that `gemm_ceiling` takes at most, of its own dtype and size: two fp32 operands, and all three in it."""
-    dtype, size = _GEMM["cuda" if device.startswith("cuda") else "cpu"]
+    dtype, size = _GEMM[device.kind]
     return size * size * (2 * 4 + 3 * (4 if dtype == "fp32" else 2))
 
 
@@ -183,13 +181,13 @@ def _source(run: Callable[[], None] | None, bytes_moved: int | None) -> str:
     return "torch" if run is None else "native"
 
 
-def _buffer(device: str) -> torch.Tensor:
+def _buffer(device: Device) -> torch.Tensor:
     """fp32 values, far larger than the caches, and at most an eighth of the memory that is free."""
     import torch
 
-    wanted = 1 << 30 if device.startswith("cuda") else 1 << 28
+    wanted = 1 << 30 if device.is_cuda else 1 << 28
     free = free_memory(device)
     nbytes = max(wanted, COLD_FACTOR * last_level_cache_bytes(device))
     if free is not None:
         nbytes = min(nbytes, free.nbytes // 8)
-    return torch.ones(nbytes // 4, dtype=torch.float32, device=device)
+    return torch.ones(nbytes // 4, dtype=torch.float32, device=str(device))

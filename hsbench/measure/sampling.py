@@ -81,9 +81,7 @@ class StopRule:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_samples <= self.max_samples:
-            raise ValueError(
-                f"min_samples {self.min_samples} must be from 1 to max_samples {self.max_samples}"
-            )
+            raise ValueError(f"min_samples {self.min_samples} must be from 1 to max_samples {self.max_samples}")
         if not (self.target >= 0 and self.budget_s >= 0):
             raise ValueError(f"target {self.target} and budget_s {self.budget_s} must not be negative")
         if not 0 < self.confidence < 1:
@@ -209,9 +207,7 @@ def sample_in_turn(
 
         with ranges(turn.subject.name, number):
             try:
-                seconds = take_sample(
-                    clock, turn.subject.run, prepare, name=kind, payload=number, ranges=ranges
-                )
+                seconds = take_sample(clock, turn.subject.run, prepare, name=kind, payload=number, ranges=ranges)
             except _BetweenFailed as error:
                 assert error.__cause__ is not None
                 raise error.__cause__ from None

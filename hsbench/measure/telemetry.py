@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from hsbench.kernels.device import Device
+
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h, nvmlClocksEventReason*). Written out, since the
 # names in pynvml changed from ThrottleReason to EventReason and the bits did not.
 REASONS = {
@@ -102,7 +104,7 @@ class TelemetrySummary:
 
 
 class Telemetry:
-    """Reads one GPU, the one that torch calls `device`; on "cpu" it reads nothing and every field is None.
+    """Reads one GPU, the one that torch calls `device`; on the CPU it reads nothing and every field is None.
 
     Attributes:
         facts: what the GPU is.
@@ -111,7 +113,7 @@ class Telemetry:
         shared: whether any look found others on the GPU; None when no look could tell.
     """
 
-    def __init__(self, device: str, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, device: Device, *, now: Callable[[], float] = time.monotonic) -> None:
         self.facts = GpuFacts()
         self.missing: str | None = None
         self.seen: dict[int, GpuProcess] = {}
@@ -121,7 +123,7 @@ class Telemetry:
         self._readings: list[tuple[str | None, Reading]] = []
         self._nvml: Any = None
         self._handle: Any = None
-        if device.startswith("cuda"):
+        if device.is_cuda:
             self._open(device)
 
     def read(self, tag: str | None = None) -> Reading:
@@ -182,9 +184,7 @@ class Telemetry:
             known = [value for reading in readings if (value := get(reading)) is not None]
             return float(median(known)) if known else None
 
-        holding = [
-            set(reading.reasons) - NOT_THROTTLING for reading in readings if reading.reasons is not None
-        ]
+        holding = [set(reading.reasons) - NOT_THROTTLING for reading in readings if reading.reasons is not None]
         return TelemetrySummary(
             sm_clock_mhz=middle(lambda reading: reading.sm_clock_mhz),
             memory_clock_mhz=middle(lambda reading: reading.memory_clock_mhz),
@@ -195,7 +195,7 @@ class Telemetry:
             throttled_share=sum(map(bool, holding)) / len(holding) if holding else None,
         )
 
-    def _open(self, device: str) -> None:
+    def _open(self, device: Device) -> None:
         try:
             self._nvml = importlib.import_module("pynvml")
         except ImportError:
@@ -229,7 +229,7 @@ class Telemetry:
             ),
         )
 
-    def _find(self, device: str) -> Any:
+    def _find(self, device: Device) -> Any:
         """NVML's handle of torch's device: by bus address, else by UUID.
 
         Never by index: torch counts what CUDA_VISIBLE_DEVICES leaves, fastest first unless told otherwise,
@@ -237,15 +237,11 @@ class Telemetry:
         """
         import torch
 
-        _, _, index = device.partition(":")
-        properties = torch.cuda.get_device_properties(int(index) if index else torch.cuda.current_device())
-        domain, bus, slot = (
-            getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")
-        )
+        index = torch.cuda.current_device() if device.index is None else device.index
+        properties = torch.cuda.get_device_properties(index)
+        domain, bus, slot = (getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
         if bus is not None:
-            handle = self._try(
-                "nvmlDeviceGetHandleByPciBusId", f"{domain or 0:08x}:{bus:02x}:{slot or 0:02x}.0"
-            )
+            handle = self._try("nvmlDeviceGetHandleByPciBusId", f"{domain or 0:08x}:{bus:02x}:{slot or 0:02x}.0")
             if handle is not None:
                 return handle
         uuid = getattr(properties, "uuid", None)
@@ -274,8 +270,8 @@ class Telemetry:
         import torch
 
         try:
-            torch.cuda.mem_get_info(self._device)
-            return torch.cuda.memory_reserved(self._device)
+            torch.cuda.mem_get_info(str(self._device))
+            return torch.cuda.memory_reserved(str(self._device))
         except RuntimeError:  # no memory left for a context, exclusive mode, ...
             return None
 

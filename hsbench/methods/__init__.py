@@ -21,9 +21,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hsbench.errors import UsageError
+from hsbench.kernels.device import Device
 
 if TYPE_CHECKING:
     from hsbench.methods.base import Method
+    from hsbench.problem.phase import Phase
 
 FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "unstructured")
 """Families in row order; the module of each has its name. No torch is imported until :func:`find_methods`."""
@@ -47,18 +49,17 @@ def check_methods(names: Iterable[str]) -> list[str]:
     return checked
 
 
-def default_families(phase: str) -> list[str]:
-    """What runs when nobody asks: all, but for the fp32 reference in prefill, where one run of it takes minutes and
-    the check runs it on sampled rows anyway."""
-    return [family for family in FAMILIES if not (phase == "prefill" and family == "reference")]
+def default_families(phase: Phase) -> list[str]:
+    """What runs when nobody asks: all, but for what the phase has only on request."""
+    return [family for family in FAMILIES if family not in phase.on_request]
 
 
-def rows_of(family: str, phase: str, device: str) -> list[Method]:
+def rows_of(family: str, phase: Phase, device: Device) -> list[Method]:
     """All methods of a family, those that run only on request among them."""
     return importlib.import_module(f"hsbench.methods.{family}").methods(phase, device)
 
 
-def find_methods(names: Iterable[str] | None, phase: str, device: str) -> list[Method]:
+def find_methods(names: Iterable[str] | None, phase: Phase, device: Device) -> list[Method]:
     """The methods (one per row) that ``names`` stand for, or the default ones. A family stands for all its methods
     but those on request.
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload
+from hsbench.kernels.device import Device
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.workload import Workload
 
 
 @dataclass
@@ -64,11 +65,11 @@ class Method(ABC):
     dense: bool = False
     on_request: bool = False
 
-    def unavailable(self, device: str) -> str | None:
+    def unavailable(self, device: Device) -> str | None:
         """Why this machine lacks what the method needs, with the remedy; None if it has it."""
         return None
 
-    def unsupported(self, workload: Workload, device: str) -> str | None:
+    def unsupported(self, workload: Workload, device: Device) -> str | None:
         """Why the method cannot do this workload on any such device; None if it can."""
         return None
 

@@ -5,9 +5,11 @@ It is the hierarchical kernel over pages that are all dense: the same layout wor
 
 from __future__ import annotations
 
+from hsbench.kernels.device import Device
 from hsbench.methods.base import Method
 from hsbench.methods.pages import PagesMethod, paths
-from hsbench.workload import Workload
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 
 class Dense(PagesMethod):
@@ -18,5 +20,5 @@ class Dense(PagesMethod):
         return 0.0, 0.0
 
 
-def methods(phase: str, device: str) -> list[Method]:
+def methods(phase: Phase, device: Device) -> list[Method]:
     return [Dense(phase, path) for path in paths(phase, device)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hsbench.kernels.device import Device
 from hsbench.methods.base import Method
 from hsbench.methods.pages import PagesMethod, paths
-from hsbench.workload import Workload
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 
 class Hierarchical(PagesMethod):
@@ -14,5 +16,5 @@ class Hierarchical(PagesMethod):
         return workload.key_sparsity, workload.value_sparsity
 
 
-def methods(phase: str, device: str) -> list[Method]:
+def methods(phase: Phase, device: Device) -> list[Method]:
     return [Hierarchical(phase, path) for path in paths(phase, device)]

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hsbench import attend
-from hsbench.formats.bitmap import BitmapKV
-from hsbench.formats.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.attention import calls
+from hsbench.cache.bitmap import BitmapKV
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.methods.base import Prepared
-from hsbench.workload import Workload
+from hsbench.problem.workload import Workload
 
 
 @dataclass
 class NativePrepared(Prepared):
-    call: attend.NativeCall | None = None
+    call: calls.NativeCall | None = None
     kv: HierarchicalKV | BitmapKV | None = None
 
     def run(self) -> None:
@@ -31,6 +31,6 @@ def why_not_native(workload: Workload) -> str | None:
     """Shapes that our kernels do not take, with what they do take."""
     if workload.head_dim not in HEAD_DIMS:
         return f"head_dim {workload.head_dim}: the kernels take 64 and 128"
-    if workload.group > attend.MAX_GROUP:
-        return f"{workload.group} query heads per kv head: the kernels take 1 to {attend.MAX_GROUP}"
+    if workload.group > calls.MAX_GROUP:
+        return f"{workload.group} query heads per kv head: the kernels take 1 to {calls.MAX_GROUP}"
     return None

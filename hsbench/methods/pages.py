@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from hsbench import attend, native
-from hsbench.formats.hierarchical import KVCompressor
+from hsbench.attention import calls
+from hsbench.cache.hierarchical import KVCompressor
+from hsbench.kernels import library
+from hsbench.kernels.device import Device
 from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
 from hsbench.methods.native_call import NativePrepared, why_not_native
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 
-def paths(phase: str, device: str) -> list[str]:
+def paths(phase: Phase, device: Device) -> list[str]:
     """The kernels of a phase that can be asked for by name, after ``auto``, the choice that is left to the library."""
-    return list(native.PATHS) if (phase, device) == ("prefill", "cuda") else ["auto"]
+    return list(library.PATHS) if phase.causal and device.is_cuda else ["auto"]
 
 
 class PagesMethod(Method):
     """Attention over pages at the sparsity that ``sparsities`` gives.
 
     Args:
-        phase: ``decode`` or ``prefill``.
+        phase: the one that it runs in.
         path: one of :func:`paths`; a kernel that is named makes a variant, ``family:path``, that runs on request.
     """
 
     family: str
 
-    def __init__(self, phase: str, path: str = "auto") -> None:
+    def __init__(self, phase: Phase, path: str = "auto") -> None:
         self.phase, self.path = phase, path
         self.on_request = path != "auto"
         self.name = f"{self.family}:{path}" if self.on_request else self.family
@@ -35,10 +38,10 @@ class PagesMethod(Method):
         """Key and value sparsity, 0 to 0.5."""
         raise NotImplementedError
 
-    def unavailable(self, device: str) -> str | None:
-        return native.why_cannot(self.phase, device) or attend.why_not_path(self.path)
+    def unavailable(self, device: Device) -> str | None:
+        return library.why_cannot(self.phase.name, device) or calls.why_not_path(self.path)
 
-    def unsupported(self, workload: Workload, device: str) -> str | None:
+    def unsupported(self, workload: Workload, device: Device) -> str | None:
         return why_not_native(workload)
 
     def estimate_bytes(self, workload: Workload) -> int:
@@ -56,10 +59,7 @@ class PagesMethod(Method):
             compressor.run()
             compressor.check()
         kv = compressor.kv
-        if self.phase == "decode":
-            call = attend.decode_call(inputs.q, kv)
-        else:
-            call = attend.prefill_call(inputs.q, kv, self.path)
+        call = calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
         return NativePrepared(
             out=call.out,
             lse=call.lse,

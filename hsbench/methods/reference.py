@@ -2,78 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from hsbench.attention.reference import SCORES, attention
+from hsbench.kernels.device import Device
 from hsbench.methods.base import Method, Prepared
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload
-
-_SCORES = 1 << 24  # fp32 scores alive at a time: 64 MiB
-
-
-def attend_head(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
-    """Attention of one kv head's group in fp32: ``softmax(q K^T / sqrt(head_dim)) V`` and its log-sum-exp.
-
-    Args:
-        q: ``[group, n, head_dim]``, the queries that ``rows`` names.
-        k, v: ``[seq, head_dim]``.
-        rows: int64 ``[n]``, ascending, out of ``q_len``: causal, and the last of q_len sees all of seq.
-
-    Returns:
-        fp32 ``out [group, n, head_dim]`` and ``lse [group, n]``, natural log.
-    """
-    seq, head_dim = k.shape
-    keys, values = k.float(), v.float()
-    out = torch.empty(*q.shape, dtype=torch.float32, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    step = max(1, _SCORES // (q.shape[0] * seq))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
-        # Tokens after the last query's are hidden from all of this part; on a GPU, reading that back would wait for it.
-        seen = seq if rows.is_cuda else seq - q_len + int(rows[part][-1]) + 1
-        scores = q[:, part].float() @ keys[:seen].T / math.sqrt(head_dim)
-        hidden = torch.arange(seen, device=q.device) > (seq - q_len + rows[part]).unsqueeze(-1)
-        scores.masked_fill_(hidden, float("-inf"))
-        lse[:, part] = scores.logsumexp(-1)
-        out[:, part] = scores.softmax(-1) @ values[:seen]
-    return out, lse
-
-
-def attend_heads(
-    q: Tensor, kv_heads: int, kv_head: Callable[[int, int], tuple[Tensor, Tensor]], rows: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """:func:`attend_head` over all heads, one at a time.
-
-    Args:
-        q: ``[batch, q_heads, q_len, head_dim]``.
-        kv_heads: how many there are.
-        kv_head: gives K and V ``[seq, head_dim]`` of a (batch, kv head).
-        rows: int64 ``[n]``, ascending: only these queries; all of them if None.
-
-    Returns:
-        fp32 ``out [batch, q_heads, n, head_dim]`` and ``lse [batch, q_heads, n]``.
-    """
-    batch, q_heads, q_len, head_dim = q.shape
-    group = q_heads // kv_heads
-    picked = torch.arange(q_len, device=q.device) if rows is None else rows
-    out = torch.empty(batch, q_heads, len(picked), head_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(batch, q_heads, len(picked), dtype=torch.float32, device=q.device)
-    for b in range(batch):
-        for h in range(kv_heads):
-            heads = slice(h * group, (h + 1) * group)
-            queries = q[b, heads] if rows is None else q[b, heads][:, rows]
-            out[b, heads], lse[b, heads] = attend_head(queries, *kv_head(b, h), picked, q_len)
-    return out, lse
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`attend_heads` over ``k, v [batch, kv_heads, seq, head_dim]``, all queries."""
-    return attend_heads(q, k.shape[1], lambda b, h: (k[b, h], v[b, h]))
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 
 @dataclass
@@ -93,7 +31,7 @@ class Reference(Method):
     def estimate_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len * workload.head_dim
         head = workload.seq * workload.head_dim * 4 * 2
-        return 4 * 4 * max(_SCORES, workload.group * workload.seq) + head + 6 * queries
+        return 4 * 4 * max(SCORES, workload.group * workload.seq) + head + 6 * queries
 
     def held_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len
@@ -106,5 +44,5 @@ class Reference(Method):
         return _Prepared(out=torch.empty_like(q), lse=lse, memory=stored, inputs=inputs)
 
 
-def methods(phase: str, device: str) -> list[Method]:
+def methods(phase: Phase, device: Device) -> list[Method]:
     return [Reference()]

@@ -16,10 +16,12 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from hsbench.errors import UnsupportedError
+from hsbench.kernels.device import Device
+from hsbench.measure.out_of_memory import is_out_of_memory
 from hsbench.methods.base import Method, Prepared
-from hsbench.out_of_memory import is_out_of_memory
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -67,7 +69,7 @@ class Sdpa(Method):
 
     def estimate_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len
-        out = 2 * queries * workload.head_dim
+        out = workload.query_bytes
         if self.backend != "math":
             mask = workload.q_len * workload.seq * 4 if workload.q_len not in (1, workload.seq) else 0
             return 2 * out + mask
@@ -87,7 +89,7 @@ class Sdpa(Method):
             inputs=inputs,
             backend=self.backend,
             rows=self.rows,
-            causal=workload.phase == "prefill",
+            causal=workload.phase.causal,
         )
         refusal = _refusal(prepared, workload)
         if refusal is not None:
@@ -106,9 +108,7 @@ def _refusal(prepared: _Prepared, workload: Workload) -> str | None:
         return x[:, :, :tokens].contiguous()
 
     small = Inputs(first(inputs.q, few_q), first(inputs.k, few), first(inputs.v, few), inputs.source)
-    trial = _Prepared(
-        out=small.q, inputs=small, backend=prepared.backend, rows=prepared.rows, causal=prepared.causal
-    )
+    trial = _Prepared(out=small.q, inputs=small, backend=prepared.backend, rows=prepared.rows, causal=prepared.causal)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -124,6 +124,6 @@ def _refusal(prepared: _Prepared, workload: Workload) -> str | None:
     return None
 
 
-def methods(phase: str, device: str) -> list[Method]:
-    forms = (False, True) if phase == "decode" else (False,)
-    return [Sdpa(backend, rows) for backend in _ON[device] for rows in forms]
+def methods(phase: Phase, device: Device) -> list[Method]:
+    forms = (False,) if phase.causal else (False, True)
+    return [Sdpa(backend, rows) for backend in _ON[device.kind] for rows in forms]

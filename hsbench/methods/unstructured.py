@@ -5,23 +5,26 @@ Each token keeps its largest magnitudes; every token is pruned, sink and local t
 
 from __future__ import annotations
 
-from hsbench import attend, native
-from hsbench.formats.bitmap import BitmapCompressor, BitmapKV
+from hsbench.attention import calls
+from hsbench.cache.bitmap import BitmapCompressor, BitmapKV
+from hsbench.kernels import library
+from hsbench.kernels.device import Device
 from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
 from hsbench.methods.native_call import NativePrepared, why_not_native
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
 
 
 class Unstructured(Method):
     name = "unstructured"
 
-    def unavailable(self, device: str) -> str | None:
-        return native.why_cannot("decode_bitmap", device)
+    def unavailable(self, device: Device) -> str | None:
+        return library.why_cannot("decode_bitmap", device)
 
-    def unsupported(self, workload: Workload, device: str) -> str | None:
-        if workload.phase == "prefill":
+    def unsupported(self, workload: Workload, device: Device) -> str | None:
+        if workload.phase.causal:
             return "the published method prunes after prefill and attends over bitmaps in decode only"
         return why_not_native(workload)
 
@@ -41,7 +44,7 @@ class Unstructured(Method):
         with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
             compress()
         kv = BitmapKV(k.result, v.result)
-        call = attend.decode_bitmap_call(inputs.q, kv)
+        call = calls.decode_bitmap_call(inputs.q, kv)
         return NativePrepared(
             out=call.out,
             lse=call.lse,
@@ -53,5 +56,5 @@ class Unstructured(Method):
         )
 
 
-def methods(phase: str, device: str) -> list[Method]:
+def methods(phase: Phase, device: Device) -> list[Method]:
     return [Unstructured()]

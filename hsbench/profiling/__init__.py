@@ -14,6 +14,7 @@ Importing the room imports no torch.
 from __future__ import annotations
 
 from hsbench.errors import UnavailableError
+from hsbench.kernels.device import Device
 from hsbench.profiling.base import Job, Profiler, report_stem, unused_stem
 from hsbench.profiling.ncu import Ncu
 from hsbench.profiling.nsys import Nsys
@@ -26,7 +27,7 @@ PROFILERS: dict[str, type[Profiler]] = {profiler.name: profiler for profiler in 
 """By the name that ``--profiler`` takes; the first is the one to take where nobody asks."""
 
 
-def choose(name: str | None, device: str) -> tuple[Profiler, str | None]:
+def choose(name: str | None, device: Device) -> tuple[Profiler, str | None]:
     """The profiler of that name, or the best one here: nsys where it is found and the run is on a GPU, else torch.
 
     Returns:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from hsbench.errors import HsbenchError, UnavailableError
+from hsbench.kernels.device import Device
+from hsbench.machine.software import find_tool
+from hsbench.problem.workload import Workload, load_profiles
 from hsbench.profiling.child import environment
 from hsbench.profiling.summary import Line
 from hsbench.report import text
-from hsbench.software import find_tool
-from hsbench.workload import Workload, load_profiles
 
 Parsed = TypeVar("Parsed")
 
@@ -51,7 +52,7 @@ class Job:
     stem: Path
     suffix: str
     methods: tuple[str, ...]
-    device: str
+    device: Device
 
     @property
     def report(self) -> Path:
@@ -78,11 +79,11 @@ class Profiler(ABC):
         """Why this machine lacks it, with the remedy; None if it is here."""
         return None
 
-    def nothing_to_see(self, device: str) -> str | None:
+    def nothing_to_see(self, device: Device) -> str | None:
         """Why it cannot make a report of a run on that device, with the remedy; None if it can."""
         return None
 
-    def little_to_see(self, device: str) -> str | None:
+    def little_to_see(self, device: Device) -> str | None:
         """Why its report of a run on that device will hold little; None if it is made for such runs."""
         return None
 
@@ -98,11 +99,11 @@ class Profiler(ABC):
             ProfilerError: the report cannot be read.
         """
 
-    def no_report(self, device: str) -> str | None:
+    def no_report(self, device: Device) -> str | None:
         """What to think of first where a run on that device ends well and leaves no report at all; None for nothing."""
         return None
 
-    def work(self, device: str) -> str:
+    def work(self, device: Device) -> str:
         """What one line of its summary is of."""
         return "kernel"
 
@@ -172,11 +173,11 @@ def report_stem(workload: Workload, method: str | None = None) -> str:
         return text.size(tokens).replace(",", "")
 
     w = workload
-    parts = [w.phase, w.name]
+    parts = [w.phase.name, w.name]
     if w.name not in load_profiles():
         parts.append(f"h{w.q_heads}x{w.kv_heads}x{w.head_dim}")
     parts += [size(w.seq), f"b{w.batch}", w.dtype]
-    if w.phase == "prefill" and w.q_len != w.seq:
+    if w.is_chunk:
         parts.append(f"q{size(w.q_len)}")
     if w.key_sparsity == w.value_sparsity:
         parts.append(f"s{w.key_sparsity:g}")

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsbench.kernels.device import Device
+
 _UNDER = "HSBENCH_PROFILED"  # "nsys 3": the profiler, and samples of each method
 _REPORT = "HSBENCH_PROFILE_REPORT"  # where a profiler inside the process writes its report
 
@@ -43,7 +45,7 @@ def orders() -> Orders | None:
 
 
 @contextmanager
-def recording(orders: Orders, device: str) -> Iterator[None]:
+def recording(orders: Orders, device: Device) -> Iterator[None]:
     """The profiler records what happens inside the block, and nothing before it; of it, ncu only the samples.
 
     ncu takes few launches, so that a sample's preparation (poisoned outputs, flushed caches) must not be among them.
@@ -54,7 +56,7 @@ def recording(orders: Orders, device: str) -> Iterator[None]:
         with _torch_trace(orders.report, device):
             yield
         return
-    if not device.startswith("cuda"):
+    if not device.is_cuda:
         from hsbench.measure import annotate
 
         with annotate(CAPTURE):
@@ -88,7 +90,7 @@ def _captured() -> Iterator[None]:
 
 
 @contextmanager
-def _torch_trace(report: Path, device: str) -> Iterator[None]:
+def _torch_trace(report: Path, device: Device) -> Iterator[None]:
     """Record the block, our ranges with it, and write the trace when it ends."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -98,7 +100,7 @@ def _torch_trace(report: Path, device: str) -> Iterator[None]:
         return record_function(name)  # a Chrome trace has no place for a payload
 
     activities = [ProfilerActivity.CPU]
-    if device.startswith("cuda"):
+    if device.is_cuda:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, record_shapes=True) as profiler, mirrored(mirror):
         yield

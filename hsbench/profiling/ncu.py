@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+from hsbench.kernels.device import Device
 from hsbench.profiling.base import Job, Program, ask
 from hsbench.profiling.summary import Line, by_share, short_name
 
@@ -28,8 +29,8 @@ class Ncu(Program):
     # The limit on launches counts over the whole process: with all methods in one, the first would use it up.
     one_report_per_method = True
 
-    def nothing_to_see(self, device: str) -> str | None:
-        if device.startswith("cuda"):
+    def nothing_to_see(self, device: Device) -> str | None:
+        if device.is_cuda:
             return None
         return "ncu shows CUDA kernels and this run is on the CPU: give --device cuda"
 

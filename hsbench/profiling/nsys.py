@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from hsbench.kernels.device import Device
 from hsbench.measure import nvtx
 from hsbench.measure.ranges import DOMAIN
 from hsbench.profiling.base import Job, ProfilerError, Program, ask
@@ -27,22 +28,22 @@ class Nsys(Program):
             return f"nsys would hear of none of hsbench's ranges, as {reason}"
         return _without_importer(Path(self.path))
 
-    def little_to_see(self, device: str) -> str | None:
-        if device.startswith("cuda"):
+    def little_to_see(self, device: Device) -> str | None:
+        if device.is_cuda:
             return None
         return "nsys shows CUDA work and this run is on the CPU, of which it shows our ranges and calls into the OS"
 
-    def work(self, device: str) -> str:
-        return "kernel" if device.startswith("cuda") else "OS call"
+    def work(self, device: Device) -> str:
+        return "kernel" if device.is_cuda else "OS call"
 
-    def no_report(self, device: str) -> str | None:
-        return None if device.startswith("cuda") else f"none of hsbench's ranges reached it ({_DEAF})"
+    def no_report(self, device: Device) -> str | None:
+        return None if device.is_cuda else f"none of hsbench's ranges reached it ({_DEAF})"
 
     def command(self, job: Job) -> list[str]:
         # Recorded is what lies between the first sample and the last. CUDA's own calls open the capture where there is
         # CUDA: that needs no range to get through, and a time line of kernels alone is still worth having. On a CPU
         # they would never be made. There a range opens it, without which the report would hold nothing of ours anyway.
-        if job.device.startswith("cuda"):
+        if job.device.is_cuda:
             what = ["--trace=cuda,nvtx", "--capture-range=cudaProfilerApi", "--cuda-graph-trace=node"]
         else:
             what = ["--trace=nvtx,osrt", "--capture-range=nvtx", f"--nvtx-capture={CAPTURE}@{DOMAIN}"]

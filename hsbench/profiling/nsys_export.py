@@ -16,6 +16,7 @@ from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
+from hsbench.kernels.device import Device
 from hsbench.measure.ranges import DOMAIN
 from hsbench.profiling.base import ProfilerError
 from hsbench.profiling.summary import Line, Span, by_share, joined, short_name, with_unseen
@@ -49,7 +50,7 @@ _WORK = {
 _UNSEEN = "outside the OS (compiled code, Python)"
 
 
-def read_export(path: Path, device: str) -> tuple[bool, list[Line]]:
+def read_export(path: Path, device: Device) -> tuple[bool, list[Line]]:
     """Whether a report holds any range of ours, and its work by method.
 
     On a GPU that is kernels; on the CPU calls into the OS by the thread that runs the samples, and what they leave.
@@ -62,7 +63,7 @@ def read_export(path: Path, device: str) -> tuple[bool, list[Line]]:
             tables = {name for (name,) in export.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             ranges = list(export.execute(_RANGES, (DOMAIN,))) if "NVTX_EVENTS" in tables else []
             samples = _samples(ranges)
-            read = _launched if device.startswith("cuda") else _os_calls
+            read = _launched if device.is_cuda else _os_calls
             return bool(ranges), read(export, tables, samples)
     except sqlite3.Error as error:
         raise ProfilerError(f"the export of the report cannot be read ({error})") from error

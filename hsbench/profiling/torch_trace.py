@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hsbench.kernels.device import Device
 from hsbench.profiling.base import Job, Profiler, ProfilerError
 from hsbench.profiling.summary import Line, Span, joined, short_name, with_unseen
 
@@ -30,8 +31,8 @@ class TorchTrace(Profiler):
             raise ProfilerError(f"the trace {job.report} cannot be read ({error})") from error
         return parse_trace(events, job.device)
 
-    def work(self, device: str) -> str:
-        return "kernel" if device.startswith("cuda") else "operator"
+    def work(self, device: Device) -> str:
+        return "kernel" if device.is_cuda else "operator"
 
     def how_to_open(self, report: Path) -> str:
         return f"https://ui.perfetto.dev (Open trace file), or chrome://tracing: {report}"
@@ -56,17 +57,15 @@ def samples_of(events: list[Event]) -> list[tuple[Span, Event]]:
     return found
 
 
-def parse_trace(events: list[Event], device: str) -> list[Line]:
+def parse_trace(events: list[Event], device: Device) -> list[Line]:
     """Kernels by method on a GPU; on the CPU operators, each without those that it calls, and what of the samples no
     operator covers."""
     samples = samples_of(events)
     spans = [span for span, _ in samples]
-    if device.startswith("cuda"):
+    if device.is_cuda:
         return _kernels(events, spans)
     threads = {(event["pid"], event["tid"]) for _, event in samples}
-    operators = [
-        event for event in events if event.get("cat") == "cpu_op" and (event["pid"], event["tid"]) in threads
-    ]
+    operators = [event for event in events if event.get("cat") == "cpu_op" and (event["pid"], event["tid"]) in threads]
     return with_unseen(joined(_without_inner(operators), spans), spans, _UNSEEN)
 
 

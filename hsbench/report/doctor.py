@@ -1,6 +1,6 @@
 """What this machine can run, for people and for programs.
 
-Facts come from ``hsbench.experiment.diagnose``::
+Facts come from ``hsbench.run.experiment.diagnose``::
 
     {"methods": [{"method", "device", "status", "reason"}],
      "code": {"cpu" and "cuda": {"architectures": {name: runs here}, "runs", "verdict"} or None},
@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hsbench.report.record import plain
 from hsbench.report.table import Page
 from hsbench.report.text import amount, byte_unit, digits, wrapped
+from hsbench.results.record import plain
 
 SCHEMA = "hsbench-doctor/1"
 _STYLES = {"ok": "green", "unsupported": "dim"}
@@ -46,10 +46,7 @@ def render_doctor(facts: dict[str, Any], console: Console) -> None:
 
 def _methods(page: Page, methods: list[dict[str, Any]]) -> None:
     page.line(("what can run here", "bold"))
-    wide = {
-        key: max([len(str(row.get(key, ""))) for row in methods] + [0])
-        for key in ("method", "device", "status")
-    }
+    wide = {key: max([len(str(row.get(key, ""))) for row in methods] + [0]) for key in ("method", "device", "status")}
     indent = sum(wide.values()) + 2 * (len(wide) + 1)
     above = ""
     for row in methods:

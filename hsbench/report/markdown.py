@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hsbench.report.record import Report
 from hsbench.report.view import GROUPS, Row, machine_facts, view
+from hsbench.results.record import Report
 
 
 def markdown(reports: list[Report]) -> str:
@@ -66,8 +66,4 @@ def _bullets(items: list[tuple[str, str]]) -> str:
 
 def _escape(words: str) -> str:
     """A pipe would end the cell, an asterisk would start emphasis."""
-    return (
-        words.replace("|", "\\|").replace("*", "\\*")
-        if not words.startswith("**")
-        else words.replace("|", "\\|")
-    )
+    return words.replace("|", "\\|").replace("*", "\\*") if not words.startswith("**") else words.replace("|", "\\|")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from hsbench.report import text
-from hsbench.report.record import DENSE_FAMILIES, Record, Result
+from hsbench.results.record import DENSE_FAMILIES, Record, Result
 
 
 def stored(results: list[Result]) -> list[tuple[str, str]]:
@@ -20,9 +20,7 @@ def stored(results: list[Result]) -> list[tuple[str, str]]:
         words = f"{text.amount(sum(count for _, count in parts), length)} {name}"
         smaller = records[0].kv_ratio
         if smaller is not None and text.ratio(smaller) != "1.00x":
-            words += (
-                f" ({text.ratio(smaller)} smaller)" if smaller > 1 else f" ({text.ratio(1 / smaller)} larger)"
-            )
+            words += f" ({text.ratio(smaller)} smaller)" if smaller > 1 else f" ({text.ratio(1 / smaller)} larger)"
         shown = [(part, count) for part, count in parts if count]
         if len(shown) > 1:
             words += " = " + " + ".join(f"{part} {text.amount(count, length)}" for part, count in shown)

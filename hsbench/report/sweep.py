@@ -7,14 +7,14 @@ from collections.abc import Callable
 from rich.console import Console
 
 from hsbench.report import text
-from hsbench.report.record import DENSE_FAMILIES, Record, Report
 from hsbench.report.table import VERDICT_STYLES, Page, facts
 from hsbench.report.view import alarms, held_back, machine_facts, sustained, unique, verdict
+from hsbench.results.record import DENSE_FAMILIES, Record, Report
 
 #: What tells one cell of a sweep from another, and how the heading names a value that all cells share.
 _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
     "workload": (lambda report: report.workload.name, "{}"),
-    "phase": (lambda report: report.workload.phase, "{}"),
+    "phase": (lambda report: report.workload.phase.name, "{}"),
     "seq": (lambda report: text.size(report.workload.seq), "{} tokens"),
     "queries": (lambda report: _queries(report), ""),
     "batch": (lambda report: str(report.workload.batch), "batch {}"),
@@ -83,9 +83,7 @@ def _table(page: Page, reports: list[Report], axes: list[str], methods: list[str
 
     spans = [sum(own) + len(own) - 1 for own in right_widths]
     margin = " " * (sum(left_widths) + 2 * len(left_widths))
-    page.line(
-        (margin + "  ".join(name.ljust(span) for name, span in zip(methods, spans, strict=True)), "dim")
-    )
+    page.line((margin + "  ".join(name.ljust(span) for name, span in zip(methods, spans, strict=True)), "dim"))
     parts: list[str] = [_aligned(head, head, width) for head, width in zip(heads, left_widths, strict=True)]
     parts += [" ".join(n.rjust(w) for n, w in zip(columns, own, strict=True)) for own in right_widths]
     page.line(("  ".join(parts), "dim"))
@@ -146,9 +144,7 @@ def _tally(method: str, reports: list[Report]) -> str:
         return f"timed against a dense method in none of {cells}"
     parts = []
     for state in ("faster", "slower", "inconclusive"):
-        found = [
-            record.speedup for record in timed if verdict(record) == state and record.speedup is not None
-        ]
+        found = [record.speedup for record in timed if verdict(record) == state and record.speedup is not None]
         if found:
             span = f" ({_span(found)})" if state != "inconclusive" else ""
             parts.append(f"{state}{' than the baseline' if state == 'faster' else ''} in {len(found)}{span}")
@@ -208,7 +204,7 @@ def _sparsity(report: Report) -> str:
 def _queries(report: Report) -> str:
     """Only chunked prefill has a number of queries worth telling."""
     workload = report.workload
-    return text.size(workload.q_len) if workload.phase == "prefill" and workload.q_len != workload.seq else ""
+    return text.size(workload.q_len) if workload.is_chunk else ""
 
 
 def _sparse_methods(reports: list[Report]) -> list[str]:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from hsbench.report import text
 from hsbench.report.markdown import markdown
-from hsbench.report.record import Report
 from hsbench.report.view import GROUPS, Row, View, machine_facts, view
+from hsbench.results.record import Report
 
 __all__ = ["VERDICT_STYLES", "Page", "console_for", "facts", "markdown", "render"]
 
@@ -58,9 +58,7 @@ class Page:
     def labelled(self, label: str, words: str, *, style: str = "dim", indent: int = 11) -> None:
         """A label, and words wrapped with a hanging indent."""
         for at, piece in enumerate(text.wrapped(words, self.width - indent)):
-            self.line(
-                ((label if at == 0 else "").ljust(indent), "dim" if style == "dim" else style), (piece, style)
-            )
+            self.line(((label if at == 0 else "").ljust(indent), "dim" if style == "dim" else style), (piece, style))
 
 
 def render(reports: list[Report], console: Console, *, machine: bool | dict[str, Any] = True) -> None:
@@ -115,11 +113,7 @@ def _widths(shown: View) -> dict[str, list[int]]:
         for key in keys:
             # What starts in the speedup's place and may run over into the interval's does not widen it.
             alone = "" if group == "speedup" else shown.headers[key]
-            cells = [
-                row.cells.get(key, "")
-                for row in shown.rows
-                if row.verdict != "baseline" or group != "speedup"
-            ]
+            cells = [row.cells.get(key, "") for row in shown.rows if row.verdict != "baseline" or group != "speedup"]
             own.append(max([len(alone), *map(len, cells)]))
         if group == "speedup":
             own[-1] += max(0, len("baseline") - sum(own) - 1)
@@ -139,9 +133,7 @@ def _rows(page: Page, shown: View) -> None:
         del widths["kv"]  # the KV lines below the table hold it too
     gap, span = " " * wide, widths["method"][0]
     groups = [group for group in widths if group != "method"]
-    page.line(
-        (gap.join(["method".ljust(span), *(_cell(shown.headers, group, widths) for group in groups)]), "dim")
-    )
+    page.line((gap.join(["method".ljust(span), *(_cell(shown.headers, group, widths) for group in groups)]), "dim"))
     page.line(("─" * _total(widths, wide), "dim"))
     for row in shown.rows:
         name = _name(row).ljust(span)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 #: One character for one character, so that columns stay aligned where the output cannot hold the first.
-_PLAIN = str.maketrans(
-    {"·": "-", "×": "x", "─": "-", "–": "-", "—": "-", "…": ".", "≥": ">", "≤": "<", "±": "~"}
-)
+_PLAIN = str.maketrans({"·": "-", "×": "x", "─": "-", "–": "-", "—": "-", "…": ".", "≥": ">", "≤": "<", "±": "~"})
 
 _SIZES = (("m", 1024**2), ("k", 1024))
 _BYTES = (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024), ("B", 1))
@@ -111,10 +109,7 @@ def on_point(cells: list[str]) -> list[str]:
     """The cells padded to one width with their decimal points below each other; empty cells stay empty."""
     whole = max((len(cell.partition(".")[0]) for cell in cells), default=0)
     part = max((len(cell) - len(cell.partition(".")[0]) for cell in cells), default=0)
-    return [
-        cell and cell.rjust(whole + len(cell) - len(cell.partition(".")[0])).ljust(whole + part)
-        for cell in cells
-    ]
+    return [cell and cell.rjust(whole + len(cell) - len(cell.partition(".")[0])).ljust(whole + part) for cell in cells]
 
 
 def wrapped(text: str, width: int) -> list[str]:

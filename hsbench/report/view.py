@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hsbench.report import memory, text
-from hsbench.report.record import DENSE_FAMILIES, Record, Report
+from hsbench.results.record import DENSE_FAMILIES, Record, Report
 
 #: Columns after the method, each with its sub-columns; cells and headers use the keys of the sub-columns.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -100,7 +100,7 @@ def heading(report: Report) -> list[str]:
         workload.dtype,
         sparsity(workload.key_sparsity, workload.value_sparsity, _achieved(records)),
     ]
-    if workload.phase == "prefill" and workload.q_len != workload.seq:
+    if workload.is_chunk:
         segments.insert(2, f"last {text.size(workload.q_len)} as queries")
     segments += [f"{name} {count}" for name in ("sink", "local") if (count := getattr(workload, name, 0))]
     segments += unique(record.device for record in records)
@@ -157,9 +157,7 @@ def machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
     if isinstance(gpu, dict):
         words = [_words(gpu, _GPU_WORDS)]
         words += [
-            f"{name} {'on' if gpu[key] else 'off'}"
-            for key, name in _GPU_SWITCHES.items()
-            if gpu.get(key) is not None
+            f"{name} {'on' if gpu[key] else 'off'}" for key, name in _GPU_SWITCHES.items() if gpu.get(key) is not None
         ]
         facts.append(("gpu", ", ".join(filter(None, words))))
     if isinstance(cpu, dict):
@@ -169,12 +167,8 @@ def machine_facts(machine: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("cpu", _words({**cpu, "cores": cores, "quota_cores": quota if limited else None}, _CPU_WORDS)))
     versions = machine.get("versions")
     if isinstance(versions, dict):
-        facts.append(
-            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
-        )
-    other = {
-        name: value for name, value in machine.items() if isinstance(value, (str, int, float)) and value != ""
-    }
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)))
+    other = {name: value for name, value in machine.items() if isinstance(value, (str, int, float)) and value != ""}
     facts.append(("machine", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in other.items())))
     return [(label, words) for label, words in facts if words]
 
@@ -196,9 +190,8 @@ def unique(items: Iterable[Any]) -> list[Any]:
 def _rows(report: Report, records: list[Record], ok: list[Record]) -> tuple[dict[str, str], list[Row]]:
     unit, length = text.time_unit([record.time_us for record in ok if record.time_us is not None])
     byte_name, byte_length = text.byte_unit([record.kv_bytes for record in ok if record.kv_bytes is not None])
-    rate_field, rate_name = (
-        ("tflop_per_s", "TFLOP/s") if report.workload.phase == "prefill" else ("gb_per_s", "GB/s")
-    )
+    rate = report.workload.phase.rate
+    rate_field, rate_name = rate.column, rate.unit
     headers = {
         "time": f"time {unit}",
         "spread": "p25-p75",
@@ -215,9 +208,7 @@ def _rows(report: Report, records: list[Record], ok: list[Record]) -> tuple[dict
 
     columns: dict[str, Callable[[Record], str]] = {
         "time": lambda r: _if(r.time_us, us),
-        "spread": lambda r: (
-            f"{_if(r.time_us_p25, us)}-{_if(r.time_us_p75, us)}" if r.time_us_p25 is not None else ""
-        ),
+        "spread": lambda r: f"{_if(r.time_us_p25, us)}-{_if(r.time_us_p75, us)}" if r.time_us_p25 is not None else "",
         "speedup": lambda r: "baseline" if verdict(r) == "baseline" else _if(r.speedup, text.ratio),
         "interval": _interval,
         "rate": lambda r: _if(getattr(r, rate_field), text.rate),
@@ -276,9 +267,7 @@ def _facts(report: Report, records: list[Record], ok: list[Record]) -> list[tupl
     facts = [("peak", line) for line in _peaks(report, ok)]
     if any(verdict(record) == "inconclusive" for record in ok):
         which = [f"{record.method} {_bounds(record)}" for record in ok if verdict(record) == "inconclusive"]
-        facts.append(
-            ("compared", f"{text.listed(which)}: the interval of the speedup holds 1, no difference shown")
-        )
+        facts.append(("compared", f"{text.listed(which)}: the interval of the speedup holds 1, no difference shown"))
     stops: dict[str, list[str]] = defaultdict(list)
     for record in ok:
         if record.samples is not None:
@@ -357,9 +346,7 @@ def _peaks(report: Report, ok: list[Record]) -> list[str]:
 
 
 def _words(facts: dict[str, Any], forms: dict[str, str]) -> str:
-    return ", ".join(
-        form.format(facts[key]) for key, form in forms.items() if facts.get(key) not in (None, "")
-    )
+    return ", ".join(form.format(facts[key]) for key, form in forms.items() if facts.get(key) not in (None, ""))
 
 
 def _if(value: Any, form: Callable[[Any], str]) -> str:

@@ -28,9 +28,9 @@ from typing import Any, Protocol, TextIO
 
 from hsbench.errors import UsageError
 from hsbench.report.markdown import machine_markdown, report_markdown
-from hsbench.report.record import COLUMNS, SCHEMA, Peak, Report, Result, plain
 from hsbench.report.table import console_for, render
 from hsbench.report.text import encodable
+from hsbench.results.record import COLUMNS, SCHEMA, Peak, Report, Result, plain
 
 
 class Writer(Protocol):
@@ -163,8 +163,7 @@ class JsonWriter(_Stream):
     def _ending(self, *, complete: bool) -> str:
         memory = ",\n".join(json.dumps(item) for item in self._memory)
         peaks = [
-            {"name": peak.name, "value": _rounded(plain(float(peak.value))), "unit": peak.unit}
-            for peak in self._peaks
+            {"name": peak.name, "value": _rounded(plain(float(peak.value))), "unit": peak.unit} for peak in self._peaks
         ]
         return (
             f'\n],\n"memory": [{memory}],\n"machine": {json.dumps(plain(self._machine), allow_nan=False)},\n'

@@ -11,13 +11,14 @@ import pytest
 
 from hsbench.cli.main import main
 from hsbench.errors import UnavailableError, UsageError
-from hsbench.report import Peak, Record, Report, Result
-from hsbench.workload import Workload
+from hsbench.problem.phase import Phase
+from hsbench.problem.workload import Workload
+from hsbench.results import Peak, Record, Report, Result
 
 
 @dataclass
 class Bench:
-    """Stands for hsbench.experiment: remembers what it was asked, and answers with rows as scripted."""
+    """Stands for hsbench.run.experiment: remembers what it was asked, and answers with rows as scripted."""
 
     rows: Callable[[Workload], Sequence[tuple[str, str]]] = lambda workload: [
         ("dense", "ok"),
@@ -39,9 +40,7 @@ class Bench:
         self.before(len(self.calls))
         observer = given["observer"]
         observer.stage("generate")
-        report = Report(
-            workload, [], {"cpu": {"model": "Test CPU", "cores": 2}}, {"read": Peak("read", 10.0, "GB/s")}
-        )
+        report = Report(workload, [], {"cpu": {"model": "Test CPU", "cores": 2}}, {"read": Peak("read", 10.0, "GB/s")})
         report.interrupted = self.interrupt_at == len(self.calls)
         for at, (method, status) in enumerate(self.rows(workload)):
             observer.sampled(method, 3, 10, 0.1)
@@ -58,8 +57,8 @@ class Bench:
             raise UnavailableError("--device cuda: no CUDA device; install a driver")
         return "cuda" if self.cuda and name != "cpu" else "cpu"
 
-    def find_methods(self, names: Sequence[str], phase: str, device: str) -> list[str]:
-        if phase == "prefill" and "dense:decode-only" in names:
+    def find_methods(self, names: Sequence[str], phase: Phase, device: str) -> list[str]:
+        if phase.causal and "dense:decode-only" in names:
             raise UsageError("--methods", "dense:decode-only", "no such variant for prefill")
         return list(names)
 
@@ -104,7 +103,7 @@ def record(workload: Workload, method: str, status: str, device: str = "cpu") ->
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The mock, in place of the experiment."""
     mock = Bench()
-    experiment = importlib.import_module("hsbench.experiment")
+    experiment = importlib.import_module("hsbench.run.experiment")
     for name in ("run_workload", "resolve_device", "diagnose", "surroundings"):
         monkeypatch.setattr(experiment, name, getattr(mock, name))
     monkeypatch.setattr("hsbench.cli.request.find_methods", mock.find_methods)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hsbench.report import SCHEMA
-from hsbench.workload import Workload
+from hsbench.problem.workload import Workload
+from hsbench.results import SCHEMA
 
 Run = Callable[..., object]
 
@@ -74,7 +74,7 @@ def test_what_ran_is_written_in_full(hsbench: Run, bench: object, tmp_path: Path
         "--cache", "warm", "--sustain", "0.3", "--methods", "sdpa:flash,dense", "--manifest", str(path),
     )  # fmt: skip
     run = json.loads(path.read_text())["run"]
-    assert [Workload(**cell["workload"]) for cell in run["cells"]] == bench.workloads
+    assert [Workload.from_dict(cell["workload"]) for cell in run["cells"]] == bench.workloads
     assert run["settings"] == dataclasses.asdict(bench.calls[0]["settings"])
     assert (run["settings"]["budget_s"], run["settings"]["cache"], run["device"]) == (0.5, "warm", "cpu")
     assert run["settings"]["sustain_s"] == 0.3

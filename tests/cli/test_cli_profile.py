@@ -19,11 +19,14 @@ import pytest
 
 import hsbench as package
 import profiler_standin
-from hsbench import profiling, software
+from hsbench import profiling
 from hsbench.cli.handoff import command_of
 from hsbench.cli.main import main
 from hsbench.cli.request import Request, plan_one, plan_sweep
+from hsbench.kernels.device import CUDA
+from hsbench.machine import software
 from hsbench.measure import nvtx
+from hsbench.problem.phase import DECODE, PHASES
 
 Run = Callable[..., object]
 DATA = Path(__file__).parents[1] / "profiling" / "data"
@@ -173,7 +176,7 @@ def test_a_tool_beside_the_path_is_found(
     (tmp_path / "bin" / "nsys").unlink()
     monkeypatch.setattr(software, "_PLACES", {"nsys": (f"{tmp_path}/*/nsys",)})
     command = profiling.PROFILERS["nsys"]().command(
-        profiling.Job(("run",), tmp_path / "x", ".nsys-rep", ("dense",), "cuda")
+        profiling.Job(("run",), tmp_path / "x", ".nsys-rep", ("dense",), CUDA)
     )
     assert command[0] == str(tmp_path / "2024.10.1" / "nsys"), "the newest"
     assert hsbench("decode", "--profile").code == 0
@@ -298,11 +301,11 @@ def test_the_run_under_the_profiler_is_the_very_same(bench: object, phase: str, 
     """Its command line, read again, is the same cell."""
     if phase == "prefill":
         request_ = Request(**{**vars(request_), "q_len": "64"})
-    plan = plan_one(phase, request_)
+    plan = plan_one(PHASES[phase], request_)
     words = command_of(plan.cells[0], plan, ["dense", "sdpa:flash-rows"])
     assert words[:4] == [sys.executable, "-m", "hsbench", phase]
     options = dict(zip(words[4::2], words[5::2], strict=True))
-    again = plan_one(phase, Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
+    again = plan_one(PHASES[phase], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
     assert again.cells == plan.cells
     assert (again.device, again.settings.cache) == (plan.device, plan.settings.cache)
     assert again.methods == ["dense", "sdpa:flash-rows"]
@@ -315,10 +318,12 @@ def test_a_cell_of_captured_tensors_names_file_and_layer(bench: object, tmp_path
     path = tmp_path / "kv.safetensors"
     named = {f"layers.2.{n}": torch.zeros(1, 2, 96, 64).half() for n in "kv"}
     save_file({**named, "layers.2.q": torch.zeros(1, 8, 5, 64).half()}, path)
-    for plan in (plan_one("decode", Request(kv=str(path))), plan_sweep(Request(kv=str(path), phase="prefill"))):
+    for plan in (plan_one(DECODE, Request(kv=str(path))), plan_sweep(Request(kv=str(path), phase="prefill"))):
         words = command_of(plan.cells[0], plan, ["dense"])
         options = dict(zip(words[4::2], words[5::2], strict=True))
-        again = plan_one(words[3], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
+        again = plan_one(
+            PHASES[words[3]], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()})
+        )
         assert again.cells == plan.cells
 
 
@@ -499,9 +504,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
-def test_torch_profiler_for_real(
-    standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_torch_profiler_for_real(standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]) -> None:
     # Long enough for the product to be among the few operators that the summary names: less is overhead.
     code, out, err = run_small(capsys, "--profiler", "torch", seq="16k")
     assert code == 0, err

@@ -65,7 +65,7 @@ def test_a_replay_can_be_replayed(hsbench: Run, bench: object, recorded: Any, tm
     again = tmp_path / "again.manifest.json"
     assert replay(hsbench, again).code == 0
     assert json.loads(again.read_text())["run"] == json.loads(path.read_text())["run"]
-    assert bench.workloads[0] == bench.workloads[1] and bench.workloads[0].phase == "prefill"
+    assert bench.workloads[0] == bench.workloads[1] and bench.workloads[0].phase.name == "prefill"
 
 
 def test_one_from_before_sustain_is_still_good(hsbench: Run, bench: object, recorded: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from hsbench.cli.main import main
-from hsbench.report import COLUMNS
+from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
 
@@ -29,7 +29,7 @@ def test_decode_by_default(hsbench: Run, bench: object) -> None:
     assert ran.err == ""
     assert "hierarchical" in ran.out and "Llama-3.1-8B" in ran.out
     (call,) = bench.calls
-    assert (call["workload"].phase, call["workload"].seq, call["workload"].q_len) == ("decode", 32768, 1)
+    assert (call["workload"].phase.name, call["workload"].seq, call["workload"].q_len) == ("decode", 32768, 1)
     assert (call["methods"], call["device"], call["captured"]) == (None, "cpu", None)
     assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (4.0, "cold", 0.0)
 
@@ -130,7 +130,7 @@ def test_compare_runs_a_duplicate_once(hsbench: Run, bench: object) -> None:
 def test_compare_is_decode_by_default_and_q_len_is_prefill_s(hsbench: Run, bench: object) -> None:
     hsbench("compare", "--seq", "1k")
     hsbench("compare", "--seq", "1k", "--phase", "decode,prefill", "--q-len", "64")
-    assert [(w.phase, w.q_len) for w in bench.workloads] == [("decode", 1), ("decode", 1), ("prefill", 64)]
+    assert [(w.phase.name, w.q_len) for w in bench.workloads] == [("decode", 1), ("decode", 1), ("prefill", 64)]
 
 
 def test_rows_are_written_as_they_finish(hsbench: Run, bench: object, tmp_path: Path) -> None:
@@ -167,9 +167,7 @@ def test_rows_without_a_call_of_finished_are_written_too(hsbench: Run, bench: ob
         ({"dense": "unsupported"}, "dense", 4),
     ],
 )
-def test_exit_codes(
-    hsbench: Run, bench: object, statuses: dict[str, str], methods: str | None, code: int
-) -> None:
+def test_exit_codes(hsbench: Run, bench: object, statuses: dict[str, str], methods: str | None, code: int) -> None:
     bench.rows = lambda workload: list(statuses.items())
     argv = ["--methods", methods] if methods else []
     assert hsbench("decode", *argv).code == code
@@ -224,7 +222,7 @@ def test_an_interrupt_before_anything(hsbench: Run, monkeypatch: pytest.MonkeyPa
     def interrupt(name: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hsbench.experiment.resolve_device", interrupt)
+    monkeypatch.setattr("hsbench.run.experiment.resolve_device", interrupt)
     ran = hsbench("decode")
     assert (ran.code, ran.out, ran.err) == (130, "", "hsbench: interrupted\n")
 
@@ -279,9 +277,7 @@ def test_heads_that_exceed_tokens_are_warned_of_once(hsbench: Run, bench: object
     assert "save them with .transpose(1, 2)" in ran.err
 
 
-def test_an_internal_error_is_one_line_and_a_hint(
-    hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_is_one_line_and_a_hint(hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(call: int) -> None:
         raise ZeroDivisionError("two\nlines")
 
@@ -316,9 +312,7 @@ def test_a_full_disk_says_so(hsbench: Run) -> None:
     assert "internal" not in ran.err
 
 
-def test_doctor_to_a_full_disk_says_so(
-    bench: object, monkeypatch: pytest.MonkeyPatch, capsys: object
-) -> None:
+def test_doctor_to_a_full_disk_says_so(bench: object, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
             raise OSError(28, "No space left on device")
@@ -386,7 +380,7 @@ def test_no_thread_redraws_during_samples(bench: object, monkeypatch: pytest.Mon
 
 
 def test_settings_are_the_experiment_s_own(bench: object, hsbench: Run) -> None:
-    from hsbench.experiment import Settings
+    from hsbench.run.experiment import Settings
 
     hsbench("decode", "--time", "2")
     settings = bench.calls[0]["settings"]

@@ -18,7 +18,7 @@ import pytest
 import hsbench as package
 from hsbench.cli import streams
 from hsbench.cli.main import main
-from hsbench.report import COLUMNS
+from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
 ROOT = Path(package.__file__).parents[1]

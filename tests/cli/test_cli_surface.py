@@ -21,9 +21,7 @@ ROOT = Path(package.__file__).parents[1]
 
 def spawn(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | environment
-    return subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, env=env, timeout=60, check=False
-    )
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=env, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +33,7 @@ def test_help_and_version_import_no_torch(argv: list[str]) -> None:
 import sys
 from hsbench.cli.main import main
 code = main({argv!r})
-heavy = {{"torch", "numpy", "safetensors", "pynvml", "hsbench.experiment"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "safetensors", "pynvml", "hsbench.run.experiment"}} & set(sys.modules)
 sys.exit(f"imported {{heavy}}" if heavy else code)
 """
     ran = spawn("-c", code)

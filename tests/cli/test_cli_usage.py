@@ -225,9 +225,7 @@ def test_output_that_cannot_be_written(hsbench: Run, bench: object, tmp_path: Pa
 def test_output_must_not_be_the_input(hsbench: Run, bench: object, tmp_path: Path) -> None:
     path = save(tmp_path / "kv.safetensors")
     held = path.read_bytes()
-    assert "is the file of --kv" in refused(
-        hsbench, bench, "decode", "--kv", str(path), "--output", str(path)
-    )
+    assert "is the file of --kv" in refused(hsbench, bench, "decode", "--kv", str(path), "--output", str(path))
     assert path.read_bytes() == held
 
 

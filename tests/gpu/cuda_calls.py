@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench import native
-from hsbench.check import TOLERANCE
-from hsbench.formats.bitmap import BitmapTensor
-from hsbench.formats.block_map import BlockKind, entries_of, is_kind, slots_of
-from hsbench.formats.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
-from hsbench.prune import Operand, plan_blocks
+from hsbench.cache.bitmap import BitmapTensor
+from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
+from hsbench.cache.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
+from hsbench.cache.prune import Operand, plan_blocks
+from hsbench.kernels import library
+from hsbench.run.check import TOLERANCE
 
 DEVICE = "cuda"
 
@@ -145,7 +145,7 @@ class Call:
     ) -> None:
         batch, kv_heads, group, q_len, head_dim = q.shape
         self._function = f"hsb_{DEVICE}_{operation}"
-        self._library = native.library(DEVICE)
+        self._library = library.load(DEVICE)
         self._operands = operands  # keeps the pools alive
         self.q = self._guarded(q.shape, q.dtype)[1].copy_(q)
         self._rooms = []
@@ -158,9 +158,9 @@ class Call:
         if operation == "prefill":
             shape["q_len"] = q_len
         tensors = dict(q=self.q, out=self.out, lse=self.lse, **{name: struct_of(x) for name, x in operands.items()})
-        common = dict(dtype=DTYPES[q.dtype], scale=1 / math.sqrt(head_dim), **native.on_device(q.device))
+        common = dict(dtype=DTYPES[q.dtype], scale=1 / math.sqrt(head_dim), **library.on_device(q.device))
         struct = "hsb_prefill_params" if operation == "prefill" else "hsb_decode_params"
-        self.params = native.make(struct, **shape | tensors | common | fields)
+        self.params = library.make(struct, **shape | tensors | common | fields)
         self._size = self._library.number(f"{self._function}_workspace", self.params)
         self._workspace = torch.full((self._size + self.SPARE,), 0xFF, dtype=torch.uint8, device=DEVICE)
         self._counters = counters

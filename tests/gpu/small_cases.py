@@ -10,14 +10,17 @@ import itertools
 import torch
 
 import hsbench
-from hsbench import attend, machine, native
-from hsbench.formats.bitmap import BitmapKV, compress_bitmap
-from hsbench.methods.reference import attention
+from hsbench.attention import calls
+from hsbench.attention.reference import attention
+from hsbench.cache.bitmap import BitmapKV, compress_bitmap
+from hsbench.kernels import library
+from hsbench.kernels.device import CUDA
+from hsbench.machine import ceilings
 
 
 def main() -> None:
     torch.manual_seed(0)
-    kernels = [path for path in native.PATHS if path != "auto" and attend.why_not_path(path) is None]
+    kernels = [path for path in library.PATHS if path != "auto" and calls.why_not_path(path) is None]
     for dtype, head_dim, group in itertools.product((torch.float16, torch.bfloat16), (64, 128), (4, 12)):
         k, v = (torch.randn(1, 2, 300, head_dim, device="cuda").to(dtype) for _ in range(2))
         q = torch.randn(1, 2 * group, 1, head_dim, device="cuda").to(dtype)
@@ -26,15 +29,15 @@ def main() -> None:
             kv = hsbench.compress(k, v, sparsity)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
             for kernel in kernels if group == 4 else ():
-                call = attend.prefill_call(chunk, kv, kernel)
+                call = calls.prefill_call(chunk, kv, kernel)
                 call.run()
                 check(call.out, chunk, *kv.unpack())
         bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
-        call = attend.decode_bitmap_call(q, bitmaps)
+        call = calls.decode_bitmap_call(q, bitmaps)
         call.run()
         check(call.out, q, *bitmaps.unpack())
     for kind in ("read", "copy"):
-        machine.ceiling("cuda", kind, size=1 << 20).run()
+        ceilings.ceiling(CUDA, kind, size=1 << 20).run()
     torch.cuda.synchronize()
     print(f"small cases: all right; prefill by {', '.join(kernels)}")
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hsbench import native
-from hsbench.formats import bitmap, cuda_layout
-from hsbench.formats.block_map import BlockKind, entries_of, is_kind
-from hsbench.formats.hierarchical import DTYPES
-from hsbench.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
+from hsbench.cache import bitmap, cuda_layout
+from hsbench.cache.block_map import BlockKind, entries_of, is_kind
+from hsbench.cache.hierarchical import DTYPES
+from hsbench.cache.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
+from hsbench.kernels import library
 
 DEVICE = "cuda"
-MISSING = native.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 POISON = 0xA5
@@ -89,12 +89,12 @@ class Pages:
 
 def compress_params(x: Tensor, operand: Operand, plan: BlockPlan, **buffers: Any) -> Any:
     batch, kv_heads, seq, head_dim = x.shape
-    return native.make(
+    return library.make(
         "hsb_compress_params",
         batch=batch,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        operand=native.KEY if operand == "k" else native.VALUE,
+        operand=library.KEY if operand == "k" else library.VALUE,
         seq=seq,
         first_eligible=plan.first,
         last_eligible=plan.last,
@@ -116,10 +116,10 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
         non_finite=Buffer(8),
     )
     params = compress_params(x, operand, plan, **vars(pages))
-    scratch = Buffer(native.library("cuda").number("hsb_cuda_compress_workspace", params))
+    scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     params.stream = stream()
-    native.library("cuda").call("hsb_cuda_compress", params)
+    library.load("cuda").call("hsb_cuda_compress", params)
     pages.check_guards()
     scratch.check_guard()
     return pages
@@ -156,7 +156,7 @@ def first_call(x: Tensor, keep: int) -> tuple[Any, Bitmaps]:
     batch, kv_heads, seq, head_dim = x.shape
     chunks = batch * kv_heads * seq * head_dim // bitmap.CHUNK
     out = Bitmaps(bitmap=Buffer(chunks * 8), offset=Buffer(chunks * 4), total=Buffer(8), non_finite=Buffer(8))
-    params = native.make(
+    params = library.make(
         "hsb_compress_bitmap_params",
         batch=batch,
         kv_heads=kv_heads,
@@ -167,10 +167,10 @@ def first_call(x: Tensor, keep: int) -> tuple[Any, Bitmaps]:
         x=x,
         **vars(out),
     )
-    scratch = Buffer(native.library("cuda").number("hsb_cuda_compress_bitmap_workspace", params))
+    scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_bitmap_workspace", params))
     params.workspace = scratch.data_ptr()
     params.stream = stream()
-    native.library("cuda").call("hsb_cuda_compress_bitmap", params)
+    library.load("cuda").call("hsb_cuda_compress_bitmap", params)
     scratch.check_guard()
     return params, out
 
@@ -185,7 +185,7 @@ def check_bitmap(x: Tensor, keep: int) -> None:
     values = Buffer(expected.values.nbytes)
     if expected.values.numel():
         params.values = values.data_ptr()
-        native.library("cuda").call("hsb_cuda_compress_bitmap", params)
+        library.load("cuda").call("hsb_cuda_compress_bitmap", params)
     for buffer in (*vars(out).values(), values):
         buffer.check_guard()
     assert int(out.non_finite.cpu(torch.int64)) == -1
@@ -321,10 +321,10 @@ def test_bad_parameters_are_refused(field: str, value: int) -> None:
     x = torch.zeros(1, 1, 150, 64, dtype=torch.float16, device=DEVICE)
     params = compress_params(x, "k", plan_blocks(150, 0.5))
     setattr(params, field, value)
-    with pytest.raises(native.NativeError):
-        native.library("cuda").number("hsb_cuda_compress_workspace", params)
-    with pytest.raises(native.NativeError):
-        native.library("cuda").call("hsb_cuda_compress", params)
+    with pytest.raises(library.NativeError):
+        library.load("cuda").number("hsb_cuda_compress_workspace", params)
+    with pytest.raises(library.NativeError):
+        library.load("cuda").call("hsb_cuda_compress", params)
 
 
 def test_pages_in_a_graph() -> None:
@@ -338,12 +338,12 @@ def test_pages_in_a_graph() -> None:
         non_finite=Buffer(8),
     )
     params = compress_params(x, "v", plan, **vars(pages))
-    scratch = Buffer(native.library("cuda").number("hsb_cuda_compress_workspace", params))
+    scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         params.stream = stream()
-        native.library("cuda").call("hsb_cuda_compress", params)
+        library.load("cuda").call("hsb_cuda_compress", params)
     for seed in (2, 3):
         x.copy_(make_data("gaussian", tuple(x.shape), x.dtype, seed=seed))
         graph.replay()
@@ -380,5 +380,5 @@ def test_bitmap_names_the_first_non_finite_element() -> None:
         assert int(out.non_finite.cpu(torch.int64)) == 699 * 128 + 77
         values = Buffer(int(out.total.cpu(torch.int64)) * 2)
         params.values = values.data_ptr()
-        native.library("cuda").call("hsb_cuda_compress_bitmap", params)
+        library.load("cuda").call("hsb_cuda_compress_bitmap", params)
         assert int(out.non_finite.cpu(torch.int64)) == 699 * 128 + 77

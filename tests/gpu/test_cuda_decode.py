@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cuda_calls import Call, Case, assert_close, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
-from hsbench import native
+from hsbench.kernels import library
 
 pytestmark = pytest.mark.gpu
 
@@ -129,7 +129,7 @@ def test_a_side_stream_is_used() -> None:
     ],
 )
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
-    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=native.FP16) | change
-    params = native.make("hsb_decode_params", **shape)
-    with pytest.raises(native.NativeError, match=message):
-        native.library("cuda").number("hsb_cuda_decode_workspace", params)
+    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=library.FP16) | change
+    params = library.make("hsb_decode_params", **shape)
+    with pytest.raises(library.NativeError, match=message):
+        library.load("cuda").number("hsb_cuda_decode_workspace", params)

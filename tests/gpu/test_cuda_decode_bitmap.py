@@ -21,9 +21,9 @@ from cuda_calls import (
     assert_replays,
     attention,
 )
-from hsbench import native
-from hsbench.formats.bitmap import BitmapTensor, compress_bitmap_torch
-from hsbench.formats.hierarchical import DTYPES
+from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
+from hsbench.cache.hierarchical import DTYPES
+from hsbench.kernels import library
 
 pytestmark = pytest.mark.gpu
 
@@ -119,7 +119,7 @@ def test_bad_parameters_are_refused(field: str, value: Any) -> None:
     q, k, v = make_qkv(torch.float16, 64, 100)
     call = decode(q, compressed(k, 0.5)[0], compressed(v, 0.5)[0])
     setattr(call.params, field, value)
-    with pytest.raises(native.NativeError):
-        native.library(DEVICE).number(f"hsb_{DEVICE}_decode_bitmap_workspace", call.params)
-    with pytest.raises(native.NativeError):
+    with pytest.raises(library.NativeError):
+        library.load(DEVICE).number(f"hsb_{DEVICE}_decode_bitmap_workspace", call.params)
+    with pytest.raises(library.NativeError):
         call.run()

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hsbench import experiment, measure
-from hsbench.experiment import Settings, run_workload
-from hsbench.report import Report
-from hsbench.tensors import Inputs
-from hsbench.workload import Workload, make_workload
+from hsbench import measure
+from hsbench.kernels.device import CUDA
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.workload import Workload, make_workload
+from hsbench.results import Report
+from hsbench.run import experiment
+from hsbench.run.experiment import Settings, run_workload
 
 pytestmark = pytest.mark.gpu
 
@@ -48,7 +50,7 @@ def cell(share: float) -> Workload:
 
 
 def run(workload: Workload, *methods: str) -> Report:
-    return run_workload(workload, methods=methods, device="cuda", settings=QUICK)
+    return run_workload(workload, methods=methods, device=CUDA, settings=QUICK)
 
 
 def rows(report: Report) -> dict[str, str]:
@@ -66,13 +68,13 @@ def test_a_cell_that_fits_runs_after_a_large_one() -> None:
 
 
 def test_what_torch_keeps_is_free_and_is_given_back() -> None:
-    empty = measure.free_memory("cuda").nbytes
+    empty = measure.free_memory(CUDA).nbytes
     block = torch.empty(8 << 30, dtype=torch.uint8, device="cuda")
-    assert abs(empty - measure.free_memory("cuda").nbytes - (8 << 30)) < 64 << 20
+    assert abs(empty - measure.free_memory(CUDA).nbytes - (8 << 30)) < 64 << 20
     del block
     assert torch.cuda.mem_get_info()[0] < empty - (7 << 30), "torch keeps it"
-    assert abs(empty - measure.free_memory("cuda").nbytes) < 64 << 20
-    measure.release_memory("cuda")
+    assert abs(empty - measure.free_memory(CUDA).nbytes) < 64 << 20
+    measure.release_memory(CUDA)
     assert torch.cuda.mem_get_info()[0] > empty - (64 << 20)
 
 
@@ -81,7 +83,7 @@ def test_a_cell_that_ran_out_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     large = cell(0.6)
     before = torch.cuda.memory_allocated()
     with monkeypatch.context() as patch:
-        patch.setattr("hsbench.fit.Fit.refusal", lambda self, method: None)
+        patch.setattr("hsbench.run.fit.Fit.refusal", lambda self, method: None)
         assert rows(run(large, "dense"))["dense"].startswith("ran out of memory")
     assert torch.cuda.memory_allocated() - before < 64 << 20
     assert rows(run(cell(0.2), "dense", "hierarchical")) == {"dense": "ok", "hierarchical": "ok"}

@@ -25,9 +25,10 @@ from cuda_calls import (
     attention,
     make_case,
 )
-from hsbench import attend, native
-from hsbench.check import TOLERANCE
-from hsbench.prune import BLOCK
+from hsbench.attention import calls
+from hsbench.cache.prune import BLOCK
+from hsbench.kernels import library
+from hsbench.run.check import TOLERANCE
 
 pytestmark = pytest.mark.gpu
 
@@ -46,14 +47,14 @@ LENGTHS = (
 @pytest.fixture(params=KERNELS)
 def kernel(request: pytest.FixtureRequest) -> str:
     """Each kernel that this GPU can run."""
-    if reason := attend.why_not_path(request.param):
+    if reason := calls.why_not_path(request.param):
         pytest.skip(reason)
     return request.param
 
 
 def prefill(case: Case, kernel: str, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
-    return Call("prefill", q, {"k": case.k, "v": case.v}, path=native.PATHS[kernel], **fields)
+    return Call("prefill", q, {"k": case.k, "v": case.v}, path=library.PATHS[kernel], **fields)
 
 
 def check_case(case: Case, kernel: str, group: int | None = None, *, message: str = "", **fields: Any) -> None:
@@ -107,8 +108,8 @@ def test_the_kernels_agree(mix: tuple[float, float]) -> None:
     grouped = q.unflatten(1, (2, 4))
     expected = attention(grouped, *kv.unpack(), rows=rows)
     results = {}
-    for kernel in ("auto", *(kernel for kernel in KERNELS if attend.why_not_path(kernel) is None)):
-        call = attend.prefill_call(q, kv, kernel)
+    for kernel in ("auto", *(kernel for kernel in KERNELS if calls.why_not_path(kernel) is None)):
+        call = calls.prefill_call(q, kv, kernel)
         call.out.fill_(math.nan)
         call.lse.fill_(math.nan)
         call.run()
@@ -136,7 +137,7 @@ def test_pages_in_order(q_len: int, seq: int, sparsity: float, kernel: str) -> N
     q, k, v = normal(6, q_len), normal(2, seq), normal(2, seq)
     kv = hsbench.compress(k, v, sparsity)
     assert (kv.k.params().map is None) == (sparsity == 0 or (sparsity == 0.5 and seq % BLOCK == 0))
-    call = attend.prefill_call(q, kv, kernel)
+    call = calls.prefill_call(q, kv, kernel)
     call.run()
     got = (x.unflatten(1, (2, 3)) for x in (call.out, call.lse))
     assert_close(tuple(got), *attention(q.unflatten(1, (2, 3)), *kv.unpack()))
@@ -263,9 +264,9 @@ def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
     call = prefill(case, "auto")
     for field, value in change.items():
         setattr(call.params, field, value)
-    with pytest.raises(native.NativeError, match=message):
-        native.library(DEVICE).number(f"hsb_{DEVICE}_prefill_workspace", call.params)
-    with pytest.raises(native.NativeError, match=message):
+    with pytest.raises(library.NativeError, match=message):
+        library.load(DEVICE).number(f"hsb_{DEVICE}_prefill_workspace", call.params)
+    with pytest.raises(library.NativeError, match=message):
         call.run()
     assert call.out.isnan().all(), "nothing runs"
 
@@ -276,14 +277,14 @@ def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
 def test_bad_arguments_are_refused(field: str, value: float, kernel: str) -> None:
     call = prefill(make_case(torch.float16, 64, 64, q_len=64), kernel)
     setattr(call.params, field, value)
-    with pytest.raises(native.NativeError):
+    with pytest.raises(library.NativeError):
         call.run()
 
 
 def test_a_kernel_for_another_gpu_is_refused() -> None:
-    if attend.why_not_path("sm90") is None:
+    if calls.why_not_path("sm90") is None:
         pytest.skip("this GPU runs both kernels")
     call = prefill(make_case(torch.float16, 64, 64, q_len=64), "sm90")
-    with pytest.raises(native.NativeError, match="sm80"):
+    with pytest.raises(library.NativeError, match="sm80"):
         call.run()
     assert call.out.isnan().all()

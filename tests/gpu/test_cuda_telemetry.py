@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsbench import diagnosis, machine, measure
+from hsbench import measure
 from hsbench.cli.main import main
-from hsbench.experiment import Settings, run_workload
+from hsbench.kernels.device import CUDA
+from hsbench.machine import hardware
+from hsbench.problem.workload import make_workload
 from hsbench.report.doctor import document
-from hsbench.workload import make_workload
+from hsbench.run import diagnosis
+from hsbench.run.experiment import Settings, run_workload
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +28,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def telemetry() -> measure.Telemetry:
-    found = measure.Telemetry("cuda")
+    found = measure.Telemetry(CUDA)
     if found.missing:
         pytest.skip(found.missing)
     return found
@@ -51,7 +54,7 @@ def test_a_reading_and_its_summary(telemetry: measure.Telemetry) -> None:
 
 def test_memory_that_is_taken_shows(telemetry: measure.Telemetry) -> None:
     before = telemetry.memory_used_bytes()
-    footprint = measure.Footprint("cuda")
+    footprint = measure.Footprint(CUDA)
     with footprint.preparing():
         kept = torch.ones(512 * MIB, dtype=torch.uint8, device="cuda")
         del kept
@@ -98,10 +101,10 @@ def test_a_neighbour_is_seen(telemetry: measure.Telemetry, request: pytest.Fixtu
 
 def test_a_run_tells_what_the_gpu_did() -> None:
     settings = Settings(budget_s=0.3, max_samples=20)
-    report = run_workload(make_workload("decode", seq="32k"), device="cuda", settings=settings)
+    report = run_workload(make_workload("decode", seq="32k"), device=CUDA, settings=settings)
     rows = [result.record for result in report.results if result.record.status == "ok"]
     assert {"dense", "hierarchical"} <= {row.method for row in rows}
-    known = measure.Telemetry("cuda").missing is None
+    known = measure.Telemetry(CUDA).missing is None
     for row in rows:
         assert (row.sm_clock_mhz is not None) == (row.memory_clock_mhz is not None) == known
         assert bool(row.throttle_reasons) == bool(row.throttled)
@@ -113,9 +116,9 @@ def test_a_run_tells_what_the_gpu_did() -> None:
 
 
 def test_the_library_has_code_for_this_chip() -> None:
-    code = machine.cuda_code()
+    code = hardware.cuda_code()
     assert code is not None and code["runs"] is True and any(code["architectures"].values())
-    assert not any(item["what"] == "CUDA kernels for this GPU" for item in machine.missing())
+    assert not any(item["what"] == "CUDA kernels for this GPU" for item in hardware.missing())
 
 
 def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +127,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     libraries = {item["name"]: item["version"] for item in found["libraries"]}
     assert libraries["cuda"] == torch.version.cuda
     assert found["machine"]["gpu"]["compute_capability"] == "{}.{}".format(*torch.cuda.get_device_capability())
-    if measure.Telemetry("cuda").missing is None:
+    if measure.Telemetry(CUDA).missing is None:
         assert libraries["driver"] and found["now"]["sm_clock_mhz"] > 0 and found["now"]["memory_used_bytes"] > 0
     assert main(["doctor", "--no-probe"]) == 0
     assert "GPU now" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.measure import available as module
 from hsbench.measure.available import FreeMemory, free_memory, release_memory, thread_bytes
 
@@ -29,10 +30,10 @@ def put(root: Path, path: str, text: str) -> None:
 
 
 def test_the_system_alone(tmp_path: Path, unlimited: None) -> None:
-    assert free_memory("cpu", tmp_path) is None
+    assert free_memory(CPU, tmp_path) is None
     lines = "MemTotal: 9000000 kB\nMemAvailable:  3145728 kB\nCommitLimit: 7 kB\nHugePages_Total: 3\n"
     put(tmp_path, "proc/meminfo", lines)
-    assert free_memory("cpu", tmp_path) == FreeMemory(3 * GIB)
+    assert free_memory(CPU, tmp_path) == FreeMemory(3 * GIB)
 
 
 def test_a_group_that_has_used_most_of_its_limit(tmp_path: Path, unlimited: None) -> None:
@@ -40,25 +41,26 @@ def test_a_group_that_has_used_most_of_its_limit(tmp_path: Path, unlimited: None
     put(tmp_path, "proc/self/cgroup", "0::/\n")
     put(tmp_path, "sys/fs/cgroup/memory.max", f"{4 * GIB}\n")
     put(tmp_path, "sys/fs/cgroup/memory.current", f"{3 * GIB}\n")
-    assert free_memory("cpu", tmp_path) == FreeMemory(GIB, "the memory limit of the control group")
+    assert free_memory(CPU, tmp_path) == FreeMemory(GIB, "the memory limit of the control group")
     put(tmp_path, "proc/meminfo", f"MemAvailable: {MIB // 2} kB\n")
-    assert free_memory("cpu", tmp_path) == FreeMemory(GIB // 2)
+    assert free_memory(CPU, tmp_path) == FreeMemory(GIB // 2)
 
 
 def test_strict_overcommit(tmp_path: Path, unlimited: None) -> None:
     put(tmp_path, "proc/meminfo", "MemAvailable: 2097152 kB\nCommitLimit: 2097152 kB\nCommitted_AS: 1048576 kB\n")
     put(tmp_path, "proc/sys/vm/overcommit_memory", "0\n")
-    assert free_memory("cpu", tmp_path) == FreeMemory(2 * GIB)
+    assert free_memory(CPU, tmp_path) == FreeMemory(2 * GIB)
     put(tmp_path, "proc/sys/vm/overcommit_memory", "2\n")
-    assert free_memory("cpu", tmp_path) == FreeMemory(GIB, "vm.overcommit_memory=2")
+    assert free_memory(CPU, tmp_path) == FreeMemory(GIB, "vm.overcommit_memory=2")
 
 
 _LIMITED = """
 import json, mmap, resource, sys
+from hsbench.kernels.device import CPU
 from hsbench.measure import free_memory
 kind, size = getattr(resource, sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(kind, (size, resource.RLIM_INFINITY))
-free = free_memory("cpu")
+free = free_memory(CPU)
 below, above = free.nbytes - (4 << 20), free.nbytes + (4 << 20)
 try:
     mmap.mmap(-1, above, flags=mmap.MAP_PRIVATE)
@@ -66,7 +68,7 @@ try:
 except OSError:
     refused = True
 taken = mmap.mmap(-1, below, flags=mmap.MAP_PRIVATE)
-print(json.dumps([free.nbytes, free.limit, refused, free_memory("cpu").nbytes]))
+print(json.dumps([free.nbytes, free.limit, refused, free_memory(CPU).nbytes]))
 """
 
 
@@ -98,13 +100,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_what_torch_keeps_of_a_gpu_is_free(card: SimpleNamespace) -> None:
-    assert free_memory("cuda") == FreeMemory(140 * GIB)
+    assert free_memory(CUDA) == FreeMemory(140 * GIB)
     card.reserved, card.allocated = 42 * GIB, 2 * GIB
-    assert free_memory("cuda") == FreeMemory(138 * GIB)
-    release_memory("cpu")
+    assert free_memory(CUDA) == FreeMemory(138 * GIB)
+    release_memory(CPU)
     assert card.reserved == 42 * GIB, "a CPU's run leaves the GPU alone"
-    release_memory("cuda")
-    assert card.reserved == 2 * GIB and free_memory("cuda") == FreeMemory(138 * GIB)
+    release_memory(CUDA)
+    assert card.reserved == 2 * GIB and free_memory(CUDA) == FreeMemory(138 * GIB)
 
 
 def test_stacks_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from hsbench.errors import HsbenchError
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.measure import clock as clock_module
 from hsbench.measure.clock import ClockError, CudaClock, HostClock, Retake, clock_for, take_sample
 
@@ -183,6 +184,6 @@ def test_host_clock_keeps_the_collector_out_and_restores_it(enabled):
 
 
 def test_each_device_has_its_clock(device):
-    assert isinstance(clock_for("cpu"), HostClock)
-    assert isinstance(clock_for("cuda"), CudaClock)
-    assert isinstance(clock_for("cuda:1"), CudaClock)
+    assert isinstance(clock_for(CPU), HostClock)
+    assert isinstance(clock_for(CUDA), CudaClock)
+    assert isinstance(clock_for(Device.of("cuda:1")), CudaClock)

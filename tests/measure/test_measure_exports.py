@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import hsbench.measure as measure
+from hsbench.kernels.device import CPU
 
 
 def test_every_export_exists_and_is_documented():
@@ -21,8 +22,8 @@ def test_importing_the_room_imports_neither_torch_nor_pynvml():
 
 def test_a_whole_turn_on_the_host():
     """The recipe of the package's docstring, once through."""
-    telemetry = measure.Telemetry("cpu")
-    policy = measure.policy(1 << 40, "cpu")
+    telemetry = measure.Telemetry(CPU)
+    policy = measure.policy(1 << 40, CPU)
     numbers = list(range(2000))
 
     def run() -> None:
@@ -31,7 +32,7 @@ def test_a_whole_turn_on_the_host():
     subjects = [measure.Subject(name, run, policy.before(run)) for name in ("one", "two")]
     result = measure.sample_in_turn(
         subjects,
-        measure.clock_for("cpu"),
+        measure.clock_for(CPU),
         measure.StopRule(max_samples=6, budget_s=5),
         between=lambda: measure.settle(0.01) and None,
         on_sample=lambda name, done, seconds: telemetry.read(name) and None,

@@ -6,6 +6,7 @@ import mmap
 
 import pytest
 
+from hsbench.kernels.device import CPU
 from hsbench.measure import Footprint, footprint
 
 MIB = 1 << 20
@@ -34,7 +35,7 @@ class Bank:
 
 def test_the_peak_is_what_came_on_top():
     bank = Bank()
-    one = Footprint("cpu", 90, account=bank)
+    one = Footprint(CPU, 90, account=bank)
     assert (one.estimated_bytes, one.peak_bytes) == (90, None)
     with one.preparing():
         bank.move(+70, -30)  # holds 40, took 70
@@ -51,7 +52,7 @@ def test_the_peak_is_what_came_on_top():
 
 def test_a_failure_is_not_counted():
     bank = Bank()
-    one = Footprint("cpu", account=bank)
+    one = Footprint(CPU, account=bank)
     with pytest.raises(MemoryError), one.preparing():
         bank.move(+70)
         raise MemoryError
@@ -65,7 +66,7 @@ def test_a_failure_is_not_counted():
 def test_where_the_system_does_not_tell(silent):
     bank = Bank()
     setattr(bank, silent, lambda: None)
-    one = Footprint("cpu", account=bank)
+    one = Footprint(CPU, account=bank)
     with one.preparing():
         bank.move(+70)
     with one.running():
@@ -74,7 +75,7 @@ def test_where_the_system_does_not_tell(silent):
 
 
 def test_resident_memory_of_this_process():
-    one = Footprint("cpu")
+    one = Footprint(CPU)
     with one.preparing():
         kept, passing = mmap.mmap(-1, 64 * MIB), mmap.mmap(-1, 32 * MIB)
         for area in (kept, passing):
@@ -92,7 +93,7 @@ def test_resident_memory_of_this_process():
 
 def test_without_proc_nothing_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(footprint, "_PROCESS", tmp_path / "none")
-    one = Footprint("cpu")
+    one = Footprint(CPU)
     with one.preparing(), one.running():
         pass
     assert one.peak_bytes is None

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from hsbench.kernels.device import CUDA
 from hsbench.measure import CudaClock, Flusher, last_level_cache_bytes, take_sample
 from hsbench.measure.clock import ClockError
 from hsbench.measure.probes import copy_ceiling, gemm_ceiling, probe, read_ceiling
@@ -58,9 +59,9 @@ def test_device_time_agrees_with_a_long_host_time(torch):
 
 
 def test_a_flush_makes_a_small_read_slower(torch):
-    x = torch.ones(last_level_cache_bytes("cuda") // 16, device="cuda")  # a quarter of the L2
+    x = torch.ones(last_level_cache_bytes(CUDA) // 16, device="cuda")  # a quarter of the L2
     out = torch.empty((), device="cuda")
-    clock, flush = CudaClock(), Flusher("cuda")
+    clock, flush = CudaClock(), Flusher(CUDA)
 
     def run() -> None:
         torch.amax(x, dim=0, out=out)
@@ -72,6 +73,6 @@ def test_a_flush_makes_a_small_read_slower(torch):
 
 
 def test_ceilings_are_those_of_a_gpu(torch):
-    assert probe(copy_ceiling("cuda"), CudaClock()).value > 100
-    assert probe(read_ceiling("cuda"), CudaClock()).value > 100
-    assert probe(gemm_ceiling("cuda"), CudaClock()).value > 5
+    assert probe(copy_ceiling(CUDA), CudaClock()).value > 100
+    assert probe(read_ceiling(CUDA), CudaClock()).value > 100
+    assert probe(gemm_ceiling(CUDA), CudaClock()).value > 5

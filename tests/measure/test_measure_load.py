@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.measure import sustain
 
 
-class Device:
+class Timeline:
     """A host and one stream in virtual time; what is queued takes the device a while and the host nothing."""
 
     def __init__(self, run_s: float) -> None:
@@ -35,18 +36,18 @@ class Device:
 def test_it_repeats_until_the_time_has_passed(seconds: float, runs: int) -> None:
     """The last run is whole, and there is no other beyond the time."""
     ends: list[float] = [0.0]
-    sustain(lambda: ends.append(ends[-1] + 0.25), seconds, "cpu", now=lambda: 100 + ends[-1])
+    sustain(lambda: ends.append(ends[-1] + 0.25), seconds, CPU, now=lambda: 100 + ends[-1])
     assert len(ends) - 1 == runs
 
 
 def test_one_run_that_takes_longer_is_enough() -> None:
     ends: list[float] = [0.0]
-    sustain(lambda: ends.append(ends[-1] + 9), 0.3, "cpu", now=lambda: ends[-1])
+    sustain(lambda: ends.append(ends[-1] + 9), 0.3, CPU, now=lambda: ends[-1])
     assert ends == [0, 9]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_nothing_is_asked_for_and_nothing_is_done(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_nothing_is_asked_for_and_nothing_is_done(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
 
     def note(name: str) -> Callable[..., float]:
@@ -59,9 +60,9 @@ def test_nothing_is_asked_for_and_nothing_is_done(device: str, monkeypatch: pyte
 
 
 def test_a_gpu_is_waited_for_after_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(0.25)
+    device = Timeline(0.25)
     monkeypatch.setitem(sys.modules, "torch", device)
-    sustain(device.run, 1.0, "cuda:1", now=lambda: device.now)
+    sustain(device.run, 1.0, Device.of("cuda:1"), now=lambda: device.now)
     assert (device.runs, device.most_queued, device.queued) == (4, 1, 0)
     assert device.waits == ["cuda:1"] * 4
 
@@ -71,12 +72,12 @@ def test_what_a_run_raises_is_raised() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        sustain(run, 0.3, "cpu")
+        sustain(run, 0.3, CPU)
 
 
 def test_on_the_real_clock() -> None:
     import time
 
     begin = time.monotonic()
-    sustain(lambda: time.sleep(1e-3), 0.05, "cpu")
+    sustain(lambda: time.sleep(1e-3), 0.05, CPU)
     assert 0.05 <= time.monotonic() - begin < 5

@@ -104,9 +104,7 @@ def test_without_the_library_nothing_happens_and_the_remedy_is_known(no_library:
     assert nvtx.open_domain("hsbench") is None
 
 
-def test_a_library_that_cannot_be_used(
-    no_library: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_that_cannot_be_used(no_library: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "libnvtx3interop.so.1"
     broken.write_text("of another machine")
     monkeypatch.setattr(nvtx, "_installed", lambda: broken)

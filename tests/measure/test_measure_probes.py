@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hsbench.kernels.device import CPU
 from hsbench.measure import FreeMemory, probes
 from hsbench.measure.clock import HostClock
 from hsbench.measure.probes import copy_ceiling, faster_half_median, fastest, gemm_ceiling, probe, read_ceiling
@@ -38,7 +39,7 @@ def test_a_ceiling_needs_samples():
 @pytest.mark.parametrize(("make", "name"), [(copy_ceiling, "copy"), (read_ceiling, "read")])
 def test_a_native_run_is_used_and_its_bytes_are_counted(make, name):
     calls: list[int] = []
-    ceiling = make("cpu", run=lambda: calls.append(1), bytes_moved=10**9)
+    ceiling = make(CPU, run=lambda: calls.append(1), bytes_moved=10**9)
     result = probe(ceiling, Scripted(99.0, 0.5, 0.1, 0.2, 0.4), count=4)
     assert (result.name, result.unit, result.source) == (name, "GB/s", "native")
     assert result.value == pytest.approx(1 / 0.15)
@@ -49,11 +50,11 @@ def test_a_native_run_is_used_and_its_bytes_are_counted(make, name):
 @pytest.mark.parametrize("half", [{"run": print}, {"bytes_moved": 1}])
 def test_run_and_bytes_go_together(make, half):
     with pytest.raises(ValueError, match="both or neither"):
-        make("cpu", **half)
+        make(CPU, **half)
 
 
 def test_the_budget_ends_it_but_not_below_four_samples():
-    result = probe(copy_ceiling("cpu", lambda: None, 1), Scripted(*[1.0] * 9), budget_s=0)
+    result = probe(copy_ceiling(CPU, lambda: None, 1), Scripted(*[1.0] * 9), budget_s=0)
     assert len(result.samples) == 4
 
 
@@ -65,18 +66,18 @@ def small_buffers(monkeypatch):
 
 
 def test_the_fallback_copy_counts_both_ways(small_buffers):
-    result = probe(copy_ceiling("cpu"), Scripted(*[0.001] * 5), count=4)
+    result = probe(copy_ceiling(CPU), Scripted(*[0.001] * 5), count=4)
     assert result.value == pytest.approx(2 * small_buffers / 0.001 / 1e9) and result.source == "torch"
 
 
 def test_the_fallback_read_counts_one(small_buffers):
-    result = probe(read_ceiling("cpu"), Scripted(*[0.001] * 5), count=4)
+    result = probe(read_ceiling(CPU), Scripted(*[0.001] * 5), count=4)
     assert result.value == pytest.approx(small_buffers / 0.001 / 1e9)
 
 
 def test_the_fallback_runs_on_the_real_clock(small_buffers):
-    assert probe(copy_ceiling("cpu"), HostClock(), count=4).value > 0.01
-    assert probe(read_ceiling("cpu"), HostClock(), count=4).value > 0.01
+    assert probe(copy_ceiling(CPU), HostClock(), count=4).value > 0.01
+    assert probe(read_ceiling(CPU), HostClock(), count=4).value > 0.01
 
 
 def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
@@ -85,11 +86,11 @@ def test_buffers_are_far_larger_than_the_cache_and_leave_memory(monkeypatch):
     monkeypatch.setattr(probes, "last_level_cache_bytes", lambda device: 100 << 20)
     memory = 64 << 30
     monkeypatch.setattr(probes, "free_memory", lambda device: memory and FreeMemory(memory))
-    assert probes._buffer("cpu") * 4 == 400 << 20
+    assert probes._buffer(CPU) * 4 == 400 << 20
     memory = 1 << 30
-    assert probes._buffer("cpu") * 4 == 128 << 20
+    assert probes._buffer(CPU) * 4 == 128 << 20
     memory = None  # a system that does not tell
-    assert probes._buffer("cpu") * 4 == 400 << 20
+    assert probes._buffer(CPU) * 4 == 400 << 20
 
 
 @pytest.mark.parametrize("first", [1.0, 3.0])
@@ -101,18 +102,18 @@ def test_of_several_ways_the_fastest_is_the_ceiling(first):
 
 def test_gemm_counts_two_operations_per_product():
     pytest.importorskip("torch")
-    result = probe(gemm_ceiling("cpu", size=64), Scripted(9.0, *[0.5] * 4), count=4)
+    result = probe(gemm_ceiling(CPU, size=64), Scripted(9.0, *[0.5] * 4), count=4)
     assert result.name == "gemm fp32" and result.unit == "TFLOP/s"
     assert result.value == pytest.approx(2 * 64**3 / 0.5 / 1e12)
 
 
 def test_gemm_in_other_dtypes_on_the_real_clock():
     pytest.importorskip("torch")
-    result = probe(gemm_ceiling("cpu", "bf16", size=64), HostClock(), count=4)
+    result = probe(gemm_ceiling(CPU, "bf16", size=64), HostClock(), count=4)
     assert result.name == "gemm bf16" and result.value > 0
 
 
 def test_gemm_refuses_other_dtypes():
     pytest.importorskip("torch")
     with pytest.raises(ValueError, match="fp8"):
-        gemm_ceiling("cpu", "fp8")
+        gemm_ceiling(CPU, "fp8")

@@ -111,9 +111,7 @@ def test_other_load_is_busy_time_less_our_own(tmp_path, monkeypatch):
     load = OtherLoad(path, own_cpu_s=lambda: own, now=lambda: now)
     assert load.share() is None  # no time has passed
     now, own = 12.0, 3.0
-    stat(
-        tmp_path, (300, 100, 100, 10, 20, 20), 1400
-    )  # 400 ticks: 4 s, of which 2 are ours, of 2 s on 4 cores
+    stat(tmp_path, (300, 100, 100, 10, 20, 20), 1400)  # 400 ticks: 4 s, of which 2 are ours, of 2 s on 4 cores
     assert load.share() == pytest.approx(2 / 8)
     load.restart()
     now = 14.0

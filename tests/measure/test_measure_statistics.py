@@ -95,9 +95,7 @@ def test_a_drift_that_hits_both_sides_of_a_round_cancels():
     paired = ratio_interval(1.02 * drift, drift)
     assert paired.lo == pytest.approx(1.02) and paired.hi == pytest.approx(1.02)
     assert paired.conclusive
-    apart = ratio_interval(
-        1.02 * drift[:-1], drift
-    )  # one sample short: nothing tells which rounds belong together
+    apart = ratio_interval(1.02 * drift[:-1], drift)  # one sample short: nothing tells which rounds belong together
     assert apart.lo < 0.9 and apart.hi > 1.1 and not apart.conclusive
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.measure.telemetry import (
     REASONS,
     GpuFacts,
@@ -150,7 +151,7 @@ def torch(monkeypatch):
 def test_on_a_cpu_nothing_is_read_and_nothing_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    telemetry = Telemetry("cpu")
+    telemetry = Telemetry(CPU)
     assert telemetry.read("a") == Reading()
     assert telemetry.summary() == telemetry.summary("a") == TelemetrySummary()
     assert telemetry.facts == GpuFacts() and telemetry.missing is None
@@ -159,7 +160,7 @@ def test_on_a_cpu_nothing_is_read_and_nothing_is_missing(monkeypatch):
 
 
 def test_facts_and_a_reading(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     facts = GpuFacts("GPU second", "580.1", 80 * GIB, 700.0, 1980, "13.1")
     assert telemetry.facts == dataclasses.replace(facts, persistence=True, mig=False, ecc=True, ecc_errors=2)
     assert telemetry.missing is None
@@ -167,36 +168,36 @@ def test_facts_and_a_reading(nvml, torch):
 
 
 def test_the_device_is_matched_by_bus_address_not_by_index(nvml, torch):
-    assert Telemetry("cuda").facts.name == "GPU second"
-    assert Telemetry("cuda:0").facts.name == "GPU second"
-    assert Telemetry("cuda:1").facts.name == "GPU first"
+    assert Telemetry(CUDA).facts.name == "GPU second"
+    assert Telemetry(Device.of("cuda:0")).facts.name == "GPU second"
+    assert Telemetry(Device.of("cuda:1")).facts.name == "GPU first"
 
 
 @pytest.mark.parametrize("uuid", ["aaaa", "GPU-aaaa"])
 def test_without_a_bus_address_the_uuid_decides(nvml, torch, uuid):
     torch.visible[0] = SimpleNamespace(uuid=uuid)  # older torch
-    assert Telemetry("cuda").facts.name == "GPU first"
+    assert Telemetry(CUDA).facts.name == "GPU first"
 
 
 def test_a_device_that_cannot_be_told_is_not_guessed(nvml, torch):
     torch.visible[0] = SimpleNamespace()
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.facts == GpuFacts() and "cuda" in telemetry.missing
     assert telemetry.read() == Reading()
     del nvml.devices["00000000:1b:00.0"]
-    assert Telemetry("cuda").facts.name == "GPU second"  # the only one
+    assert Telemetry(CUDA).facts.name == "GPU second"  # the only one
 
 
 def test_without_pynvml_the_remedy_is_named(monkeypatch, torch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert "pip install nvidia-ml-py" in telemetry.missing
     assert telemetry.read() == Reading() and telemetry.summary() == TelemetrySummary()
 
 
 def test_when_nvml_does_not_start_all_fields_are_none(nvml, torch):
     nvml.broken = {"nvmlInit"}
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert "nvidia-smi" in telemetry.missing
     assert telemetry.read() == Reading() and telemetry.facts == GpuFacts()
 
@@ -207,7 +208,7 @@ FUNCTIONS = [name for name in dir(FakeNvml) if name.startswith("nvml")]
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_any_single_failure_leaves_the_rest(nvml, torch, function):
     nvml.broken = {function}
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     reading = telemetry.read()
     telemetry.summary()
     telemetry.look()
@@ -218,24 +219,24 @@ def test_any_single_failure_leaves_the_rest(nvml, torch, function):
 
 
 def test_failure_of_everything_after_the_start_gives_none_fields(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     nvml.broken = {"*"}
     assert telemetry.read() == Reading()
     assert telemetry.summary() == TelemetrySummary()
     assert telemetry.look() is telemetry.shared is telemetry.memory_used_bytes() is None
     nvml.broken = {name for name in FUNCTIONS if name.startswith("nvmlDeviceGet") and "Handle" not in name}
-    assert Telemetry("cuda").facts == GpuFacts(driver="580.1", cuda_driver="13.1")
+    assert Telemetry(CUDA).facts == GpuFacts(driver="580.1", cuda_driver="13.1")
 
 
 def test_a_pynvml_that_lacks_a_function_is_as_one_that_fails(nvml, torch, monkeypatch):
     monkeypatch.delattr(FakeNvml, "nvmlDeviceGetPowerUsage")
-    assert Telemetry("cuda").read().power_w is None
+    assert Telemetry(CUDA).read().power_w is None
 
 
 def test_before_the_renaming_reasons_had_another_name(nvml, torch, monkeypatch):
     monkeypatch.delattr(FakeNvml, "nvmlDeviceGetCurrentClocksEventReasons")
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda handle: 0x4
-    assert Telemetry("cuda").read().reasons == ("sw_power_cap",)
+    assert Telemetry(CUDA).read().reasons == ("sw_power_cap",)
 
 
 def test_a_function_that_the_driver_has_in_another_version_only(nvml, torch):
@@ -244,7 +245,7 @@ def test_a_function_that_the_driver_has_in_another_version_only(nvml, torch):
     def mismatched(handle: str) -> None:
         raise nvml.NVMLLibraryMismatchError
 
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     nvml.nvmlDeviceGetComputeRunningProcesses = mismatched
     assert telemetry.look() is None
     nvml.nvmlDeviceGetComputeRunningProcesses_v2 = lambda handle: [process(os.getpid(), 1), process(7, 1)]
@@ -253,13 +254,13 @@ def test_a_function_that_the_driver_has_in_another_version_only(nvml, torch):
 
 # ---- Who else is on the GPU --------------------------------------------------------------------------------
 def test_alone(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.look() == () and telemetry.shared is False and telemetry.seen == {}
     assert telemetry.memory_used_bytes() == 3 * GIB
 
 
 def test_others_are_named_and_remembered(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     mine = process(os.getpid(), 2 * GIB)
     nvml.processes = [process(7, 5 * GIB), mine, process(9, None)]
     assert telemetry.look() == (GpuProcess(7, 5 * GIB), GpuProcess(9, None))
@@ -280,20 +281,20 @@ def test_others_are_named_and_remembered(nvml, torch):
 )
 def test_in_a_container_where_our_number_is_another(nvml, torch, entries, others):
     nvml.processes = entries
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.look() == others
     assert telemetry.shared is (None if others is None else bool(others))
 
 
 def test_processes_on_another_slice_of_the_gpu_do_not_count(nvml, torch):
     nvml.processes = [process(os.getpid(), GIB, 3), process(7, GIB, 3), process(8, GIB, 4)]
-    assert Telemetry("cuda").look() == (GpuProcess(7, GIB),)
+    assert Telemetry(CUDA).look() == (GpuProcess(7, GIB),)
 
 
 @pytest.mark.parametrize(("used", "shared"), [(3 * GIB, None), (3.9 * GIB, None), (9 * GIB, True)])
 def test_hidden_processes_are_given_away_by_their_memory(nvml, torch, used, shared):
     nvml.processes, nvml.used = [], used  # 2 GiB of it are torch's
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.look() is None and telemetry.shared is shared
 
 
@@ -302,14 +303,14 @@ def test_without_a_context_of_ours_nothing_is_told(nvml, torch):
         raise RuntimeError("CUDA error: out of memory")
 
     torch.cuda.mem_get_info = full
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     nvml.processes, nvml.used = [process(7, GIB)], 79 * GIB
     assert telemetry.look() is None and telemetry.shared is None
 
 
 def test_readings_look_around_once_a_second(nvml, torch):
     clock = SimpleNamespace(at=100.0)
-    telemetry = Telemetry("cuda", now=lambda: clock.at)
+    telemetry = Telemetry(CUDA, now=lambda: clock.at)
     listed = []
     for clock.at in (100.0, 100.1, 100.9, 101.2, 101.3, 103.0):
         telemetry.read()
@@ -323,7 +324,7 @@ def test_readings_look_around_once_a_second(nvml, torch):
 
 # ---- Readings ----------------------------------------------------------------------------------------------
 def test_medians_by_tag(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     for tag, clock in [("a", 1500), ("b", 1900), ("a", 1600), ("b", 1910), ("a", 1980)]:
         nvml.sm_clock = clock
         telemetry.read(tag)
@@ -337,7 +338,7 @@ def test_medians_by_tag(nvml, torch):
 @pytest.mark.parametrize("bit", sorted(REASONS))
 def test_which_reasons_are_throttling(nvml, torch, bit):
     nvml.bits = bit
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.read().reasons == (REASONS[bit],)
     harmless = REASONS[bit] in ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
     assert telemetry.summary().throttled is not harmless
@@ -345,7 +346,7 @@ def test_which_reasons_are_throttling(nvml, torch, bit):
 
 
 def test_one_throttled_reading_marks_the_whole_and_tells_its_share(nvml, torch):
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     for bits in (0x1, 0x0, 0x4 | 0x1, 0x40):
         nvml.bits = bits
         telemetry.read()
@@ -356,7 +357,7 @@ def test_one_throttled_reading_marks_the_whole_and_tells_its_share(nvml, torch):
 
 def test_a_reason_of_the_future_is_kept_and_counts(nvml, torch):
     nvml.bits = 0x4 | 0x10000
-    telemetry = Telemetry("cuda")
+    telemetry = Telemetry(CUDA)
     assert telemetry.read().reasons == ("sw_power_cap", "unknown_0x10000")
     assert telemetry.summary().throttled
 

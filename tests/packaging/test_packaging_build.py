@@ -63,9 +63,9 @@ def test_a_library_of_an_older_build_does_not_survive(project: Project) -> None:
 LOAD = """
 import sys
 from pathlib import Path
-from hsbench import native
-native.LIB = Path(sys.argv[1])
-print(native.why_missing("cpu"), native.library("cpu").number("hsb_cpu_best_isa"), native.why_missing("cuda"))
+from hsbench.kernels import library
+library.LIB = Path(sys.argv[1])
+print(library.why_missing("cpu"), library.load("cpu").number("hsb_cpu_best_isa"), library.why_missing("cuda"))
 """
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hsbench import native
+from hsbench.kernels import library
 from tiny_project import CSRC, ROOT
 
 METADATA = "Metadata-Version: 2.1\nName: hsbench\nVersion: 0.1.0\n"
-WHY = "from hsbench import native; print(native.why_missing('cpu'), native.why_missing('cuda'), sep='\\n')"
+WHY = "from hsbench.kernels import library; print(library.why_missing('cpu'), library.why_missing('cuda'), sep='\\n')"
 LEAVE = "run the command `hsbench`, leave that folder, or start Python as `python -P`"
 
 
@@ -54,8 +54,8 @@ def both(tmp_path: Path) -> Both:
     lib = both.site / "hsbench" / "lib"
     lib.mkdir()
     shutil.copy(CSRC / "params.h", lib)
-    if native.why_missing("cpu") is None:
-        shutil.copy(native.LIB / "libhsbench_cpu.so", lib)
+    if library.why_missing("cpu") is None:
+        shutil.copy(library.LIB / "libhsbench_cpu.so", lib)
     else:
         (lib / "libhsbench_cpu.so").write_bytes(b"not an ELF file")
     for place in (both.site / "hsbench-0.1.0.dist-info", both.tree / "hsbench.egg-info"):  # a build leaves the latter
@@ -70,7 +70,7 @@ def told(both: Both, fault: str, remedy: str = LEAVE) -> str:
 
 
 def test_a_source_tree_without_libraries_is_named_with_what_it_hides(both: Both) -> None:
-    assert both.why()[0] == told(both, "in that tree the CPU library was not built")
+    assert both.why()[0] == told(both, "its CPU library was not built")
 
 
 def test_another_build_is_the_remedy_where_it_would_help(both: Both) -> None:
@@ -82,7 +82,7 @@ def test_another_build_is_the_remedy_where_it_would_help(both: Both) -> None:
 def test_a_source_tree_on_the_pythonpath_has_another_remedy(both: Both) -> None:
     """No ``python -P`` and no other folder would help."""
     assert both.why("-P", path=(both.tree,))[0] == told(
-        both, "in that tree the CPU library was not built", f"take {both.tree} off PYTHONPATH"
+        both, "its CPU library was not built", f"take {both.tree} off PYTHONPATH"
     )
 
 
@@ -102,14 +102,14 @@ def test_a_library_left_in_the_tree_that_does_not_load(both: Both) -> None:
     shutil.copytree(both.site / "hsbench" / "lib", both.tree / "hsbench" / "lib")
     (both.tree / "hsbench" / "lib" / "libhsbench_cpu.so").write_bytes(b"old")
     said = both.why()[0]
-    assert said.startswith(told(both, "in that tree the CPU library does not load (").partition(": ")[0])
+    assert said.startswith(told(both, "its CPU library does not load (").partition(": ")[0])
     assert said.endswith(f": {LEAVE}")
 
 
 def test_a_command_says_so(both: Both) -> None:
     done = both.python("-m", "hsbench", "decode", "--device", "cpu", "--seq", "128", "--methods", "hierarchical")
     assert done.returncode == 4
-    assert told(both, "in that tree the CPU library was not built") in " ".join((done.stdout + done.stderr).split())
+    assert told(both, "its CPU library was not built") in " ".join((done.stdout + done.stderr).split())
 
 
 # ---- Tests of it -------------------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def tests(both: Both) -> Both:
     shutil.copy(ROOT / "tests" / "conftest.py", folder)
     shutil.copy(ROOT / "pyproject.toml", both.tree)
     (folder / "test_one.py").write_text(
-        "import pytest\nfrom hsbench import native\n"
-        "@pytest.mark.skipif(native.why_missing('cpu') is not None, reason='no library')\n"
+        "import pytest\nfrom hsbench.kernels import library\n"
+        "@pytest.mark.skipif(library.why_missing('cpu') is not None, reason='no library')\n"
         "def test_one(): pass\n"
     )
     return both
@@ -138,7 +138,7 @@ def test_tests_of_a_tree_without_libraries_fail(tests: Both) -> None:
     assert "`pytest`, not `python -m pytest`" in done.stderr
 
 
-@pytest.mark.skipif(native.why_missing("cpu") is not None, reason=str(native.why_missing("cpu")))
+@pytest.mark.skipif(library.why_missing("cpu") is not None, reason=str(library.why_missing("cpu")))
 def test_tests_of_the_installation_run(tests: Both) -> None:
     done = tests.python("-P", *PYTEST)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

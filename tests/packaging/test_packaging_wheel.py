@@ -51,20 +51,20 @@ def test_the_wheel_holds_every_module_and_the_profiles(installed: Path, python_i
     names = sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
     assert len(names) >= 3
     assert sorted(path.stem for path in (installed / "hsbench" / "profiles").glob("*.toml")) == names
-    code = "import hsbench.workload as w; print(w.__file__); print(*sorted(w.load_profiles()), sep='\\n')"
+    code = "import hsbench.problem.workload as w; print(w.__file__); print(*sorted(w.load_profiles()), sep='\\n')"
     file, *loaded = python_in(code).splitlines()
     assert Path(file).is_relative_to(installed) and sorted(loaded) == names
 
 
 @needs_build_tools
 def test_without_any_library_the_package_says_what_to_do(python_in: Callable[[str], str]) -> None:
-    said = python_in("from hsbench import native; print(native.why_missing('cpu'))")
+    said = python_in("from hsbench.kernels import library; print(library.why_missing('cpu'))")
     assert "\n" not in said and "pip install" in said
 
 
 def test_the_profiles_are_found_from_here() -> None:
     """From wherever the package under test lies, installed or in its source tree."""
-    from hsbench.workload import load_profiles
+    from hsbench.problem.workload import load_profiles
 
     assert {"Llama-3.1-8B", "Qwen3-8B"} <= set(load_profiles())
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 import hsbench
+from hsbench.kernels.device import CPU
+from hsbench.machine.software import find_tool
 from hsbench.measure.ranges import DOMAIN
 from hsbench.profiling import Job, Nsys
 from hsbench.profiling.base import ProfilerError, run_tool
-from hsbench.software import find_tool
 
 SHAPE = ("--seq", "1k", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--device", "cpu", "--time", "0.05")
 METHODS = ("sdpa:flash", "sdpa:math")
@@ -67,14 +68,14 @@ def test_a_report_of_a_run_on_the_cpu_holds_our_ranges(nsys: Nsys, tmp_path: Pat
 
 
 def test_a_run_whose_ranges_do_not_arrive_is_an_error(nsys: Nsys, tmp_path: Path) -> None:
-    job = Job((sys.executable, "-c", "pass"), tmp_path / "nothing-s0.5", nsys.suffix, ("dense",), "cpu")
+    job = Job((sys.executable, "-c", "pass"), tmp_path / "nothing-s0.5", nsys.suffix, ("dense",), CPU)
     with pytest.raises(ProfilerError, match="none of hsbench's ranges reached it") as caught:
         nsys.make(job)
     assert str(job.report) in str(caught.value)
 
 
 def test_a_report_without_our_ranges_is_an_error(nsys: Nsys, tmp_path: Path) -> None:
-    job = Job((sys.executable, "-c", "pass"), tmp_path / "others-s0.5", nsys.suffix, ("dense",), "cpu")
+    job = Job((sys.executable, "-c", "pass"), tmp_path / "others-s0.5", nsys.suffix, ("dense",), CPU)
     options = ["--trace=nvtx,osrt", "--sample=none", "--cpuctxsw=none", f"--output={job.stem}"]
     command = [nsys.path, "profile", *options, *job.command]
     code, output = run_tool(command)  # not into a pipe: nsys leaves a service running that would hold it open

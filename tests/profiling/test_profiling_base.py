@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hsbench.problem.workload import make_workload
 from hsbench.profiling import report_stem, unused_stem
 from hsbench.profiling.base import ProfilerError, ask, remove_reports, run_tool
-from hsbench.workload import make_workload
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hsbench import measure
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.profiling import child
 
 PREPARED, RUN = "prepared", "run"
@@ -31,10 +32,10 @@ def sample(log: list[str], profiler: str, rounds: int, *, fails: bool = False) -
 
     measure.sample_in_turn(
         [measure.Subject("sdpa:flash", run, lambda: log.append(PREPARED))],
-        measure.ProfiledClock("cuda"),
+        measure.ProfiledClock(CUDA),
         measure.StopRule(rounds, rounds, target=0.0),
         warmup=0 if fails else 1,
-        capture=child.recording(child.Orders(profiler, rounds, Path("unused")), "cuda"),
+        capture=child.recording(child.Orders(profiler, rounds, Path("unused")), CUDA),
     )
 
 
@@ -69,7 +70,7 @@ def test_on_the_cpu_a_range_takes_the_place_of_cuda(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     with (
         measure.recorder() as recorder,
-        child.recording(child.Orders("nsys", 1, Path("unused")), "cpu"),
+        child.recording(child.Orders("nsys", 1, Path("unused")), CPU),
         measure.annotate("sample"),
     ):
         pass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.profiling.base import ProfilerError
 from hsbench.profiling.ncu import parse_raw
 from hsbench.profiling.nsys_export import read_export
@@ -77,13 +78,13 @@ def change(export: Path, sql: str) -> None:
 
 def test_kernels_of_nsys_by_method(export: Path) -> None:
     """The memset and the fill, which lie in no sample, are left out, and so are ranges of another domain."""
-    has_ranges, lines = read_export(export, "cuda")
+    has_ranges, lines = read_export(export, CUDA)
     assert has_ranges and told(lines) == EXPECTED
 
 
 def test_calls_into_the_os_by_method(export: Path) -> None:
     """Of the thread that ran the samples; a call inside a call is part of it."""
-    has_ranges, lines = read_export(export, "cpu")
+    has_ranges, lines = read_export(export, CPU)
     unseen = "outside the OS (compiled code, Python)"
     assert has_ranges and told(lines) == [
         ("dense", unseen, 2, 2 * 2850.0 - 285),
@@ -95,7 +96,7 @@ def test_calls_into_the_os_by_method(export: Path) -> None:
 
 def test_nsys_without_calls_into_the_os(export: Path) -> None:
     change(export, "DROP TABLE OSRT_API")
-    assert [(line.method, line.calls) for line in read_export(export, "cpu")[1]] == [("dense", 2), ("sdpa:flash", 1)]
+    assert [(line.method, line.calls) for line in read_export(export, CPU)[1]] == [("dense", 2), ("sdpa:flash", 1)]
 
 
 def test_nsys_keeps_a_domains_name_with_the_strings(export: Path) -> None:
@@ -104,7 +105,7 @@ def test_nsys_keeps_a_domains_name_with_the_strings(export: Path) -> None:
         "INSERT INTO StringIds VALUES (30, 'hsbench');"
         "UPDATE NVTX_EVENTS SET text = NULL, textId = 30 WHERE text = 'hsbench'",
     )
-    assert told(read_export(export, "cuda")[1]) == EXPECTED
+    assert told(read_export(export, CUDA)[1]) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,13 @@ def test_nsys_keeps_a_domains_name_with_the_strings(export: Path) -> None:
 )
 def test_nsys_without_ranges_or_without_cuda(export: Path, sql: str, expected: tuple[bool, list[Line]]) -> None:
     change(export, sql)
-    assert read_export(export, "cuda") == expected
+    assert read_export(export, CUDA) == expected
 
 
 def test_an_export_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no database, and longer than the head of one would be: " + 99 * "x")
     with pytest.raises(ProfilerError, match="cannot be read"):
-        read_export(tmp_path / "x", "cuda")
+        read_export(tmp_path / "x", CUDA)
 
 
 # ---- ncu ---------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_operators_count_without_what_they_call() -> None:
         event("cpu_op", "aten::copy_", 110, 80, tid=2),  # another thread's
         {"ph": "i", "name": "no duration", "ts": 3},
     ]
-    assert told(parse_trace([*events, *RANGES], "cpu")) == [
+    assert told(parse_trace([*events, *RANGES], CPU)) == [
         ("dense", "outside torch (compiled code, Python)", 1, 60),
         ("sdpa:math", "aten::bmm", 2, 50),
         ("sdpa:math", "aten::matmul", 1, 20),
@@ -180,14 +181,14 @@ def test_kernels_count_where_they_were_launched() -> None:
         event("kernel", "flash_fwd", 620, 40, tid=7, correlation=3),
         event("kernel", "unknown", 700, 40, tid=7, correlation=4),
     ]
-    assert told(parse_trace([*events, *RANGES], "cuda")) == [
+    assert told(parse_trace([*events, *RANGES], CUDA)) == [
         ("dense", "decode_kernel", 1, 90),
         ("sdpa:math", "flash_fwd", 1, 40),
     ]
 
 
 def test_a_sample_outside_a_method_is_none() -> None:
-    assert parse_trace([event("user_annotation", "sample", 0, 10)], "cpu") == []
+    assert parse_trace([event("user_annotation", "sample", 0, 10)], CPU) == []
 
 
 # ---- As it is shown ----------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hsbench.report import Peak, Record, Report, Result
-from hsbench.workload import Workload
+from hsbench.problem.workload import Workload
+from hsbench.results import Peak, Record, Report, Result
 
 LONG_REASON = (
     "the estimate of 34.0 GiB does not fit the 15.2 GiB of free memory; pass a smaller --seq or --batch, or "
@@ -43,7 +43,7 @@ def make_workload(**changes: Any) -> Workload:
         tensors="gaussian",
         seed=0,
     )
-    return Workload(**{**shape, **changes})
+    return Workload.from_dict({**shape, **changes})
 
 
 def timed(workload: Workload, method: str, time_us: float, memory: dict[str, int], **columns: Any) -> Result:

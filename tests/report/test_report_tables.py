@@ -6,7 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from hsbench.report import Peak, console_for, markdown, render, render_sweep
+from hsbench.report import console_for, markdown, render, render_sweep
+from hsbench.results import Peak
 
 
 def printed(*reports, width=100, show=render, **options) -> str:
@@ -21,9 +22,7 @@ def line_of(text: str, method: str) -> str:
 
 def spread_out(report):
     """Every kind of row at its widest."""
-    source = report(
-        tensors="/data/captures/llama-3.1-8b-long-context.safetensors#layers.12", sink=64, local=256
-    )
+    source = report(tensors="/data/captures/llama-3.1-8b-long-context.safetensors#layers.12", sink=64, local=256)
     for result in source.results:
         result.record.throttled, result.record.baseline = True, "sdpa:mem-efficient-rows"
         result.record.sm_clock_mhz, result.record.power_w = 1410.0, 698.2
@@ -138,9 +137,7 @@ def test_reasons_stand_in_place_of_numbers_and_wrap_beside_the_name(report):
 
 def test_a_failed_check_is_loud_and_has_no_speedup(report, row_failed):
     source = report()
-    wrong = row_failed(
-        source.workload, "hierarchical", "incorrect", "above the limit of 1e-3", rel_error=0.31
-    )
+    wrong = row_failed(source.workload, "hierarchical", "incorrect", "above the limit of 1e-3", rel_error=0.31)
     wrong.record.speedup = 9.87
     wrong.record.baseline = "dense"
     source.results[4] = wrong
@@ -280,9 +277,7 @@ def test_an_interrupted_run_says_so(report, row_failed):
     source.results[5] = row_failed(source.workload, "unstructured", "interrupted", None)
     text = printed(source)
     assert re.search(r"^unstructured +interrupted$", text, re.MULTILINE)
-    assert "the run was interrupted" in text and "the run was interrupted" in printed(
-        source, show=render_sweep
-    )
+    assert "the run was interrupted" in text and "the run was interrupted" in printed(source, show=render_sweep)
 
 
 def test_piped_output_is_plain_and_as_wide_as_it_needs(report, monkeypatch):
@@ -327,9 +322,7 @@ def test_sweep(report, row_failed):
     text = printed(*cells, last, show=render_sweep)
     assert max(map(len, text.splitlines())) <= 100, text
     rows = [line for line in text.splitlines() if line.startswith(("decode", "prefill"))]
-    assert (
-        " ".join(rows[0].split()) == "decode 8k 0.5 dense 7.40 ms 7.50 ms ~0.99x 1.78x 7.35 ms ~1.01x 1.60x"
-    )
+    assert " ".join(rows[0].split()) == "decode 8k 0.5 dense 7.40 ms 7.50 ms ~0.99x 1.78x 7.35 ms ~1.01x 1.60x"
     assert re.search(r"32k .* 1\.23x ", rows[1])
     assert re.search(r"^prefill +128k .* 0\.93x .* unsupported$", rows[2])
     flat = " ".join(text.split())

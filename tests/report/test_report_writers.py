@@ -13,8 +13,9 @@ import textwrap
 import pytest
 
 from hsbench.errors import UsageError
-from hsbench.report import COLUMNS, FORMATS, Record, markdown, writer_for
+from hsbench.report import FORMATS, markdown, writer_for
 from hsbench.report.writers import CsvWriter, JsonWriter
+from hsbench.results import COLUMNS, Record
 
 
 class Pipe(io.StringIO):
@@ -194,7 +195,8 @@ def test_json_survives_a_kill(tmp_path):
     path = tmp_path / "out.json"
     script = """
         import os, signal, sys
-        from hsbench.report import Record, Result, writer_for
+        from hsbench.report import writer_for
+        from hsbench.results import Record, Result
         shape = dict(phase="decode", device="cpu", workload="w", batch=1, q_heads=8, kv_heads=8, head_dim=64,
                      dtype="fp16", q_len=1, seq=64, key_sparsity=0.5, value_sparsity=0.5, status="ok")
         with open(sys.argv[1], "w") as stream, writer_for("json", stream) as writer:
@@ -203,9 +205,7 @@ def test_json_survives_a_kill(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(path)], env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     document = json.loads(path.read_text())
     assert [row["method"] for row in document["rows"]] == ["dense", "hierarchical"]

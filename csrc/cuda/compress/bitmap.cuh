@@ -1,4 +1,4 @@
-// MUSTAFAR's bitmap format (hsbench/formats/bitmap.py): which elements of a token to keep, where their values go, and
+// MUSTAFAR's bitmap format (hsbench/cache/bitmap.py): which elements of a token to keep, where their values go, and
 // the values themselves.
 #pragma once
 

@@ -1,0 +1,1 @@
+"""Attention over a cache: the kernels' calls, and the fp32 reference."""

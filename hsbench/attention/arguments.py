@@ -1,0 +1,133 @@
+"""What the public API takes. Every argument is checked here, at the door, and comes out as the rest of hsbench wants
+it: plain contiguous tensors, Python numbers. Nothing behind it checks these again."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.errors import UnavailableError, UsageError
+from hsbench.kernels import forks
+
+_ALIGNMENT = 16
+"""Bytes: the vector loads of CUDA kernels."""
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """``value`` as a plain tensor: contiguous, aligned, with no lazy negation or conjugation; itself if it is one.
+
+    Raises:
+        UsageError: no tensor, a subclass, not strided, quantised, one that wants a gradient, or one without memory.
+        UnavailableError: on a CUDA device, in a forked process.
+    """
+    _check_kind(name, value)
+    if value.is_cuda and torch.cuda._is_in_bad_fork():
+        remedy = 'start it with multiprocessing.get_context("spawn") instead'
+        raise UnavailableError(f"{name} is on {value.device}, which a forked process cannot use: {remedy}")
+    if value.device.type == "meta" or not value.numel():
+        return value  # refused by what looks at devices and shapes
+    try:
+        address = value.data_ptr()
+    except RuntimeError:  # inside of a transform
+        address = 0
+    if not address:
+        remedy = "give one that holds its values, outside of torch.func's transforms"
+        raise UsageError(name, "without memory of its own", remedy)
+    plain = value.detach()
+    if plain.is_neg() or plain.is_conj() or not plain.is_contiguous():
+        with forks.torch_operations():
+            return plain.resolve_conj().resolve_neg().contiguous()
+    return plain.clone() if plain.is_cuda and address % _ALIGNMENT else plain
+
+
+def cache(name: str, value: Any) -> HierarchicalKV:
+    """``value``, if it is a compressed cache.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(value, HierarchicalKV):
+        return value
+    remedy = "not a compressed cache; give what hsbench.compress(k, v) returned"
+    raise UsageError(name, f"of type {_type(value)}", remedy)
+
+
+def sparsity(name: str, value: Any) -> float:
+    """``value`` as a share of elements, 0 to 0.5.
+
+    Raises:
+        UsageError: outside of that, NaN, or no number.
+    """
+    remedy = "2:4 prunes at most half: give 0 to 0.5"
+    if not _is_number(value, Real):
+        raise UsageError(name, _shown(value), f"not a number; {_item(name, value) or remedy}")
+    if not 0 <= value <= 0.5:
+        raise UsageError(name, value, remedy)
+    return float(value)
+
+
+def tokens(name: str, value: Any) -> int:
+    """``value`` as a number of tokens, 0 or more.
+
+    Raises:
+        UsageError: negative, or no whole number.
+    """
+    remedy = "give a number of tokens, 0 or more"
+    if not _is_number(value, Integral):
+        raise UsageError(name, _shown(value), f"not a whole number; {_item(name, value) or remedy}")
+    if value < 0:
+        raise UsageError(name, value, remedy)
+    return int(value)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Python's and NumPy's; a bool is a number to Python, but hardly meant as one."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(name, f"of type {_type(value)}", f"not a tensor; {_tensor_remedy(name, value)}")
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        # What a subclass keeps, and where, only it knows.
+        remedy = f"give {name}.as_subclass(torch.Tensor), or what it converts itself to"
+        raise UsageError(name, f"of type {_type(value)}", f"not a plain tensor; {remedy}")
+    if value.is_nested:
+        raise UsageError(name, "nested", "needs one length for all; give one sequence at a time")
+    if value.layout != torch.strided:
+        raise UsageError(name, f"of layout {value.layout}", f"needs a strided tensor; give {name}.to_dense()")
+    if value.is_quantized:
+        raise UsageError(name, "quantised", f"needs torch.float16 or torch.bfloat16; give {name}.dequantize().half()")
+    if value.requires_grad and torch.is_grad_enabled():
+        remedy = f"the kernels have no backward; give {name}.detach(), or call under torch.no_grad()"
+        raise UsageError(name, "that requires a gradient", remedy)
+
+
+def _tensor_remedy(name: str, value: Any) -> str:
+    if isinstance(value, HierarchicalKV):
+        return f"a compressed cache comes second: decode(q, kv), prefill(q, kv); give the tensor {name}"
+    if _type(value) == "numpy.ndarray":
+        return f"give torch.from_numpy({name})"
+    return f"give torch.from_dlpack({name})" if hasattr(type(value), "__dlpack__") else "give a torch.Tensor"
+
+
+def _item(name: str, value: Any) -> str:
+    """The remedy for a number in a box, such as a tensor without dimensions."""
+    boxed = not isinstance(value, Real) and hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    return f"give {name}.item()" if boxed else ""
+
+
+def _type(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _shown(value: Any) -> str:
+    """A value in few words, on one line."""
+    if value is None or isinstance(value, bool | float):
+        return str(value)
+    return repr(value) if isinstance(value, str) and len(value) <= 40 else f"of type {_type(value)}"

@@ -1,0 +1,123 @@
+"""Calls of the native attention kernels: checks, workspace, parameters. Shared by the public API and the methods."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.bitmap import BitmapKV
+from hsbench.cache.hierarchical import DTYPES, HierarchicalKV
+from hsbench.errors import UnsupportedError
+from hsbench.kernels import architectures, library
+
+MAX_GROUP = 16
+"""Query heads per kv head that the kernels take."""
+
+
+def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    """Raises :class:`UnsupportedError` unless ``q [batch, q_heads, q_len, head_dim]`` fits the cache."""
+    batch, kv_heads, seq, head_dim = kv_shape
+    if q.device != device:
+        raise UnsupportedError(f"q is on {q.device}, but the cache on {device}: give q.to('{device}')")
+    if q.dtype != dtype:
+        raise UnsupportedError(f"q is {q.dtype}, but the cache {dtype}: give q.to({dtype})")
+    if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != head_dim:
+        raise UnsupportedError(f"q is {list(q.shape)}: this cache needs [{batch}, q_heads, q_len, {head_dim}]")
+    if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= MAX_GROUP:
+        raise UnsupportedError(f"q has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
+    if not 1 <= q.shape[2] <= seq:
+        raise UnsupportedError(f"q has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
+
+
+class NativeCall:
+    """One attention operation bound to its tensors: workspace and outputs are made once, ``run()`` only computes.
+
+    Args:
+        operation, struct: names in csrc/api.h and csrc/params.h.
+        operands: K and V, by the names of their fields.
+        fields: what only this operation's struct has.
+
+    Attributes:
+        out: ``[batch, q_heads, q_len, head_dim]`` in q's dtype, written by each run.
+        lse: fp32 ``[batch, q_heads, q_len]``, natural log.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        struct: str,
+        q: Tensor,
+        kv_shape: tuple[int, int, int, int],
+        operands: dict[str, Any],
+        **fields: int,
+    ) -> None:
+        self._q = q.contiguous()
+        self._operands = operands  # keeps the pools alive
+        batch, q_heads, q_len, head_dim = q.shape
+        self.out = torch.empty_like(self._q)
+        self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
+        params = library.make(
+            struct,
+            batch=batch,
+            q_heads=q_heads,
+            kv_heads=kv_shape[1],
+            head_dim=head_dim,
+            seq=kv_shape[2],
+            dtype=DTYPES[q.dtype],
+            scale=1.0 / math.sqrt(head_dim),
+            q=self._q,
+            out=self.out,
+            lse=self.lse,
+            **library.on_device(q.device),
+            **fields,
+            **{name: operand.params() for name, operand in operands.items()},
+        )
+        self._native = library.Operation(operation, q.device, params)
+
+    def run(self) -> None:
+        """Computes ``out`` and ``lse``."""
+        self._native.run()
+
+
+def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
+    """Decode over pages; ``q [batch, q_heads, 1, head_dim]``."""
+    check_query(q, kv.shape, kv.dtype, kv.device)
+    if q.shape[2] != 1:
+        raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
+    return NativeCall("decode", "hsb_decode_params", q, kv.shape, {"k": kv.k, "v": kv.v})
+
+
+def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
+    """Decode over bitmaps; ``q [batch, q_heads, 1, head_dim]``."""
+    return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
+
+
+def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> NativeCall:
+    """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
+    names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
+    check_query(q, kv.shape, kv.dtype, kv.device)
+    operands = {"k": kv.k, "v": kv.v}
+    fields = {"q_len": q.shape[2], "path": library.PATHS[path]}
+    return NativeCall("prefill", "hsb_prefill_params", q, kv.shape, operands, **fields)
+
+
+def why_not_path(path: str) -> str | None:
+    """Why the current GPU cannot run a CUDA prefill kernel, with the remedy; None if it can."""
+    if path != "sm90":
+        return None
+    otherwise = "ask for sm80, or name no kernel"
+    major, minor = torch.cuda.get_device_capability()
+    if major != 9:
+        needs = "the sm90 kernel needs an NVIDIA GPU of compute capability 9.x (H100, H200)"
+        return f"{needs}, this one has {major}.{minor}: {otherwise}"
+    told = library.load("cuda").text("hsb_cuda_architectures")
+    held = [] if told is None else architectures.parse(told)
+    if told is not None and not any(code.feature == "a" and code.runs_on((major, minor)) for code in held):
+        names = ", ".join(code.name for code in held) or "none"
+        rebuild = f"CUDAARCHS={major}{minor}a-real pip install --force-reinstall --no-deps ."
+        needs = f"the sm90 kernel needs code for sm_{major}{minor}a, and this library was built for {names}"
+        return f"{needs}: rebuild with `{rebuild}` in hsbench's source folder, {otherwise}"
+    return None

@@ -1,0 +1,1 @@
+"""How K and V are kept: what is dropped (``prune`` is the definition), and how the rest is stored."""

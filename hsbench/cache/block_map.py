@@ -1,0 +1,39 @@
+"""Entries of a block map: which kind of page a block is, and its slot among the pages of that kind.
+
+An entry is ``slot << HSB_KIND_BITS | kind``, as ``csrc/params.h`` declares it and ``csrc/block_map.h`` computes it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from hsbench.kernels import library
+
+
+class BlockKind(IntEnum):
+    """hsb_block_kind: how a block of 64 tokens is stored."""
+
+    DENSE = 0
+    SPARSE_2_4 = 1
+
+
+def _bits() -> int:
+    return library.constants()["HSB_KIND_BITS"]
+
+
+def entries_of(slots: Tensor, kinds: Tensor | BlockKind) -> Tensor:
+    """Map entries, int32, of slots (integers) and their kinds (integers or booleans, or one for all)."""
+    return (slots << _bits() | kinds).to(torch.int32)
+
+
+def slots_of(entries: Tensor) -> Tensor:
+    """int64, like ``entries`` in shape."""
+    return (entries >> _bits()).to(torch.int64)
+
+
+def is_kind(entries: Tensor, kind: BlockKind) -> Tensor:
+    """bool, like ``entries`` in shape: which blocks are stored so."""
+    return entries & ((1 << _bits()) - 1) == kind

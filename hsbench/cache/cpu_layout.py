@@ -1,0 +1,125 @@
+"""The CPU page, defined in torch: one 64-token block of K or V for one kv head, as the kernels' SIMD stream.
+
+Both products are ``y[lane] += sum over c of A[lane, c] * x[c]``: for K, lanes are tokens and c is the head dim; for V,
+lanes are head dims and c is the token. A page is a row of tiles of 32 lanes x 64 steps of c (lane tile outer, c tile
+inner). ``csrc/cpu/page.h`` draws the bytes of a tile:
+
+- dense, 4096 bytes: for each c, 32 lanes of 16-bit values;
+- 2:4, 2240 bytes: 48 bits of pattern a lane (16 groups of 4 steps, one of 6 patterns each, 3 bits), then for each
+  group and kept slot 32 lanes of values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+
+LANES = 32
+STEPS = 64
+GROUPS = STEPS // 4
+PATTERN_BYTES = 192
+DENSE_TILE_BYTES = STEPS * LANES * 2
+SPARSE_TILE_BYTES = PATTERN_BYTES + GROUPS * 2 * LANES * 2
+PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+"""Kept positions by pattern code."""
+
+_WORD_GROUPS = 10  # codes 0..9 in `low`; 10..14 in a half of `high`; code 15 in the bits that both have left
+
+
+def tiles_per_page(head_dim: int) -> int:
+    return BLOCK * head_dim // (LANES * STEPS)
+
+
+def dense_page_bytes(head_dim: int) -> int:
+    return tiles_per_page(head_dim) * DENSE_TILE_BYTES
+
+
+def sparse_page_bytes(head_dim: int) -> int:
+    return tiles_per_page(head_dim) * SPARSE_TILE_BYTES
+
+
+def metadata_bytes(head_dim: int) -> int:
+    """Pattern bytes within one 2:4 page."""
+    return tiles_per_page(head_dim) * PATTERN_BYTES
+
+
+def pack_dense(blocks: Tensor, operand: Operand) -> Tensor:
+    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``."""
+    steps_first = _to_tiles(blocks, operand).mT.contiguous()
+    return steps_first.view(torch.uint8).reshape(blocks.shape[0], -1)
+
+
+def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """``[pages, 64, head_dim]`` from what :func:`pack_dense` made."""
+    tiles = pages.contiguous().view(dtype).reshape(pages.shape[0], -1, STEPS, LANES).mT
+    return _from_tiles(tiles, operand, head_dim)
+
+
+def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
+    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs."""
+    pages = blocks.shape[0]
+    groups = _to_tiles(blocks, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
+    keep = keep_2_of_4(groups, -1)
+    bits = (keep.to(torch.int64) << torch.arange(4, device=blocks.device)).sum(-1)
+    code_of_bits = torch.zeros(16, dtype=torch.int64, device=blocks.device)
+    for code, (i, j) in enumerate(PATTERNS):
+        code_of_bits[1 << i | 1 << j] = code
+    codes = code_of_bits[bits]  # [pages, tiles, lanes, groups]
+    kept = torch.gather(groups, -1, torch.tensor(PATTERNS, device=blocks.device)[codes])
+    values = kept.movedim(2, -1).contiguous()  # [pages, tiles, groups, slots, lanes]
+    parts = (_pattern_words(codes), values)
+    return torch.cat([part.view(torch.uint8).flatten(2) for part in parts], -1).reshape(pages, -1)
+
+
+def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
+    tiles = pages.reshape(pages.shape[0], -1, SPARSE_TILE_BYTES)
+    codes = _pattern_codes(tiles[..., :PATTERN_BYTES].contiguous().view(torch.int32))
+    values = tiles[..., PATTERN_BYTES:].contiguous().view(torch.int16).unflatten(-1, (GROUPS, 2, LANES))
+    slots = [values[..., slot, :].contiguous() for slot in range(2)]
+    # Bit masks by pattern code, all ones where a slot's value goes to a position: far faster here than a scatter.
+    positions = [[[-(at == i), -(at == j)] for i, j in PATTERNS] for at in range(4)]
+    masks, flat = torch.tensor(positions, dtype=torch.int16, device=pages.device), codes.flatten()
+
+    def step(at: int) -> Tensor:
+        low, high = (masks[at, :, slot].index_select(0, flat).view(codes.shape) & slots[slot] for slot in range(2))
+        return low | high
+
+    groups = torch.stack([step(at) for at in range(4)], -2)  # [pages, tiles, groups, 4, lanes]
+    return _from_tiles(groups.view(dtype).flatten(2, 3).mT, operand, head_dim)
+
+
+def _to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
+    """``[pages, 64, head_dim]`` to ``[pages, tiles, lanes, steps]``."""
+    matrix = blocks if operand == "k" else blocks.mT
+    tiles = matrix.unflatten(-1, (-1, STEPS)).unflatten(-3, (-1, LANES))  # [pages, lane tile, lane, c tile, c]
+    return tiles.transpose(-3, -2).flatten(1, 2)
+
+
+def _from_tiles(tiles: Tensor, operand: Operand, head_dim: int) -> Tensor:
+    steps = head_dim if operand == "k" else BLOCK
+    matrix = tiles.unflatten(1, (-1, steps // STEPS)).transpose(-3, -2).flatten(-2).flatten(1, 2)
+    return (matrix if operand == "k" else matrix.mT).contiguous()
+
+
+def _pattern_words(codes: Tensor) -> Tensor:
+    """3-bit codes ``[pages, tiles, 32 lanes, 16 groups]`` to int32 ``[pages, tiles, 48]``: low[32], high[16]."""
+    shifts = 3 * torch.arange(_WORD_GROUPS, device=codes.device)
+    last = codes[..., -1]
+    low = (codes[..., :_WORD_GROUPS] << shifts).sum(-1) | (last & 3) << 30
+    half = (codes[..., _WORD_GROUPS:-1] << shifts[: GROUPS - 1 - _WORD_GROUPS]).sum(-1) | (last >> 2) << 15
+    high = half[..., :16] | half[..., 16:] << 16
+    words = torch.cat([low, high], -1)
+    return (words - ((words >> 31) << 32)).to(torch.int32)  # the same 32 bits, as a signed number
+
+
+def _pattern_codes(words: Tensor) -> Tensor:
+    """The inverse of :func:`_pattern_words`, with groups before lanes: ``[pages, tiles, 16 groups, 32 lanes]``."""
+    low, high = words[..., :LANES], words[..., LANES:]
+    half = torch.cat([high, high >> 16], -1)  # of the upper half word only its low 16 bits are looked at
+    codes = [low >> 3 * group & 7 for group in range(_WORD_GROUPS)]
+    codes += [half >> 3 * group & 7 for group in range(GROUPS - 1 - _WORD_GROUPS)]
+    codes += [low >> 30 & 3 | (half >> 15 & 1) << 2]
+    return torch.stack(codes, -2)

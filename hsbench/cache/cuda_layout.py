@@ -1,0 +1,126 @@
+"""The CUDA page, defined in torch: one 64-token block of K or V for one kv head, as the tensor cores read it.
+
+Each operand is the matrix A of its product, ``[rows, cols]`` with cols the contraction: K itself (tokens x head_dim),
+and V transposed (head_dim x tokens). ``csrc/cuda/page.cuh`` draws the bytes:
+
+- dense: panels of 64 cols, row-major, 128 bytes a row, the 16-byte chunks of a row swizzled;
+- 2:4: the kept values ``[rows, cols / 2]``, swizzled likewise, then the metadata in the register order of
+  ``mma.sp.m16n8k32``: per strip of 16 rows and pair of k32 steps, 32 lanes of 32 bits.
+
+Works on tensors of any device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+
+PANEL = 64
+"""Columns of a dense panel: 128 bytes."""
+
+CHUNK = 8
+"""Values that a swizzle moves together: 16 bytes."""
+
+STRIP = 16
+"""Rows of one mma."""
+
+PAIR_GROUPS = 16
+"""Groups of 4 that one row contributes to a strip's 32 metadata registers: two steps of 32 columns."""
+
+
+def dense_page_bytes(head_dim: int) -> int:
+    return BLOCK * head_dim * 2
+
+
+def metadata_bytes(head_dim: int) -> int:
+    """Metadata bytes within one 2:4 page."""
+    return BLOCK * head_dim // 8
+
+
+def sparse_page_bytes(head_dim: int) -> int:
+    return BLOCK * head_dim + metadata_bytes(head_dim)
+
+
+def pack_dense(blocks: Tensor, operand: Operand) -> Tensor:
+    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``."""
+    panels = _to_matrix(blocks, operand).unflatten(-1, (-1, PANEL)).transpose(1, 2)  # [pages, panel, row, 64]
+    return _bytes(_swizzled(panels))
+
+
+def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """``[pages, 64, head_dim]`` from what :func:`pack_dense` made."""
+    rows, cols = _matrix_shape(operand, head_dim)
+    panels = pages.contiguous().view(dtype).view(-1, cols // PANEL, rows, PANEL)
+    return _from_matrix(_swizzled(panels).transpose(1, 2).flatten(-2), operand)
+
+
+def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
+    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs."""
+    groups = _to_matrix(blocks, operand).unflatten(-1, (-1, 4))  # [pages, row, group, 4]
+    # A stable sort puts the positions of the two that stay first, in ascending order.
+    positions = (~keep_2_of_4(groups, -1)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
+    values = groups.gather(-1, positions).flatten(-2)
+    codes = positions[..., 0] | positions[..., 1] << 2
+    return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes))], -1)
+
+
+def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
+    rows, cols = _matrix_shape(operand, head_dim)
+    value_bytes = rows * cols
+    values = pages[:, :value_bytes].contiguous().view(dtype).view(-1, rows, cols // 2)
+    words = pages[:, value_bytes:].contiguous().view(torch.int32)
+    codes = _metadata_codes(words, rows, cols)
+    positions = torch.stack([codes & 3, codes >> 2], -1)
+    groups = torch.zeros(*codes.shape, 4, dtype=dtype, device=pages.device)
+    groups.scatter_(-1, positions, _swizzled(values).unflatten(-1, (-1, 2)))
+    return _from_matrix(groups.flatten(-2), operand)
+
+
+def _matrix_shape(operand: Operand, head_dim: int) -> tuple[int, int]:
+    return (BLOCK, head_dim) if operand == "k" else (head_dim, BLOCK)
+
+
+def _to_matrix(blocks: Tensor, operand: Operand) -> Tensor:
+    return blocks if operand == "k" else blocks.mT
+
+
+def _from_matrix(matrix: Tensor, operand: Operand) -> Tensor:
+    return (matrix if operand == "k" else matrix.mT).contiguous()
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8).flatten(1)
+
+
+def _swizzled(x: Tensor) -> Tensor:
+    """Swaps the chunks within each row of ``[..., rows, 64 or 32]``; its own inverse.
+
+    Rows of 128 bytes: chunk c goes to c ^ (row & 7). Rows of 64 bytes: to c ^ (row / 2 & 3).
+    """
+    rows, chunks = x.shape[-2], x.shape[-1] // CHUNK
+    row = torch.arange(rows, device=x.device).unsqueeze(-1)
+    key = row & 7 if chunks == 8 else row >> 1 & 3
+    source = torch.arange(chunks, device=x.device) ^ key  # [row, chunk]
+    split = x.unflatten(-1, (chunks, CHUNK))
+    return split.gather(-2, source.unsqueeze(-1).expand(split.shape)).flatten(-2)
+
+
+def _metadata_words(codes: Tensor) -> Tensor:
+    """4-bit codes ``[pages, rows, groups]`` to int32 ``[pages, strips, pairs, 32 lanes]``."""
+    # [page, strip, half of the strip, row of 8, pair, lane of the quad, group of 4]
+    split = codes.unflatten(-1, (-1, 4, 4)).unflatten(1, (-1, 2, 8))
+    # A lane's register: for each half of the strip (16 bits), 4 groups (4 bits each).
+    nibbles = split.permute(0, 1, 4, 3, 5, 2, 6).flatten(-2)  # [page, strip, pair, row of 8, quad lane, nibble]
+    words = (nibbles.to(torch.int64) << 4 * torch.arange(8, device=codes.device)).sum(-1).flatten(-2)
+    return (words - ((words >> 31) << 32)).to(torch.int32)  # the same 32 bits, as a signed number
+
+
+def _metadata_codes(words: Tensor, rows: int, cols: int) -> Tensor:
+    """The inverse of :func:`_metadata_words`: int64 ``[pages, rows, groups]``."""
+    lanes = words.view(-1, rows // STRIP, cols // 4 // PAIR_GROUPS, 8, 4).to(torch.int64)
+    nibbles = lanes.unsqueeze(-1) >> 4 * torch.arange(8, device=words.device) & 15
+    split = nibbles.unflatten(-1, (2, 4)).permute(0, 1, 5, 3, 2, 4, 6)
+    return split.flatten(4).flatten(1, 3)

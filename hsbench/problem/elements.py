@@ -1,0 +1,55 @@
+"""Element types: the one place that knows how large an element is and what each library calls it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Element:
+    """A type of stored or input elements.
+
+    Attributes:
+        name: as typed and reported, such as ``fp16``.
+        bits: of one element.
+        torch_name: torch's name, such as ``float16``.
+        safetensors_name: as a safetensors header says it.
+        code: the ``hsb_dtype`` of params.h.
+    """
+
+    name: str
+    bits: int
+    torch_name: str
+    safetensors_name: str
+    code: int
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of ``count`` elements, side by side."""
+        return -(-count * self.bits // 8)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The torch dtype."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FP16 = Element("fp16", 16, "float16", "F16", code=0)
+BF16 = Element("bf16", 16, "bfloat16", "BF16", code=1)
+
+INPUTS = {element.name: element for element in (FP16, BF16)}
+"""What q, k and v may be, by name, the one to take where nobody asks first."""
+
+
+def element_of(dtype: torch.dtype) -> Element | None:
+    """The element type of a torch dtype; None for one that hsbench has no kernels for."""
+    return next((element for element in INPUTS.values() if element.torch_dtype == dtype), None)

@@ -1,0 +1,1 @@
+"""From a plan to results: prepare, check, sample in turn, account; manifests and replay."""

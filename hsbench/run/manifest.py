@@ -1,0 +1,137 @@
+"""What a run leaves of itself, enough to repeat it: written beside a CSV, and within a JSON document.
+
+    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/3", "started": UTC, "command": [words],
+     "run": {"device", "methods" (asked for, or null), "settings",
+             "cells": [{"workload": {every field}, "methods": [names],
+                        "captured": null or {"path", "layer", "sha256"}}]},
+     "machine": {"cpu", "gpu"}, "versions", "libraries" (SHA-256), "git": {"commit", "dirty"} or null,
+     "environment": {switches that are set}}
+
+No host or user name is in it, but for what stands in a path that was typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsbench.cli.usage import COMMAND_LINE
+from hsbench.errors import UsageError
+from hsbench.kernels.device import CPU
+
+if TYPE_CHECKING:
+    from hsbench.cli.request import Cell, Plan
+
+SCHEMA = "hsbench-manifest/1"
+_NAME, _, _VERSION = SCHEMA.partition("/")
+
+#: Facts of the machine that a result depends on.
+_CPU = ("model", "cores", "threads", "isa", "governor")
+_GPU = ("name", "driver", "power_limit_w", "max_sm_clock_mhz", "ecc", "mig")
+
+
+def manifest_of(plan: Plan) -> dict[str, Any]:
+    """The manifest of a plan that is about to run."""
+    from hsbench.methods import find_methods
+    from hsbench.results import SCHEMA as ROWS_SCHEMA
+    from hsbench.run import experiment
+
+    def methods(cell: Cell) -> list[str]:
+        if cell.methods is not None:
+            return list(cell.methods)
+        return [method.name for method in find_methods(plan.methods, cell.workload.phase, plan.device)]
+
+    return {
+        "schema": SCHEMA,
+        "rows_schema": ROWS_SCHEMA,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["hsbench", *COMMAND_LINE.get()],
+        "run": {
+            "device": plan.device.kind,
+            "methods": plan.methods,
+            "settings": dataclasses.asdict(plan.settings),
+            "cells": [
+                {
+                    "workload": cell.workload.to_dict(),
+                    "methods": methods(cell),
+                    "captured": captured_source(cell),
+                }
+                for cell in plan.cells
+            ],
+        },
+        **experiment.surroundings(plan.device),
+    }
+
+
+def captured_source(cell: Cell) -> dict[str, Any] | None:
+    """Which captured tensors a cell has, and what they hold; None for synthetic ones."""
+    if cell.captured is None:
+        return None
+    path = cell.captured.path.resolve()
+    return {"path": str(path), "layer": cell.captured.layer, "sha256": cell.captured.sha256()}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest, or the one within a JSON document of results; only its kind and version are checked.
+
+    Raises:
+        UsageError: no such file, not a manifest, or a newer hsbench's.
+    """
+    remedy = "give the FILE.manifest.json or the JSON results of a run"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError("--replay", path, f"cannot be read ({error.strerror or error}); {remedy}") from error
+    except ValueError as error:  # not JSON, or not even text
+        raise UsageError("--replay", path, f"is not whole JSON; {remedy}") from error
+    if isinstance(document, dict) and str(document.get("schema")).startswith("hsbench/"):
+        document = document.get("manifest")
+    name, _, version = str(document.get("schema") if isinstance(document, dict) else None).partition("/")
+    if name != _NAME or not version.isdecimal():
+        raise UsageError("--replay", path, f"is no manifest of hsbench; {remedy}")
+    if int(version) > int(_VERSION):
+        raise UsageError("--replay", path, f"is of a newer hsbench ({name}/{version}, this one reads {SCHEMA}); update")
+    return document
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed between two manifests that may change a result, in words; not what was run."""
+    before, after = dict(_circumstances(then)), dict(_circumstances(now))
+    return [
+        f"{name} was {_word(before.get(name))}, is {_word(after.get(name))}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _circumstances(manifest: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def part(of: Any, name: str) -> dict[str, Any]:
+        found = of.get(name) if isinstance(of, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    device = part(manifest, "run").get("device")
+    yield "device", device
+    yield from part(manifest, "versions").items()
+    commit = part(manifest, "git")
+    if commit:
+        yield "commit", str(commit.get("commit"))[:12] + " with changes" * bool(commit.get("dirty"))
+    for name, digest in part(manifest, "libraries").items():
+        if name in ("abi", device):
+            yield ("ABI" if name == "abi" else f"libhsbench_{name}"), None if digest is None else str(digest)[:12]
+    machine = part(manifest, "machine")
+    yield from ((f"cpu {name}", part(machine, "cpu").get(name)) for name in _CPU)
+    if device != CPU.kind:
+        yield from ((f"gpu {name}", part(machine, "gpu").get(name)) for name in _GPU)
+    yield from part(manifest, "environment").items()
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "unset" if value is None else str(value)

@@ -1,0 +1,428 @@
+"""The matrix that every registered method goes through: small workloads of each kind, checked against fp32.
+
+A method added to the registry is tested here without a line about it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
+from hsbench.errors import UnsupportedError, UsageError
+from hsbench.kernels import library
+from hsbench.kernels.device import CPU, CUDA, Device
+from hsbench.methods import FAMILIES, check_methods, default_families, find_methods, rows_of
+from hsbench.methods.base import Method, Prepared
+from hsbench.problem.elements import INPUTS
+from hsbench.problem.inputs import Inputs
+from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
+from hsbench.problem.synthetic import make_inputs
+from hsbench.problem.workload import Workload, make_workload
+from hsbench.run import check
+
+DEVICES = [CPU] + [CUDA] * torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload of the matrix, apart from phase and dtype."""
+
+    heads: tuple[int, int]
+    head_dim: int
+    seq: int
+    q_len: int | None = None
+    batch: int = 1
+    sparsity: float = 0.5
+    sink: int = 0
+    local: int = 0
+    tensors: str = "gaussian"
+
+
+CASES = {
+    "decode": [
+        Case((4, 4), 64, seq=1, batch=2),
+        Case((8, 2), 128, seq=256),
+        Case((6, 2), 64, seq=65, batch=2),
+        Case((16, 1), 128, seq=400, sparsity=0.3, sink=70, local=10, tensors="outliers"),
+        Case((4, 2), 64, seq=640, sparsity=0.0),
+    ],
+    "prefill": [
+        Case((4, 2), 64, seq=65, batch=2),
+        Case((8, 2), 128, seq=200, sparsity=0.3, sink=1, local=1),
+        Case((2, 2), 64, seq=300, q_len=37),
+        Case((4, 1), 128, seq=130, q_len=1),
+        Case((4, 2), 64, seq=257, q_len=256, sparsity=0.25, tensors="outliers"),
+    ],
+}
+
+
+def make(phase: Phase, case: Case, dtype: str) -> Workload:
+    return make_workload(
+        phase.name,
+        batch=case.batch,
+        q_heads=case.heads[0],
+        kv_heads=case.heads[1],
+        head_dim=case.head_dim,
+        dtype=dtype,
+        seq=case.seq,
+        q_len=case.q_len,
+        sparsity=case.sparsity,
+        sink=case.sink,
+        local=case.local,
+        tensors=case.tensors,
+    )
+
+
+EVERY_METHOD = [
+    pytest.param(phase, device, method, id=f"{phase}-{device}-{method.name}")
+    for phase, device in itertools.product(PHASES.values(), DEVICES)
+    for family in FAMILIES
+    for method in rows_of(family, phase, device)
+]
+EVERY_RUN = [
+    pytest.param(*each.values, case, dtype, id=f"{each.id}-{case.seq}x{case.q_len or ''}x{case.head_dim}-{dtype}")
+    for each in EVERY_METHOD
+    for case in CASES[each.values[0].name]
+    for dtype in INPUTS
+]
+
+
+def can_run(method: Method, workload: Workload, device: Device) -> None:
+    """Skips, with the reason, what the method says that it cannot do."""
+    if reason := method.unsupported(workload, device) or method.unavailable(device):
+        pytest.skip(reason)
+
+
+def prepare(method: Method, workload: Workload, inputs: Inputs) -> Prepared:
+    try:
+        return method.prepare(workload, inputs)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+
+# ---- The matrix --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("phase", "device", "method", "case", "dtype"), EVERY_RUN)
+def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype: str) -> None:
+    workload = make(phase, case, dtype)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, str(device))
+    before = [x.clone() for x in (inputs.q, inputs.k, inputs.v)]
+    prepared = prepare(method, workload, inputs)
+
+    # The output: right after the first run, and again, as a sample is.
+    expected = check.expect(inputs, prepared.pruned, workload.seed)
+    for _ in range(2):
+        prepared.poison()
+        assert torch.isnan(prepared.out).all() and (prepared.lse is None or torch.isnan(prepared.lse).all())
+        prepared.run()
+        assert prepared.out.shape == inputs.q.shape and prepared.out.dtype == inputs.q.dtype
+        verdict = check.compare(expected, prepared.out, prepared.lse)
+        assert verdict.reason is None, verdict.reason
+    if prepared.lse is not None:
+        assert prepared.lse.shape == inputs.q.shape[:3] and prepared.lse.dtype == torch.float32
+    assert all(torch.equal(x, old) for x, old in zip((inputs.q, inputs.k, inputs.v), before, strict=True))
+
+    # What is stored: all of it counted, nothing empty, and the pruned tensors are what it holds.
+    assert prepared.kv_bytes == sum(prepared.memory.values()) > 0
+    assert all(isinstance(size, int) and size > 0 for size in prepared.memory.values())
+    pruned = [[prepared.pruned(b, h) for h in range(workload.kv_heads)] for b in range(workload.batch)]
+    if method.dense:
+        assert prepared.achieved_sparsity is None and prepared.compress is None
+        assert all(head is None for heads in pruned for head in heads), "dense methods attend to the inputs"
+    else:
+        assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress is not None
+        for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
+            got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
+            assert got.shape == full.shape and got.dtype == full.dtype
+            assert torch.equal(got, torch.where(got != 0, full, 0)), "pruning only zeroes"
+
+
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_a_wrong_input_would_fail_the_matrix(phase: Phase, device: Device, method: Method) -> None:
+    """The check has teeth for every method: the reference of other tensors is refused."""
+    workload = make(phase, CASES[phase.name][1], "fp16")
+    can_run(method, workload, device)
+    prepared = prepare(method, workload, make_inputs(workload, str(device)))
+    prepared.poison()
+    prepared.run()
+    other = make_inputs(replace(workload, seed=1), device)
+    expected = check.expect(other, lambda batch, head: None, 0)
+    assert check.compare(expected, prepared.out, prepared.lse).reason is not None
+
+
+def known_bytes(value: Any, seen: dict[int, int]) -> int:
+    """Bytes of all tensors that an object reaches, each storage once."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            known_bytes(item, seen)
+    elif isinstance(value, dict):
+        for item in value.values():
+            known_bytes(item, seen)
+    elif type(value).__module__.startswith("hsbench."):
+        known_bytes(getattr(value, "__dict__", {}), seen)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("dtype", INPUTS)
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_the_estimate_covers_what_is_held(phase: Phase, device: Device, method: Method, dtype: str) -> None:
+    for case in (CASES[phase.name][1], Case((4, 2), 128, seq=4096, q_len=1), Case((16, 16), 64, seq=1000, q_len=1)):
+        workload = make(phase, case, dtype)
+        can_run(method, workload, device)
+        inputs = make_inputs(workload, str(device))
+        prepared = prepare(method, workload, inputs)
+        prepared.run()
+        seen: dict[int, int] = {}
+        held = known_bytes(prepared, seen)
+        given = sum(seen.pop(x.untyped_storage().data_ptr(), 0) for x in (inputs.q, inputs.k, inputs.v))
+        assert 0 < held - given <= method.estimate_bytes(workload)
+        if given == 0:  # it attends to what it has stored itself
+            assert held >= prepared.kv_bytes
+
+
+@pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
+def test_estimates_grow_with_the_workload(phase: Phase, device: Device, method: Method) -> None:
+    """An estimate that forgot a term would let a run at full length die of it."""
+    small = make_workload(phase.name, seq=32768, q_len=1)
+    large = make_workload(phase.name, seq=131072, q_len=1, batch=2)
+    if method.unsupported(large, device) is None and not (method.dense and method.name.startswith("sdpa:flash")):
+        assert method.estimate_bytes(large) > method.estimate_bytes(small)
+    own = not method.name.startswith(("sdpa", "reference"))
+    if own and method.unsupported(large, device) is None:
+        kept = 1 if method.dense else 9 / 16 * 0.9
+        assert method.estimate_bytes(large) >= kept * large.dense_kv_bytes
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("phase", PHASES.values(), ids=str)
+def test_hierarchical_prunes_what_was_asked_for(phase: Phase, device: Device) -> None:
+    workload = make_workload(
+        phase.name,
+        q_heads=2,
+        kv_heads=2,
+        head_dim=64,
+        seq=600,
+        key_sparsity=0.5,
+        value_sparsity=0.25,
+        sink=65,
+        local=30,
+    )
+    (method,) = find_methods(["hierarchical"], phase, device)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, str(device))
+    prepared = method.prepare(workload, inputs)
+    for which, (operand, sparsity) in enumerate((("k", 0.5), ("v", 0.25))):
+        x = (inputs.k, inputs.v)[which]
+        chosen = choose_blocks(x, operand, plan_blocks(600, sparsity, sink=65, local=30))
+        expected = prune_hierarchical(x, operand, chosen)
+        assert all(torch.equal(prepared.pruned(0, head)[which], expected[0, head]) for head in range(2))
+    # Blocks 2 .. 7 of K, and 3 of those 6 of V.
+    assert prepared.achieved_sparsity == pytest.approx((0.5 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_unstructured_prunes_each_token_of_its_own_tensor(device: Device) -> None:
+    """At the workload's sparsities; sink and local tokens too, as the published method does."""
+    workload = make_workload(
+        "decode", q_heads=2, kv_heads=2, head_dim=64, seq=200, key_sparsity=0.5, value_sparsity=0.25, sink=65, local=30
+    )
+    (method,) = find_methods(["unstructured"], DECODE, device)
+    can_run(method, workload, device)
+    inputs = make_inputs(workload, str(device))
+    prepared = method.prepare(workload, inputs)
+    for head, (which, sparsity) in itertools.product(range(2), enumerate((0.5, 0.25))):
+        x = (inputs.k, inputs.v)[which][0, head]
+        assert torch.equal(prepared.pruned(0, head)[which], torch.where(keep_unstructured(x, sparsity), x, 0))
+    assert prepared.achieved_sparsity == pytest.approx(0.375)
+
+
+def test_unstructured_prefill_says_why_not() -> None:
+    for device in DEVICES:
+        (method,) = find_methods(["unstructured"], PREFILL, device)
+        reason = method.unsupported(make(PREFILL, CASES["prefill"][0], "fp16"), device)
+        assert reason is not None and "decode only" in reason and "\n" not in reason
+        (method,) = find_methods(["unstructured"], DECODE, device)
+        assert method.unsupported(make(DECODE, CASES["decode"][0], "fp16"), device) is None
+
+
+@pytest.mark.parametrize("change", [{"head_dim": 96}, {"q_heads": 34, "kv_heads": 2}])
+@pytest.mark.parametrize("family", ["dense", "hierarchical", "unstructured"])
+def test_shapes_that_our_kernels_do_not_take(family: str, change: dict[str, int]) -> None:
+    workload = replace(make(DECODE, CASES["decode"][1], "fp16"), **change)
+    (method,) = find_methods([family], DECODE, CPU)
+    reason = method.unsupported(workload, CPU)
+    named = "head_dim 96" if "head_dim" in change else "17 query heads per kv head"
+    assert reason is not None and reason.startswith(named) and "kernels take" in reason
+
+
+def test_torchs_own_words_come_with_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hsbench.methods.sdpa as sdpa
+
+    def refuse(*_: Any, **__: Any) -> None:
+        warnings.warn("Flash wants another shape. (Triggered internally at x.cpp:1.)", UserWarning, stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+
+    workload = make(DECODE, CASES["decode"][1], "fp16")
+    (method,) = find_methods(["sdpa:flash"], DECODE, CPU)
+    inputs = make_inputs(workload, "cpu")
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", refuse)
+    with pytest.raises(UnsupportedError, match=r"torch's flash backend refuses this: Flash wants another shape\.$"):
+        method.prepare(workload, inputs)
+
+
+# ---- The registry ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+@pytest.mark.parametrize("phase", PHASES.values(), ids=str)
+def test_names_are_unique_and_of_their_family(phase: Phase, device: Device) -> None:
+    found = [method for family in FAMILIES for method in rows_of(family, phase, device)]
+    names = [method.name for method in found]
+    assert len(set(names)) == len(names)
+    families = [name.partition(":")[0] for name in names]
+    assert list(dict.fromkeys(families)) == list(FAMILIES)
+    assert families == sorted(families, key=FAMILIES.index), "rows stand in the families' order"
+    for name in names:
+        (again,) = find_methods([name], phase, device)
+        assert again.name == name
+
+
+def test_some_dense_method_of_ours_and_of_torchs_can_be_the_baseline() -> None:
+    for phase in PHASES.values():
+        dense = {method.name.partition(":")[0] for method in find_methods(None, phase, CPU) if method.dense}
+        assert {"sdpa", "dense"} <= dense and not dense & {"hierarchical", "unstructured"}
+
+
+def test_default_families() -> None:
+    assert default_families(DECODE) == list(FAMILIES)
+    assert default_families(PREFILL) == [family for family in FAMILIES if family != "reference"]
+    names = [method.name for method in find_methods(None, PREFILL, CPU)]
+    assert "reference" not in names and "hierarchical" in names
+    assert [method.name for method in find_methods(["reference"], PREFILL, CPU)] == ["reference"]
+
+
+def test_variants() -> None:
+    sdpa = [method.name for method in find_methods(["sdpa"], DECODE, CPU)]
+    assert sdpa == ["sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows"]
+    assert [method.name for method in find_methods(["sdpa"], PREFILL, CPU)] == ["sdpa:flash", "sdpa:math"]
+    both = find_methods(["sdpa:math", "dense", "sdpa"], DECODE, CPU)
+    assert [method.name for method in both] == ["sdpa:math", "dense", "sdpa:flash", "sdpa:flash-rows", "sdpa:math-rows"]
+    assert find_methods([], DECODE, CPU) == []
+
+
+def test_a_variant_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"--methods sdpa:flash-rows: .*prefill on cpu: it has flash, math$"):
+        find_methods(["sdpa:flash-rows"], PREFILL, CPU)
+    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has no variants$"):
+        find_methods(["dense:fast"], DECODE, CPU)
+
+
+KERNELS = ("sm80", "sm90")
+
+
+@pytest.mark.parametrize("family", ["dense", "hierarchical"])
+def test_prefill_kernels_run_on_request_only(family: str) -> None:
+    """On CUDA each prefill kernel is a variant; neither the default nor the family's name brings it in."""
+    variants = [f"{family}:{kernel}" for kernel in KERNELS]
+    assert [method.name for method in rows_of(family, PREFILL, CUDA)] == [family, *variants]
+    for names in (None, FAMILIES, [family]):
+        found = [method.name for method in find_methods(names, PREFILL, CUDA)]
+        assert family in found and not set(variants) & set(found)
+    both = find_methods([variants[1], family], PREFILL, CUDA)
+    assert [method.name for method in both] == [variants[1], family], "in the order asked for"
+    assert all(method.dense is (family == "dense") for method in both), "a kernel by name may be the baseline too"
+    for phase, device in ((DECODE, CUDA), (PREFILL, CPU), (DECODE, CPU)):
+        assert [method.name for method in rows_of(family, phase, device)] == [family]
+        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has no variants$"):
+            find_methods([variants[0]], phase, device)
+    with pytest.raises(UsageError, match=rf"--methods {family}:sm70: .*prefill on cuda: it has sm80, sm90$"):
+        find_methods([f"{family}:sm70"], PREFILL, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [((8, 0), ["sm90"]), ((8, 9), ["sm90"]), ((9, 0), []), ((12, 0), ["sm90"])]
+)
+def test_a_kernel_for_another_gpu_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: list[str]
+) -> None:
+    monkeypatch.setattr(library, "why_cannot", lambda operation, device: None)
+    monkeypatch.setattr(
+        library, "load", lambda kind: SimpleNamespace(text=lambda function: "80-real 90a-real 90-virtual")
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reasons = {method.name: method.unavailable(CUDA) for method in rows_of("dense", PREFILL, CUDA)}
+    assert [name for name, reason in reasons.items() if reason] == [f"dense:{kernel}" for kernel in refused]
+    for reason in filter(None, reasons.values()):
+        major, minor = capability
+        assert "compute capability 9.x" in reason and f"this one has {major}.{minor}" in reason, reason
+        assert reason.endswith("ask for sm80, or name no kernel") and "\n" not in reason
+    # What keeps every kernel from running comes first, and a GPU that is not there is not asked for its capability.
+    monkeypatch.setattr(library, "why_cannot", lambda operation, device: "no library")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: pytest.fail("asked"))
+    assert {method.unavailable(CUDA) for method in rows_of("dense", PREFILL, CUDA)} == {"no library"}
+
+
+def test_a_kernel_that_the_library_was_built_without_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chip could run it; the run goes on without it."""
+    held = SimpleNamespace(text=lambda function: "80-real 90-virtual")
+    monkeypatch.setattr(library, "why_cannot", lambda operation, device: None)
+    monkeypatch.setattr(library, "load", lambda kind: held)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    (method,) = find_methods(["dense:sm90"], PREFILL, CUDA)
+    reason = method.unavailable(CUDA)
+    assert reason is not None and "needs code for sm_90a, and this library was built for sm_80, compute_90: " in reason
+    assert "CUDAARCHS=90a-real pip install" in reason
+    held.text = lambda function: None  # a library that does not tell
+    assert method.unavailable(CUDA) is None
+
+
+def test_each_variant_asks_for_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The struct that goes to the library names the path, params.h's own number."""
+    asked = []
+
+    def run(operation: library.Operation) -> None:
+        if hasattr(operation.params, "path"):  # packing runs through the same class
+            asked.append(operation.params.path)
+
+    monkeypatch.setattr(library.Operation, "run", run)
+    workload = make(PREFILL, CASES["prefill"][0], "fp16")
+    can_run(rows_of("hierarchical", PREFILL, CPU)[0], workload, CPU)
+    inputs = make_inputs(workload, "cpu")
+    for method in rows_of("hierarchical", PREFILL, CUDA):
+        method.prepare(workload, inputs).run()
+    assert asked == list(library.PATHS.values())
+    header = library.LIB.joinpath("params.h").read_text()
+    for name, number in library.PATHS.items():
+        assert re.search(rf"\bHSB_PATH_{name.upper()} = {number}\b", header)
+
+
+def test_check_methods() -> None:
+    assert check_methods(["dense", "sdpa:flash", "dense", "sdpa"]) == ["dense", "sdpa:flash", "sdpa"]
+    with pytest.raises(UsageError, match=r"--methods hierarchicl: did you mean hierarchical\?.*known: reference, sdpa"):
+        check_methods(["dense", "hierarchicl"])
+    with pytest.raises(UsageError, match=r"--methods xyz:flash: known:") as caught:
+        check_methods(["xyz:flash"])
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError):
+        check_methods([""])
+
+
+def test_listing_the_families_imports_no_torch() -> None:
+    code = (
+        "import sys, hsbench.methods as m; from hsbench.problem.phase import DECODE; "
+        "m.check_methods(['dense', 'sdpa:flash']); m.default_families(DECODE); "
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "False", run.stderr
