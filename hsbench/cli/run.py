@@ -124,6 +124,17 @@ def _not_reached(cell: Cell, plan: Plan, reports: Sequence[Report]) -> Report:
     alike = [report for report in reports if report.workload.phase == cell.workload.phase and report.results]
     seen = [result.record.method for report in alike[:1] for result in report.results]
     names = seen or cell.methods or plan.methods or default_families(cell.workload.phase)
-    rows = [Record.of(cell.workload, method=name, device=plan.device.kind, status="interrupted") for name in names]
-    machine, peaks = (reports[0].machine, reports[0].peaks) if reports else ({}, {})
-    return Report(cell.workload, [Result(row) for row in rows], machine, peaks, interrupted=True)
+    machine, ceilings = (reports[0].machine, reports[0].ceilings) if reports else ({}, {})
+    rows = [
+        Record.of(
+            cell.workload,
+            method=name,
+            device=plan.device,
+            cache=plan.settings.cache,
+            sustain_s=plan.settings.sustain_s,
+            status="interrupted",
+            machine=machine,
+        )
+        for name in names
+    ]
+    return Report(cell.workload, [Result(row) for row in rows], machine, ceilings, interrupted=True)

@@ -44,6 +44,11 @@ class CachePolicy:
     label: str
     flush: Callable[[], None] | None = None
 
+    @property
+    def cold_by(self) -> str | None:
+        """What makes the caches cold: "working set", "flushed", or None where they are warm."""
+        return None if self.label == "warm" else "working set" if self.flush is None else "flushed"
+
     def before(self, run: Callable[[], None]) -> Callable[[], None] | None:
         """What to do before each timed call of `run`: the flush; or, warm, `run` itself.
 

@@ -7,7 +7,7 @@ Adding a method:
    output is checked against).
 2. Give the module ``methods(phase, device) -> list[Method]``: one entry per row that it adds to the table, and those
    that should run only when asked for by name (``on_request``).
-3. Name the family in ``FAMILIES``, in the order in which rows should stand.
+3. Name the family in ``FAMILIES``, in the order in which rows should stand, and in ``DENSE_FAMILIES`` if it is dense.
 4. Run ``pytest tests/test_methods.py``: every registered method goes through the shared matrix there.
 
 Nothing else knows the methods by name: checks, timing, memory and the report come with the protocol.
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "unstructured")
 """Families in row order; the module of each has its name. No torch is imported until :func:`find_methods`."""
+
+DENSE_FAMILIES = ("reference", "sdpa", "dense")
+"""Those whose methods attend to all of K and V (:attr:`hsbench.methods.base.Method.dense`)."""
 
 
 def check_methods(names: Iterable[str]) -> list[str]:

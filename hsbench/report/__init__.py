@@ -1,9 +1,11 @@
 """How to show results: records, tables, Markdown, and the writers of every `--format`."""
 
 from hsbench.report.markdown import markdown
+from hsbench.report.page import console_for
+from hsbench.report.stream import Writer
 from hsbench.report.sweep import render_sweep
-from hsbench.report.table import console_for, render
-from hsbench.report.writers import FORMATS, Writer, writer_for
+from hsbench.report.table import render
+from hsbench.report.writers import FORMATS, writer_for
 
 __all__ = [
     "FORMATS",

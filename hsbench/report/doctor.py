@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hsbench.report.table import Page
+from hsbench.report.page import Page
 from hsbench.report.text import amount, byte_unit, digits, wrapped
-from hsbench.results.record import plain
+from hsbench.results.values import plain
 
 SCHEMA = "hsbench-doctor/1"
 _STYLES = {"ok": "green", "unsupported": "dim"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hsbench.report.view import GROUPS, Row, machine_facts, view
-from hsbench.results.record import Report
+from hsbench.report.machine import machine_facts
+from hsbench.report.view import GROUPS, TableRow, view
+from hsbench.results import Report
 
 
 def markdown(reports: list[Report]) -> str:
@@ -47,7 +48,7 @@ def machine_markdown(machine: dict[str, Any]) -> str:
     return f"Machine:\n\n{_bullets(facts)}" if facts else ""
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: TableRow) -> list[str]:
     name = row.method + row.marks
     if row.instead:
         # The reason is below: in a cell it would stretch the whole column.

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from rich.console import Console
 
 from hsbench.report import text
-from hsbench.report.table import VERDICT_STYLES, Page, facts
-from hsbench.report.view import alarms, held_back, machine_facts, sustained, unique, verdict
-from hsbench.results.record import DENSE_FAMILIES, Record, Report
+from hsbench.report.compared import alarms, verdict
+from hsbench.report.footer import held_back, sustained
+from hsbench.report.machine import machine_facts
+from hsbench.report.page import Page
+from hsbench.report.table import VERDICT_STYLES
+from hsbench.report.text import unique
+from hsbench.results import Record, Report
 
 #: What tells one cell of a sweep from another, and how the heading names a value that all cells share.
 _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
@@ -40,7 +44,7 @@ def render_sweep(reports: list[Report], console: Console) -> None:
     page = Page(console)
     axes = [name for name in _AXES if len({_AXES[name][0](r) for r in reports}) > 1 or name in _ALWAYS]
     shared = [label.format(form(reports[0])) for name, (form, label) in _AXES.items() if name not in axes]
-    devices = unique(result.record.device for report in reports for result in report.results)
+    devices = unique(result.record.case.device for report in reports for result in report.results)
     for piece in text.joined(["summary", *filter(None, shared), *devices], page.width):
         page.line((piece, "bold"))
     methods = _sparse_methods(reports)
@@ -52,7 +56,7 @@ def render_sweep(reports: list[Report], console: Console) -> None:
         for alarm in alarms([result.record for result in report.results]):
             page.labelled("!!", f"{_where(report, axes)}: {alarm}", style="bold red", indent=3)
     page.line()
-    facts(page, _gaps(reports) + machine_facts(reports[-1].machine))
+    page.facts(_gaps(reports) + machine_facts(reports[-1].machine))
 
 
 def _table(page: Page, reports: list[Report], axes: list[str], methods: list[str]) -> None:
@@ -108,7 +112,7 @@ def _aligned(head: str, words: str, width: int) -> str:
 
 def _dense(report: Report) -> list[_Cell]:
     """The baseline that the rows name, and its time."""
-    names = unique(result.record.baseline for result in report.results)
+    names = unique(result.record.measures.baseline for result in report.results)
     record = _find(report, names[0]) if names else None
     return [(record.method, ""), (_time(record), "")] if record else [("none ran", "dim"), ("", "")]
 
@@ -120,8 +124,7 @@ def _sparse(record: Record | None) -> list[_Cell]:
     if record.status != "ok":
         return [("INCORRECT", "bold red") if record.status == "incorrect" else (record.status, "dim")]
     state = verdict(record)
-    speedup = "" if record.speedup is None else text.ratio(record.speedup)
-    smaller = "" if record.kv_ratio is None else text.ratio(record.kv_ratio)
+    speedup, smaller = (text.known(ratio, text.ratio) for ratio in (record.measures.speedup, record.measures.kv_ratio))
     return [
         (_time(record), ""),
         (f"~{speedup}" if state == "inconclusive" else speedup, VERDICT_STYLES.get(state, "")),
@@ -130,27 +133,29 @@ def _sparse(record: Record | None) -> list[_Cell]:
 
 
 def _time(record: Record) -> str:
-    if record.time_us is None:
-        return ""
-    return record.marks + text.duration(record.time_us)
+    return text.known(record.measures.time_us, lambda time_us: record.marks + text.duration(time_us))
 
 
 def _tally(method: str, reports: list[Report]) -> str:
     """In how many cells the method won, and by how much."""
     records = [record for report in reports if (record := _find(report, method))]
-    timed = [record for record in records if record.status == "ok" and record.speedup is not None]
+    timed = [record for record in records if record.status == "ok" and record.measures.speedup is not None]
     cells = f"{len(records)} cell{'s' if len(records) != 1 else ''}"
     if not timed:
         return f"timed against a dense method in none of {cells}"
     parts = []
     for state in ("faster", "slower", "inconclusive"):
-        found = [record.speedup for record in timed if verdict(record) == state and record.speedup is not None]
+        found = [
+            record.measures.speedup
+            for record in timed
+            if verdict(record) == state and record.measures.speedup is not None
+        ]
         if found:
             span = f" ({_span(found)})" if state != "inconclusive" else ""
             parts.append(f"{state}{' than the baseline' if state == 'faster' else ''} in {len(found)}{span}")
     if len(timed) < len(records):
         parts.append(f"not compared in {len(records) - len(timed)}")
-    ratios = [record.kv_ratio for record in timed if record.kv_ratio is not None]
+    ratios = [record.measures.kv_ratio for record in timed if record.measures.kv_ratio is not None]
     if ratios:
         parts.append(f"KV {_span(ratios)} smaller")
     return f"of {cells}: " + ", ".join(parts)
@@ -166,14 +171,14 @@ def _gaps(reports: list[Report]) -> list[tuple[str, str]]:
     sweep."""
     records = [result.record for report in reports for result in report.results]
     lines = []
-    if any(verdict(record) == "inconclusive" for record in records if record.family not in DENSE_FAMILIES):
+    if any(verdict(record) == "inconclusive" for record in records if not record.case.dense):
         lines.append(("~", "inconclusive: the interval of the speedup holds 1, no difference shown"))
-    throttled = [record for record in records if record.throttled]
+    throttled = [record for record in records if record.measures.throttled]
     slowed = [record.method for record in throttled]
     if slowed:
         counts = [f"{name} in {slowed.count(name)}" for name in unique(slowed)]
         lines.append(("throttled", f"* {held_back(throttled)}: {', '.join(counts)}"))
-    shared = sum(any(result.record.shared for result in report.results) for report in reports)
+    shared = sum(any(result.record.measures.shared for result in report.results) for report in reports)
     if shared:
         lines.append(("shared", f"+ others used the device meanwhile, in {shared} of {len(reports)} cells"))
     lines += sustained(records)
@@ -209,7 +214,7 @@ def _queries(report: Report) -> str:
 
 def _sparse_methods(reports: list[Report]) -> list[str]:
     records = [result.record for report in reports for result in report.results]
-    return unique(record.method for record in records if record.family not in DENSE_FAMILIES)
+    return unique(record.method for record in records if not record.case.dense)
 
 
 def _find(report: Report, method: str | None) -> Record | None:

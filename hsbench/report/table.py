@@ -6,59 +6,17 @@ with its reason. Rich brings colour, the terminal's width, and NO_COLOR.
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from hsbench.report import text
-from hsbench.report.markdown import markdown
-from hsbench.report.view import GROUPS, Row, View, machine_facts, view
-from hsbench.results.record import Report
+from hsbench.report.machine import machine_facts
+from hsbench.report.page import Page
+from hsbench.report.view import GROUPS, TableRow, View, view
+from hsbench.results import Report
 
-__all__ = ["VERDICT_STYLES", "Page", "console_for", "facts", "markdown", "render"]
-
-#: The width that the tables are designed for, and the one to wrap at where there is no terminal.
-PIPE_WIDTH = 100
 VERDICT_STYLES = {"faster": "green", "slower": "yellow", "inconclusive": "dim", "baseline": "bold"}
-
-_WARNINGS = ("warning", "missing", "throttled", "shared", "stopped")
-
-
-def console_for(stream: TextIO) -> Console:
-    """A console on `stream`: the terminal's width, or `PIPE_WIDTH` where there is none."""
-    console = _Console(file=stream, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    return console
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # Rich's own takes it for stdout's, whatever the stream, points that at nothing and leaves the program.
-        raise  # the BrokenPipeError that is being handled
-
-
-class Page:
-    """Prints lines whole: what should wrap is wrapped before, and rich neither cuts nor folds."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.width = console.width if console.is_terminal else max(console.width, PIPE_WIDTH)
-
-    def line(self, *parts: str | tuple[str, str]) -> None:
-        """One line of (text, style) parts."""
-        line = Text()
-        for part in parts:
-            words, style = part if isinstance(part, tuple) else (part, "")
-            line.append(text.encodable(words, self.console.encoding), style or None)
-        line.rstrip()
-        self.console.print(line, soft_wrap=True, highlight=False)
-
-    def labelled(self, label: str, words: str, *, style: str = "dim", indent: int = 11) -> None:
-        """A label, and words wrapped with a hanging indent."""
-        for at, piece in enumerate(text.wrapped(words, self.width - indent)):
-            self.line(((label if at == 0 else "").ljust(indent), "dim" if style == "dim" else style), (piece, style))
 
 
 def render(reports: list[Report], console: Console, *, machine: bool | dict[str, Any] = True) -> None:
@@ -74,13 +32,7 @@ def render(reports: list[Report], console: Console, *, machine: bool | dict[str,
         page.line()
     if machine is True:
         machine = reports[-1].machine if reports else {}
-    facts(page, machine_facts(machine or {}))
-
-
-def facts(page: Page, lines: list[tuple[str, str]]) -> None:
-    """Labelled lines, those that ask for something in colour."""
-    for label, words in lines:
-        page.labelled(label, words, style="yellow" if label in _WARNINGS else "dim")
+    page.facts(machine_facts(machine or {}))
 
 
 def _group(page: Page, shown: View) -> None:
@@ -102,7 +54,7 @@ def _group(page: Page, shown: View) -> None:
             page.line((line, "" if at else "dim"))
     if shown.facts:
         page.line()
-        facts(page, shown.facts)
+        page.facts(shown.facts)
 
 
 def _widths(shown: View) -> dict[str, list[int]]:
@@ -162,5 +114,5 @@ def _cell(cells: dict[str, str], group: str, widths: dict[str, list[int]]) -> st
     )
 
 
-def _name(row: Row) -> str:
+def _name(row: TableRow) -> str:
     return row.method + row.marks

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: One character for one character, so that columns stay aligned where the output cannot hold the first.
 _PLAIN = str.maketrans({"·": "-", "×": "x", "─": "-", "–": "-", "—": "-", "…": ".", "≥": ">", "≤": "<", "±": "~"})
@@ -132,3 +135,13 @@ def joined(segments: list[str], width: int, separator: str = " · ") -> list[str
 def listed(names: list[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def unique(items: Iterable[T | None]) -> list[T]:
+    """The items that are something, each once, in order."""
+    return list(dict.fromkeys(item for item in items if item is not None and item != ""))
+
+
+def known(value: T | None, form: Callable[[T], str]) -> str:
+    """A value in words; "" where it is not known."""
+    return "" if value is None else form(value)

@@ -1,5 +1,21 @@
-"""What a run reports: records, their identity, and the machine beside them."""
+"""What a run reports: rows of a case and its measures, their identity, and the machine beside them."""
 
-from hsbench.results.record import COLUMNS, SCHEMA, STATUSES, Peak, Record, Report, Result
+from hsbench.results.attention import COLUMNS, AttentionCase, AttentionMeasures, Record
+from hsbench.results.identity import key, may_match
+from hsbench.results.report import MeasuredCeiling, Report, Result
+from hsbench.results.row import SCHEMA, STATUSES, Row
 
-__all__ = ["COLUMNS", "SCHEMA", "STATUSES", "Peak", "Record", "Report", "Result"]
+__all__ = [
+    "COLUMNS",
+    "SCHEMA",
+    "STATUSES",
+    "AttentionCase",
+    "AttentionMeasures",
+    "MeasuredCeiling",
+    "Record",
+    "Report",
+    "Result",
+    "Row",
+    "key",
+    "may_match",
+]

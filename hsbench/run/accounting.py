@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from hsbench import measure
 from hsbench.methods.base import Prepared
 from hsbench.problem.workload import Workload
-from hsbench.results import Peak
+from hsbench.results import MeasuredCeiling
 
 
 def times(samples: measure.Samples) -> dict[str, object]:
@@ -23,15 +23,17 @@ def times(samples: measure.Samples) -> dict[str, object]:
     }
 
 
-def rates(workload: Workload, prepared: Prepared, median_s: float, peaks: Iterable[Peak]) -> dict[str, object]:
+def rates(
+    workload: Workload, prepared: Prepared, median_s: float, ceilings: Iterable[MeasuredCeiling]
+) -> dict[str, object]:
     """Work over time, and its share of the ceiling: bytes that must be read for decode, dense-equivalent FLOPs for
     prefill."""
     told = workload.phase.rate
     work = {"read_bytes": prepared.kv_bytes, "flops": workload.flops}[told.work]
     rate = work / median_s / told.per_unit
     columns: dict[str, object] = {told.column: rate}
-    for peak in peaks:
-        columns |= {"peak": peak.name, "percent_of_peak": 100 * rate / peak.value}
+    for ceiling in ceilings:
+        columns |= {"ceiling": ceiling.name, "percent_of_ceiling": 100 * rate / ceiling.value}
     return columns
 
 

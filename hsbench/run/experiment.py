@@ -25,7 +25,7 @@ from hsbench.problem.captured import Captured
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.synthetic import make_inputs
 from hsbench.problem.workload import Workload
-from hsbench.results import Peak, Record, Report, Result
+from hsbench.results import MeasuredCeiling, Record, Report, Result
 from hsbench.run import accounting, check
 from hsbench.run.diagnosis import diagnose
 from hsbench.run.fit import Fit
@@ -131,7 +131,7 @@ def run_workload(
     for row in rows:
         if row.result is None:
             run.finish(row, "interrupted")
-    return Report(workload, [row.result for row in rows], run.machine, run.peaks, interrupted)
+    return Report(workload, [row.result for row in rows], run.machine, run.ceilings, interrupted)
 
 
 class _Run:
@@ -150,7 +150,7 @@ class _Run:
         self.captured, self.observer, self.capture = captured, observer, capture
         self.telemetry = measure.Telemetry(device)
         self.machine = hardware.facts(device, self.telemetry)
-        self.peaks: dict[str, Peak] = {}
+        self.ceilings: dict[str, MeasuredCeiling] = {}
         self.quota = measure.QuotaWatch()
         self.shared: bool | None = None  # whether others used the device while it sampled
         self.doing = ""
@@ -183,7 +183,15 @@ class _Run:
         if row.footprint is not None:
             columns |= row.footprint.columns()
         record = Record.of(
-            self.workload, method=row.method.name, device=self.device.kind, status=status, reason=reason, **columns
+            self.workload,
+            method=row.method.name,
+            device=self.device,
+            cache=self.settings.cache,
+            sustain_s=self.settings.sustain_s,
+            status=status,
+            reason=reason,
+            machine=self.machine,
+            **columns,
         )
         row.result = Result(record, dict(prepared.memory) if prepared else {}, note)
         self.observer.finished(row.result)
@@ -260,7 +268,7 @@ class _Run:
         self._stage("making the buffers that measuring takes")
         least = min(row.prepared.kv_bytes for row in rows)
         cache = measure.policy(least, self.device, settings.cache)
-        self.cache = cache.label
+        self.cold_by = cache.cold_by
         spent: dict[str, float] = {}
 
         def subject(row: _Row) -> measure.Subject:
@@ -311,7 +319,7 @@ class _Run:
         for row in rows:
             row.samples = sampling[row.method.name]
         if ceiling is not None and (times := sampling[_PROBE].times_s):
-            self.peaks[ceiling.name] = Peak(ceiling.name, ceiling.rate(times), ceiling.unit)
+            self.ceilings[ceiling.name] = MeasuredCeiling(ceiling.name, ceiling.rate(times), ceiling.unit)
         self._conditions(load)
         return sampling.interrupted
 
@@ -375,11 +383,10 @@ class _Run:
             meanwhile = self.telemetry.summary(row.method.name)
         return {
             **accounting.times(row.samples),
-            **accounting.rates(self.workload, row.prepared, median_s, self.peaks.values()),
+            **accounting.rates(self.workload, row.prepared, median_s, self.ceilings.values()),
             **accounting.device_state(meanwhile, self.shared),
             "rel_error": row.verdict.rel_error,
-            "cache": self.cache,
-            "sustain_s": float(self.settings.sustain_s),
+            "cold_by": self.cold_by,
         }
 
     def _compress_note(self, row: _Row) -> str:

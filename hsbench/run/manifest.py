@@ -1,6 +1,6 @@
 """What a run leaves of itself, enough to repeat it: written beside a CSV, and within a JSON document.
 
-    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/3", "started": UTC, "command": [words],
+    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/4", "started": UTC, "command": [words],
      "run": {"device", "methods" (asked for, or null), "settings",
              "cells": [{"workload": {every field}, "methods": [names],
                         "captured": null or {"path", "layer", "sha256"}}]},

@@ -13,7 +13,7 @@ from hsbench.cli.main import main
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
-from hsbench.results import Peak, Record, Report, Result
+from hsbench.results import MeasuredCeiling, Record, Report, Result
 
 
 @dataclass
@@ -40,7 +40,9 @@ class Bench:
         self.before(len(self.calls))
         observer = given["observer"]
         observer.stage("generate")
-        report = Report(workload, [], {"cpu": {"model": "Test CPU", "cores": 2}}, {"read": Peak("read", 10.0, "GB/s")})
+        report = Report(
+            workload, [], {"cpu": {"model": "Test CPU", "cores": 2}}, {"read": MeasuredCeiling("read", 10.0, "GB/s")}
+        )
         report.interrupted = self.interrupt_at == len(self.calls)
         for at, (method, status) in enumerate(self.rows(workload)):
             observer.sampled(method, 3, 10, 0.1)
@@ -87,16 +89,16 @@ class Bench:
 
 
 def record(workload: Workload, method: str, status: str, device: str = "cpu") -> Record:
+    asked = {"device": device, "cache": "cold", "sustain_s": 0.0}
     if status != "ok":
-        reason = f"made to be {status}"
-        return Record.of(workload, method=method, device=device, status=status, reason=reason)
+        return Record.of(workload, method=method, status=status, reason=f"made to be {status}", **asked)
     numbers = {
         "achieved_sparsity": 0.0, "time_us": 1000.0, "time_us_p25": 990.0, "time_us_p75": 1010.0,
         "samples": 9, "stop": "converged", "speedup": 1.0, "speedup_lo": 0.9, "speedup_hi": 1.1,
         "baseline": "dense", "kv_bytes": 1024, "kv_ratio": 1.0, "read_bytes": 1024, "gb_per_s": 5.0,
-        "percent_of_peak": 50.0, "peak": "read", "rel_error": 1e-4, "cache": "cold",
+        "percent_of_ceiling": 50.0, "ceiling": "read", "rel_error": 1e-4, "cold_by": "flushed",
     }  # fmt: skip
-    return Record.of(workload, method=method, device=device, status=status, **numbers)
+    return Record.of(workload, method=method, status=status, **asked, **numbers)
 
 
 @pytest.fixture

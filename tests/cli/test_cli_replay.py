@@ -68,6 +68,15 @@ def test_a_replay_can_be_replayed(hsbench: Run, bench: object, recorded: Any, tm
     assert bench.workloads[0] == bench.workloads[1] and bench.workloads[0].phase.name == "prefill"
 
 
+def test_a_document_of_schema_3_is_still_good(hsbench: Run, bench: object, recorded: Any) -> None:
+    path = recorded("decode", "--seq", "1k", "--sink", "64")
+    manifest = json.loads(path.read_text()) | {"rows_schema": "hsbench/3"}
+    path.write_text(json.dumps({"schema": "hsbench/3", "manifest": manifest, "rows": [], "peaks": []}))
+    ran = replay(hsbench, path)
+    assert ran.code == 0 and "warning" not in ran.err
+    assert bench.workloads == [call["workload"] for call in recorded.calls] and bench.workloads[0].sink == 64
+
+
 def test_one_from_before_sustain_is_still_good(hsbench: Run, bench: object, recorded: Any) -> None:
     path = recorded("decode", "--seq", "1k", "--time", "0.25")
     manifest = json.loads(path.read_text())

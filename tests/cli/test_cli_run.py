@@ -86,11 +86,11 @@ def test_a_machine_format_has_stdout_for_itself(hsbench: Run, bench: object, for
 @pytest.mark.parametrize(
     ("name", "argv", "start"),
     [
-        ("r.csv", [], "schema,phase"),
+        ("r.csv", [], "schema,benchmark,phase"),
         ("r.json", [], "{"),
         ("r.md", [], "#"),
         ("r.out", [], "decode"),
-        ("r.txt", ["--format", "csv"], "schema,phase"),
+        ("r.txt", ["--format", "csv"], "schema,benchmark,phase"),
     ],
 )
 def test_output(hsbench: Run, bench: object, tmp_path: Path, name: str, argv: list[str], start: str) -> None:

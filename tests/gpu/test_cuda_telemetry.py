@@ -106,13 +106,13 @@ def test_a_run_tells_what_the_gpu_did() -> None:
     assert {"dense", "hierarchical"} <= {row.method for row in rows}
     known = measure.Telemetry(CUDA).missing is None
     for row in rows:
-        assert (row.sm_clock_mhz is not None) == (row.memory_clock_mhz is not None) == known
-        assert bool(row.throttle_reasons) == bool(row.throttled)
-        assert row.peak_bytes < row.estimated_bytes * 1.1 + 64 * MIB, row.method
+        assert (row.measures.sm_clock_mhz is not None) == (row.measures.memory_clock_mhz is not None) == known
+        assert bool(row.measures.throttle_reasons) == bool(row.measures.throttled)
+        assert row.measures.peak_bytes < row.measures.estimated_bytes * 1.1 + 64 * MIB, row.method
         if known and not report.machine["gpu"]["mig"]:
-            assert row.gpu_used_bytes > report.workload.dense_kv_bytes
+            assert row.measures.gpu_used_bytes > report.workload.dense_kv_bytes
     ours = next(row for row in rows if row.method == "dense")
-    assert ours.peak_bytes > 0.9 * report.workload.dense_kv_bytes
+    assert ours.measures.peak_bytes > 0.9 * report.workload.dense_kv_bytes
 
 
 def test_the_library_has_code_for_this_chip() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hsbench.problem.workload import Workload
-from hsbench.results import Peak, Record, Report, Result
+from hsbench.results import MeasuredCeiling, Record, Report, Result
 
 LONG_REASON = (
     "the estimate of 34.0 GiB does not fit the 15.2 GiB of free memory; pass a smaller --seq or --batch, or "
@@ -46,6 +46,12 @@ def make_workload(**changes: Any) -> Workload:
     return Workload.from_dict({**shape, **changes})
 
 
+def record(workload: Workload, method: str, status: str, **columns: Any) -> Record:
+    """A record of a run on the CPU, cold and not sustained unless said."""
+    case = {"device": "cpu", "cache": "cold", "sustain_s": 0.0}
+    return Record.of(workload, method=method, status=status, **{**case, **columns})
+
+
 def timed(workload: Workload, method: str, time_us: float, memory: dict[str, int], **columns: Any) -> Result:
     """An ok row, 7.4 ms being the baseline's time."""
     stored, ratio = sum(memory.values()), 7400 / time_us
@@ -63,19 +69,18 @@ def timed(workload: Workload, method: str, time_us: float, memory: dict[str, int
         kv_ratio=DENSE_BYTES / stored,
         read_bytes=stored,
         gb_per_s=stored / time_us / 1e3,
-        percent_of_peak=79.6,
+        percent_of_ceiling=79.6,
         tflop_per_s=0.31,
-        peak="read",
+        ceiling="read",
         rel_error=2.1e-4,
-        cache="cold (working set)",
+        cold_by="working set",
         throttled=False,
     )
-    record = Record.of(workload, method=method, device="cpu", status="ok", **{**values, **columns})
-    return Result(record, memory)
+    return Result(record(workload, method, "ok", **{**values, **columns}), memory)
 
 
 def failed(workload: Workload, method: str, status: str, reason: str | None, **columns: Any) -> Result:
-    return Result(Record.of(workload, method=method, device="cpu", status=status, reason=reason, **columns))
+    return Result(record(workload, method, status, reason=reason, **columns))
 
 
 def make_report(*, hierarchical_us: float = 4568.0, **changes: Any) -> Report:
@@ -101,7 +106,7 @@ def make_report(*, hierarchical_us: float = 4568.0, **changes: Any) -> Report:
         "versions": {"torch": "2.13.0"},
         "missing": ["CUDA library: no nvcc was found; install the CUDA toolkit and reinstall hsbench"],
     }
-    return Report(workload, results, machine, {"read": Peak("read", 91.2, "GB/s")})
+    return Report(workload, results, machine, {"read": MeasuredCeiling("read", 91.2, "GB/s")})
 
 
 @pytest.fixture

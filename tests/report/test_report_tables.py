@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hsbench.report import console_for, markdown, render, render_sweep
-from hsbench.results import Peak
+from hsbench.results import MeasuredCeiling
 
 
 def printed(*reports, width=100, show=render, **options) -> str:
@@ -24,11 +25,16 @@ def spread_out(report):
     """Every kind of row at its widest."""
     source = report(tensors="/data/captures/llama-3.1-8b-long-context.safetensors#layers.12", sink=64, local=256)
     for result in source.results:
-        result.record.throttled, result.record.baseline = True, "sdpa:mem-efficient-rows"
-        result.record.sm_clock_mhz, result.record.power_w = 1410.0, 698.2
-        result.record.throttle_reasons, result.record.throttled_share = "hw_slowdown+hw_thermal_slowdown", 0.5
-        result.record.shared = True
-        result.record.peak_bytes = result.record.estimated_bytes = result.record.gpu_used_bytes = 140 << 30
+        result.record.measures.throttled, result.record.measures.baseline = True, "sdpa:mem-efficient-rows"
+        result.record.measures.sm_clock_mhz, result.record.measures.power_w = 1410.0, 698.2
+        result.record.measures.throttle_reasons, result.record.measures.throttled_share = (
+            "hw_slowdown+hw_thermal_slowdown",
+            0.5,
+        )
+        result.record.measures.shared = True
+        result.record.measures.peak_bytes = result.record.measures.estimated_bytes = (
+            result.record.measures.gpu_used_bytes
+        ) = 140 << 30
     return source
 
 
@@ -102,16 +108,19 @@ def test_footers(report):
     assert "288.0 MiB (1.78x smaller) = 2:4 values 256.0 + metadata 32.0 + map <0.1" in text
 
 
+def sustained(source, seconds):
+    for result in source.results:
+        result.record.case = dataclasses.replace(result.record.case, sustain_s=seconds)
+
+
 def test_what_was_sustained_is_said(report):
     source = report()
     for seconds in (None, 0.0):
-        for result in source.results:
-            result.record.sustain_s = seconds
+        sustained(source, seconds)
         for show in (render, render_sweep):
             assert "sustained" not in printed(source, show=show)
         assert "sustained" not in markdown([source])
-    for result in source.results:
-        result.record.sustain_s = 0.3 if result.record.status == "ok" else None
+    sustained(source, 0.3)
     words = "each method alone for 0.3 s before each of its samples"
     text = printed(source)
     assert text.count(f"cache      cold (working set)\nsustained  {words}\n") == text.count("sustained") == 1
@@ -121,8 +130,8 @@ def test_what_was_sustained_is_said(report):
 
 def test_peaks_by_name_where_there_are_several(report):
     source = report(phase="prefill", q_len=131072)
-    source.results[3].record.peak = "gemm fp32"
-    source.peaks["gemm fp32"] = Peak("gemm fp32", 0.42, "TFLOP/s")
+    source.results[3].record.measures.ceiling = "gemm fp32"
+    source.ceilings["gemm fp32"] = MeasuredCeiling("gemm fp32", 0.42, "TFLOP/s")
     text = " ".join(printed(source).split())
     assert "TFLOP/s peak" in text
     assert "gemm fp32 probe, 0.420 TFLOP/s, measured here in this run; percentages are of it (dense)" in text
@@ -138,8 +147,8 @@ def test_reasons_stand_in_place_of_numbers_and_wrap_beside_the_name(report):
 def test_a_failed_check_is_loud_and_has_no_speedup(report, row_failed):
     source = report()
     wrong = row_failed(source.workload, "hierarchical", "incorrect", "above the limit of 1e-3", rel_error=0.31)
-    wrong.record.speedup = 9.87
-    wrong.record.baseline = "dense"
+    wrong.record.measures.speedup = 9.87
+    wrong.record.measures.baseline = "dense"
     source.results[4] = wrong
     for text in (printed(source), printed(source, show=render_sweep), markdown([source])):
         assert "INCORRECT" in text and "9.87" not in text
@@ -149,7 +158,7 @@ def test_a_failed_check_is_loud_and_has_no_speedup(report, row_failed):
 
 def test_throttled_rows_are_marked(report):
     source = report()
-    source.results[4].record.throttled, source.results[4].record.sm_clock_mhz = True, 1410.0
+    source.results[4].record.measures.throttled, source.results[4].record.measures.sm_clock_mhz = True, 1410.0
     text = printed(source)
     assert line_of(text, "hierarchical").startswith("hierarchical* ")
     assert "* hierarchical (1410 MHz): the clock was held down" in text
@@ -174,22 +183,26 @@ def test_a_cpu_quota_is_no_clock(report):
 def test_throttle_reasons_are_named(report):
     source = report()
     record = source.results[4].record
-    record.throttled, record.throttle_reasons, record.throttled_share = True, "sw_power_cap", 0.832
+    record.measures.throttled, record.measures.throttle_reasons, record.measures.throttled_share = (
+        True,
+        "sw_power_cap",
+        0.832,
+    )
     assert "* hierarchical (sw_power_cap, 83% of samples): the clock was held down" in printed(source)
 
 
 def test_rows_of_a_shared_run_are_marked(report):
     source = report()
     for result in source.results[2:]:
-        result.record.shared = True
-    source.results[4].record.throttled = True
+        result.record.measures.shared = True
+    source.results[4].record.measures.throttled = True
     for text in (printed(source), markdown([source]).replace("\\", "")):
         assert re.search(r"hierarchical\*\+ ", text) and re.search(r"dense\+ ", text)
         assert "+ others used the device while these were sampled" in text
     text = printed(source, show=render_sweep)
     assert "shared     + others used the device meanwhile, in 1 of 1 cells" in text
     assert "+7.40 ms" in text and "*+4.57 ms" in text
-    source.results[4].record.shared = False
+    source.results[4].record.measures.shared = False
     assert re.search(r"^hierarchical\* ", printed(source), re.MULTILINE)
 
 
@@ -197,8 +210,8 @@ def test_telemetry_spans_the_methods(report):
     source = report()
     for at, result in enumerate(source.results[3:]):
         record = result.record
-        record.sm_clock_mhz, record.memory_clock_mhz = 1980.0 - 100 * at, 3201.0
-        record.power_w, record.temperature_c = 400.0 + at, 41.0 + at
+        record.measures.sm_clock_mhz, record.measures.memory_clock_mhz = 1980.0 - 100 * at, 3201.0
+        record.measures.power_w, record.measures.temperature_c = 400.0 + at, 41.0 + at
     text = " ".join(printed(source).split())
     assert "telemetry SM 1780-1980 MHz, memory 3201 MHz, 400-402 W, 41-43 C" in text
     assert "telemetry" not in printed(report())
@@ -216,18 +229,18 @@ def test_the_gpu_and_how_it_is_set(report):
 def test_memory_taken_stands_under_a_heading(report):
     source = report()
     for result in source.results[3:]:
-        result.record.estimated_bytes, result.record.peak_bytes = 700 << 20, 520 << 20
+        result.record.measures.estimated_bytes, result.record.measures.peak_bytes = 700 << 20, 520 << 20
     lines = printed(source).splitlines()
     at = next(at for at, line in enumerate(lines) if re.fullmatch(r"memory MiB +peak +estimated", line))
     assert lines[at + 1].split() == ["sdpa:mem-efficient-rows"]  # of which nothing is known
     assert lines[at + 2].split() == ["dense", "520.0", "700.0"]
     assert "| memory MiB" in markdown([source])
     for result in source.results[3:]:
-        result.record.gpu_used_bytes = 12 << 30
+        result.record.measures.gpu_used_bytes = 12 << 30
     assert re.search(r"^memory MiB +peak +estimated +GPU in use$", printed(source), re.MULTILINE)
     assert re.search(r"^dense +520\.0 +700\.0 +12288$", printed(source), re.MULTILINE)
     for result in source.results:  # an estimate alone is no news
-        result.record.peak_bytes = result.record.gpu_used_bytes = None
+        result.record.measures.peak_bytes = result.record.measures.gpu_used_bytes = None
     assert "estimated" not in printed(source)
 
 
@@ -235,7 +248,9 @@ def test_without_a_baseline_nothing_is_compared(report):
     source = report()
     for result in source.results:
         record = result.record
-        record.baseline = record.speedup = record.speedup_lo = record.speedup_hi = None
+        record.measures.baseline = record.measures.speedup = record.measures.speedup_lo = record.measures.speedup_hi = (
+            None
+        )
     text = printed(source)
     assert "no baseline: no dense method ran" in " ".join(text.split())
     assert "4.57 4.48-4.71" in line_of(text, "hierarchical") and "[" not in line_of(text, "hierarchical")
@@ -256,15 +271,15 @@ def test_rows_with_nothing_but_a_name_are_fine(report, row_ok, workload):
         "kv_bytes",
         "kv_ratio",
         "gb_per_s",
-        "percent_of_peak",
-        "peak",
+        "percent_of_ceiling",
+        "ceiling",
         "rel_error",
-        "cache",
+        "cold_by",
         "throttled",
     ):
-        setattr(empty.record, name, None)
+        setattr(empty.record.measures, name, None)
     source.results = [empty]
-    source.machine, source.peaks = {}, {}
+    source.machine, source.ceilings = {}, {}
     for show in (render, render_sweep):
         assert "hierarchical" in printed(source, show=show)
     assert "hierarchical" in markdown([source])
@@ -360,6 +375,6 @@ def test_the_time_unit_suits_the_table(report, times):
     source = report()
     source.results = source.results[3:5]
     for result, time in zip(source.results, times, strict=True):
-        result.record.time_us = time
+        result.record.measures.time_us = time
     unit = {0.4: "us", 950.0: "ms", 3e6: "s"}[times[0]]
     assert f"time {unit} " in printed(source)

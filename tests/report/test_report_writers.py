@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from hsbench.errors import UsageError
 from hsbench.report import FORMATS, markdown, writer_for
 from hsbench.report.writers import CsvWriter, JsonWriter
 from hsbench.results import COLUMNS, Record
+from hsbench.results.columns import columns_of
 
 
 class Pipe(io.StringIO):
@@ -92,13 +94,15 @@ def test_numbers_have_six_digits_and_no_noise(row_ok, workload, value, text):
 
 def test_every_row_of_a_column_has_its_fields_type(row_ok, workload):
     """As a reader that infers types from each file sees it: two files of one schema concatenate."""
-    kinds = {name: hint.split(" |")[0] for name, hint in Record.__annotations__.items()}
-    numbers = {name: {"int": int, "float": float}[kind] for name, kind in kinds.items() if kind in ("int", "float")}
+    numbers = {column.name: column.type for column in Record.columns() if column.type in (int, float)}
     assert len(numbers) > 30
     for value in (0, 2, 2.0, 2.5, 1e-5):
         result = row_ok(workload(), "dense", 1.0, {"dense": 1})
-        for name, kind in numbers.items():
-            setattr(result.record, name, value if kind is float or value == 2 else 0)
+        put = {name: value if kind is float or value == 2 else 0 for name, kind in numbers.items()}
+        of_case = {column.name for column in columns_of(Record.case_type)}
+        in_case = {name: number for name, number in put.items() if name in of_case}
+        result.record.case = dataclasses.replace(result.record.case, **in_case)
+        result.record.measures = Record.measures_type(**{name: put[name] for name in put.keys() - of_case})
         streams = {name: io.StringIO() for name in ("csv", "json")}
         for name, stream in streams.items():
             with writer_for(name, stream) as writer:
@@ -106,7 +110,7 @@ def test_every_row_of_a_column_has_its_fields_type(row_ok, workload):
         (cells,) = csv.DictReader(io.StringIO(streams["csv"].getvalue()))
         (row,) = json.loads(streams["json"].getvalue())["rows"]
         for name, kind in numbers.items():
-            assert type(row[name]) is kind and row[name] == getattr(result.record, name), name
+            assert type(row[name]) is kind and row[name] == put[name], name
             assert type(ast.literal_eval(cells[name])) is kind, name
 
 
@@ -118,7 +122,7 @@ def test_every_row_is_out_when_it_is_done(report, name):
     for count, result in enumerate(source.results, start=1):
         writer.row(result)
         assert result.record.method in stream.flushed.splitlines()[-1]
-        assert len(stream.flushed.splitlines()) == count + {"csv": 1, "json": 2}[name]
+        assert len(stream.flushed.splitlines()) == count + {"csv": 1, "json": 3}[name]
 
 
 @pytest.mark.parametrize("name", ["csv", "json"])
@@ -142,11 +146,14 @@ def test_json_document(report):
         writer.report(source)
         writer.report(report(seq=32768))
     document = json.loads(stream.getvalue(), parse_constant=no_constants)
-    assert document["schema"] == "hsbench/3"
+    assert document["schema"] == "hsbench/4"
     assert document["complete"] is True
     assert document["machine"] == source.machine
-    assert document["peaks"] == [{"name": "read", "value": 91.2, "unit": "GB/s"}]
+    assert document["ceilings"] == [{"name": "read", "value": 91.2, "unit": "GB/s"}]
     assert all(tuple(row) == COLUMNS for row in document["rows"])
+    columns = {column.pop("name"): column for column in document["columns"]}
+    assert tuple(columns) == COLUMNS
+    assert columns["time_us_p25"] == {"type": "float", "unit": "us", "hint": "time"}
     assert document["rows"][0]["time_us"] is None
     for entry in document["memory"]:
         row = document["rows"][entry.pop("row")]
@@ -162,7 +169,7 @@ def test_json_is_valid_when_the_run_is_cut_short(report, error, stream):
         writer.row(source.results[0])
         raise error
     document = json.loads(out.getvalue())
-    assert len(document["rows"]) == 1 and document["memory"] == [] and document["peaks"] == []
+    assert len(document["rows"]) == 1 and document["memory"] == [] and document["ceilings"] == []
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Pipe])
@@ -195,13 +202,13 @@ def test_json_survives_a_kill(tmp_path):
     path = tmp_path / "out.json"
     script = """
         import os, signal, sys
+        from hsbench.problem.workload import make_workload
         from hsbench.report import writer_for
         from hsbench.results import Record, Result
-        shape = dict(phase="decode", device="cpu", workload="w", batch=1, q_heads=8, kv_heads=8, head_dim=64,
-                     dtype="fp16", q_len=1, seq=64, key_sparsity=0.5, value_sparsity=0.5, status="ok")
+        asked = dict(device="cpu", cache="cold", sustain_s=0, status="ok")
         with open(sys.argv[1], "w") as stream, writer_for("json", stream) as writer:
             for method in ("dense", "hierarchical"):
-                writer.row(Result(Record(method=method, **shape), {"dense": 64}))
+                writer.row(Result(Record.of(make_workload("decode"), method=method, **asked), {"dense": 64}))
             os.kill(os.getpid(), signal.SIGKILL)
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

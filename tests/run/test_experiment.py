@@ -186,31 +186,39 @@ def check_rows(report: Report) -> None:
     rows = [result.record for result in report.results]
     ok = {row.method: row for row in rows if row.status == "ok"}
     dense = [row for row in ok.values() if row.family in ("reference", "sdpa", "dense")]
-    baseline = min(dense, key=lambda row: row.time_us) if dense else None
+    baseline = min(dense, key=lambda row: row.measures.time_us) if dense else None
     for result in report.results:
         row = result.record
         if row.status != "ok" or baseline is None:
-            assert (row.speedup, row.speedup_lo, row.speedup_hi, row.baseline) == (None,) * 4
+            assert (row.measures.speedup, row.measures.speedup_lo, row.measures.speedup_hi, row.measures.baseline) == (
+                None,
+            ) * 4
             continue
-        assert row.baseline == baseline.method
-        assert row.speedup == pytest.approx(baseline.time_us / row.time_us)
-        assert row.speedup_lo <= row.speedup <= row.speedup_hi
-        assert row.time_us_p25 <= row.time_us <= row.time_us_p75
-        assert row.reason is None and 0 <= row.rel_error < 8e-3
-        assert row.kv_bytes == row.read_bytes == sum(result.memory.values())
-        assert row.kv_ratio == pytest.approx(report.workload.dense_kv_bytes / row.kv_bytes)
-        if row.phase == "decode":
-            assert row.tflop_per_s is None
-            rate = row.gb_per_s
-            assert rate == pytest.approx(row.kv_bytes / (row.time_us * 1e3))
+        assert row.measures.baseline == baseline.method
+        assert row.measures.speedup == pytest.approx(baseline.measures.time_us / row.measures.time_us)
+        assert row.measures.speedup_lo <= row.measures.speedup <= row.measures.speedup_hi
+        assert row.measures.time_us_p25 <= row.measures.time_us <= row.measures.time_us_p75
+        assert row.reason is None and 0 <= row.measures.rel_error < 8e-3
+        assert row.measures.kv_bytes == row.measures.read_bytes == sum(result.memory.values())
+        assert row.measures.kv_ratio == pytest.approx(report.workload.dense_kv_bytes / row.measures.kv_bytes)
+        if row.case.phase == "decode":
+            assert row.measures.tflop_per_s is None
+            rate = row.measures.gb_per_s
+            assert rate == pytest.approx(row.measures.kv_bytes / (row.measures.time_us * 1e3))
         else:
-            assert row.gb_per_s is None
-            rate = row.tflop_per_s
-            assert rate == pytest.approx(report.workload.flops / (row.time_us * 1e6))
-        assert row.percent_of_peak == pytest.approx(100 * rate / report.peaks[row.peak].value)
-        assert row.samples == 3 and row.stop == "max_samples"
+            assert row.measures.gb_per_s is None
+            rate = row.measures.tflop_per_s
+            assert rate == pytest.approx(report.workload.flops / (row.measures.time_us * 1e6))
+        assert row.measures.percent_of_ceiling == pytest.approx(
+            100 * rate / report.ceilings[row.measures.ceiling].value
+        )
+        assert row.measures.samples == 3 and row.measures.stop == "max_samples"
     if baseline is not None:
-        assert (baseline.speedup, baseline.speedup_lo, baseline.speedup_hi) == (1.0, 1.0, 1.0)
+        assert (baseline.measures.speedup, baseline.measures.speedup_lo, baseline.measures.speedup_hi) == (
+            1.0,
+            1.0,
+            1.0,
+        )
 
 
 @needs_native
@@ -223,12 +231,12 @@ def test_decode(dtype: str) -> None:
     check_rows(report)
     rows = by_method(report)
     hierarchical = rows["hierarchical"]
-    assert hierarchical.record.achieved_sparsity == pytest.approx(0.375)
+    assert hierarchical.record.measures.achieved_sparsity == pytest.approx(0.375)
     assert "prunes and packs K and V in" in hierarchical.note and rows["dense"].note == ""
     assert {"dense", "2:4 values", "metadata", "map"} == set(hierarchical.memory)
-    assert rows["dense"].record.achieved_sparsity is None
-    assert hierarchical.record.kv_bytes < rows["dense"].record.kv_bytes
-    assert hierarchical.record.cache == "warm"
+    assert rows["dense"].record.measures.achieved_sparsity is None
+    assert hierarchical.record.measures.kv_bytes < rows["dense"].record.measures.kv_bytes
+    assert hierarchical.record.case.cache == "warm"
     # The observer saw each row once, as the report has it, and every sample.
     assert log.results == report.results
     for name in statuses(report):
@@ -248,8 +256,12 @@ def test_prefill_of_a_chunk() -> None:
     assert set(rows.values()) == {"ok"} and "reference" not in rows
     check_rows(report)
     unsupported = by_method(report)["unstructured"].record
-    assert "decode only" in unsupported.reason and unsupported.time_us is None and unsupported.kv_bytes is None
-    assert list(report.peaks) == ["gemm"]
+    assert (
+        "decode only" in unsupported.reason
+        and unsupported.measures.time_us is None
+        and unsupported.measures.kv_bytes is None
+    )
+    assert list(report.ceilings) == ["gemm"]
 
 
 @needs_native
@@ -258,11 +270,11 @@ def test_cold_is_the_default_and_real(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "Flusher", lambda device: lambda: flushes.append(device))
     cold = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0)
     report = run(decode(), "dense", "hierarchical", settings=cold)
-    assert {row.record.cache for row in report.results} == {"cold (flushed)"}
+    assert {(row.record.case.cache, row.record.measures.cold_by) for row in report.results} == {("cold", "flushed")}
     assert flushes == [CPU] * 8  # each method: a warm-up and three samples
     monkeypatch.setattr(cache_module, "last_level_cache_bytes", lambda device: 1024)
     report = run(decode(), "dense", "hierarchical", settings=cold)
-    assert {row.record.cache for row in report.results} == {"cold (working set)"} and len(flushes) == 8
+    assert {row.record.measures.cold_by for row in report.results} == {"working set"} and len(flushes) == 8
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
@@ -291,7 +303,7 @@ def test_a_method_is_sustained_before_all_else(register: Any, monkeypatch: pytes
     register(method("a"), method("b"))
     settings = Settings(budget_s=9, min_samples=2, max_samples=2, target=0.0, cache=cache, sustain_s=0.3)
     report = run(decode(), "fake", settings=settings)
-    assert [row.record.sustain_s for row in report.results] == [0.3, 0.3]
+    assert [row.record.case.sustain_s for row in report.results] == [0.3, 0.3]
     begins = "0.3 s on cpu"
 
     def turn(name: str) -> list[str]:
@@ -306,21 +318,23 @@ def test_sustaining_takes_its_time_from_the_budget(register: Any) -> None:
     register(FakeMethod("fake:a", on_run=lambda n: counts.update(a=n)))
     settings = Settings(budget_s=0.2, min_samples=3, max_samples=200, target=0.0, cache="warm", sustain_s=0.05)
     row = by_method(run(decode(), "fake", settings=settings))["fake:a"].record
-    assert (row.stop, row.sustain_s) == ("budget", 0.05) and 3 <= row.samples <= 4
-    assert counts["a"] > 5 * row.samples, "run after run of it, in 50 ms"
+    assert (row.measures.stop, row.case.sustain_s) == ("budget", 0.05) and 3 <= row.measures.samples <= 4
+    assert counts["a"] > 5 * row.measures.samples, "run after run of it, in 50 ms"
 
 
-def test_a_row_without_samples_was_not_sustained(register: Any) -> None:
+def test_a_row_without_samples_tells_what_was_asked_all_the_same(register: Any) -> None:
     register(
         FakeMethod("fake:a"),
         FakeMethod("fake:wrong", wrong=lambda n: True),
         FakeMethod("fake:full", on_prepare=raises(MemoryError())),
     )
     rows = {name: result.record for name, result in by_method(run(decode(), "fake")).items()}
-    assert {name: (row.status, row.cache, row.sustain_s) for name, row in rows.items()} == {
-        "fake:a": ("ok", "warm", 0.0),
-        "fake:wrong": ("incorrect", "warm", 0.0),
-        "fake:full": ("oom", None, None),
+    assert {
+        name: (row.status, row.case.cache, row.case.sustain_s, row.measures.cold_by) for name, row in rows.items()
+    } == {
+        "fake:a": ("ok", "warm", 0.0, None),
+        "fake:wrong": ("incorrect", "warm", 0.0, None),
+        "fake:full": ("oom", "warm", 0.0, None),
     }
 
 
@@ -334,6 +348,8 @@ def test_a_method_that_fails_while_it_is_sustained_fails_alone(register: Any) ->
 def test_the_facts_of_the_machine_come_along() -> None:
     report = run(decode(), "sdpa:flash")
     assert {"cpu", "gpu", "versions", "missing", "warnings"} <= set(report.machine)
+    case, cpu = report.results[0].record.case, report.machine["cpu"]
+    assert (case.threads, case.isa) == (cpu["threads"], cpu["isa"])
     assert report.machine["cpu"]["threads"] == torch.get_num_threads() and report.machine["gpu"] is None
     assert report.machine["versions"]["torch"] == torch.__version__
     assert report.machine["warnings"] == []
@@ -344,11 +360,11 @@ def test_a_shared_machine_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None
     log = Log()
     report = run(decode(), "sdpa:flash", observer=log)
     assert log.warnings == report.machine["warnings"] and "37%" in log.warnings[0] and "stop them" in log.warnings[0]
-    assert [result.record.shared for result in report.results] == [True]
+    assert [result.record.measures.shared for result in report.results] == [True]
     monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: 0.05))
-    assert run(decode(), "sdpa:flash").results[0].record.shared is False
+    assert run(decode(), "sdpa:flash").results[0].record.measures.shared is False
     monkeypatch.setattr(measure, "OtherLoad", lambda: types.SimpleNamespace(share=lambda: None))
-    assert run(decode(), "sdpa:flash").results[0].record.shared is None
+    assert run(decode(), "sdpa:flash").results[0].record.measures.shared is None
 
 
 class StoppedAt(measure.QuotaWatch):
@@ -410,9 +426,9 @@ def test_memory_is_that_of_the_method(register: Any) -> None:
         FakeMethod("fake:frugal"),
     )
     rows = {name: result.record for name, result in by_method(run(decode(), "fake")).items()}
-    if rows["fake:frugal"].peak_bytes is None:
+    if rows["fake:frugal"].measures.peak_bytes is None:
         pytest.skip("this system does not let a process reset its peak")
-    peaks = {name: row.peak_bytes >> 20 for name, row in rows.items()}
+    peaks = {name: row.measures.peak_bytes >> 20 for name, row in rows.items()}
     assert 190 <= peaks["fake:prepares"] < 250 and 315 <= peaks["fake:runs"] < 380 and peaks["fake:frugal"] < 64
 
 
@@ -421,9 +437,9 @@ def test_estimates_hold() -> None:
     """For every method of decode, at a size where the caches are what counts."""
     for result in run(decode(q_heads=8, head_dim=128, seq=128 << 10)).results:
         row = result.record
-        assert row.status == "ok" and row.estimated_bytes is not None
-        if row.peak_bytes is not None:
-            assert row.peak_bytes < row.estimated_bytes * 1.1 + (32 << 20), row.method
+        assert row.status == "ok" and row.measures.estimated_bytes is not None
+        if row.measures.peak_bytes is not None:
+            assert row.measures.peak_bytes < row.measures.estimated_bytes * 1.1 + (32 << 20), row.method
 
 
 def test_a_row_that_does_not_fit_says_what_was_estimated(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +447,7 @@ def test_a_row_that_does_not_fit_says_what_was_estimated(register: Any, monkeypa
     monkeypatch.setattr(measure, "free_memory", lambda device: measure.FreeMemory(8 << 30))
     register(FakeMethod("fake:large"))
     row = by_method(run(decode(), "fake"))["fake:large"].record
-    assert (row.status, row.estimated_bytes, row.peak_bytes) == ("oom", 30 << 30, None)
+    assert (row.status, row.measures.estimated_bytes, row.measures.peak_bytes) == ("oom", 30 << 30, None)
 
 
 def test_nothing_runs_for_a_usage_error() -> None:
@@ -465,12 +481,12 @@ def test_a_wrong_output_is_never_fast(register: Any) -> None:
         "fake:pruned": "ok",
     }
     wrong = rows["fake:wrong"]
-    assert "relative error" in wrong.reason and wrong.rel_error > 1e-3
-    assert wrong.speedup is None and wrong.baseline is None
-    assert wrong.time_us < rows["fake:right"].time_us
-    assert {row.baseline for row in rows.values() if row is not wrong} == {"fake:right"}
-    assert rows["fake:right"].speedup == 1.0 and rows["fake:slow"].speedup < 0.7
-    assert rows["fake:pruned"].speedup > 1.4
+    assert "relative error" in wrong.reason and wrong.measures.rel_error > 1e-3
+    assert wrong.measures.speedup is None and wrong.measures.baseline is None
+    assert wrong.measures.time_us < rows["fake:right"].measures.time_us
+    assert {row.measures.baseline for row in rows.values() if row is not wrong} == {"fake:right"}
+    assert rows["fake:right"].measures.speedup == 1.0 and rows["fake:slow"].measures.speedup < 0.7
+    assert rows["fake:pruned"].measures.speedup > 1.4
 
 
 @pytest.mark.parametrize("kind", ["wrong", "lazy"])
@@ -485,8 +501,8 @@ def test_what_breaks_after_the_first_check_is_caught(register: Any, kind: str) -
     late = by_method(report)["fake:late"].record
     said = {"wrong": "relative error", "lazy": "the output is not finite everywhere"}[kind]
     assert late.reason.startswith(f"after the timed runs: {said}")
-    assert (late.speedup, late.baseline) == (None, None)
-    assert by_method(report)["fake:good"].record.baseline == "fake:good"
+    assert (late.measures.speedup, late.measures.baseline) == (None, None)
+    assert by_method(report)["fake:good"].record.measures.baseline == "fake:good"
 
 
 def test_an_output_that_is_never_written_is_caught(register: Any) -> None:
@@ -500,8 +516,8 @@ def test_without_a_right_dense_method_there_is_no_speedup(register: Any) -> None
     register(FakeMethod("fake:wrong", dense=True, wrong=lambda n: True), FakeMethod("fake:pruned"))
     report = run(decode(), "fake")
     assert statuses(report) == {"fake:wrong": "incorrect", "fake:pruned": "ok"}
-    assert all(row.record.speedup is None and row.record.baseline is None for row in report.results)
-    assert by_method(report)["fake:pruned"].record.time_us > 0
+    assert all(row.record.measures.speedup is None and row.record.measures.baseline is None for row in report.results)
+    assert by_method(report)["fake:pruned"].record.measures.time_us > 0
 
 
 # ---- Rows that cannot run ----------------------------------------------------------------------------------
@@ -555,7 +571,7 @@ def test_a_failure_to_prepare_is_a_row(register: Any, failure: Any, status: str,
     assert statuses(report) == {"fake:bad": status, "fake:good": "ok"}
     bad = by_method(report)["fake:bad"].record
     assert bad.reason.startswith(reason)
-    assert (bad.speedup, bad.time_us, bad.kv_bytes) == (None,) * 3
+    assert (bad.measures.speedup, bad.measures.time_us, bad.measures.kv_bytes) == (None,) * 3
     assert log.results[0].record is bad, "told at once, not at the end"
 
 
@@ -568,8 +584,8 @@ def test_a_failure_to_run_is_a_row(register: Any, at: int) -> None:
     )
     report = run(decode(), "fake", settings=settings)
     assert statuses(report) == {"fake:bad": "oom", "fake:good": "ok"}
-    assert by_method(report)["fake:bad"].record.time_us is None
-    assert by_method(report)["fake:good"].record.samples == 3
+    assert by_method(report)["fake:bad"].record.measures.time_us is None
+    assert by_method(report)["fake:good"].record.measures.samples == 3
 
 
 def test_a_bug_is_not_taken_for_a_row(register: Any) -> None:
@@ -676,10 +692,13 @@ def test_ctrl_c_during_sampling_keeps_what_is_done(register: Any) -> None:
         "fake:c": "interrupted",
     }
     rows = {name: result.record for name, result in by_method(report).items()}
-    assert rows["fake:a"].samples == rows["fake:b"].samples == 1 and rows["fake:a"].stop == "interrupted"
-    assert rows["fake:b"].speedup > 0 and rows["fake:b"].baseline == "fake:a"
-    assert rows["fake:b"].speedup_lo is None, "one sample says nothing of the spread"
-    assert rows["fake:c"].time_us is None and rows["fake:c"].speedup is None
+    assert (
+        rows["fake:a"].measures.samples == rows["fake:b"].measures.samples == 1
+        and rows["fake:a"].measures.stop == "interrupted"
+    )
+    assert rows["fake:b"].measures.speedup > 0 and rows["fake:b"].measures.baseline == "fake:a"
+    assert rows["fake:b"].measures.speedup_lo is None, "one sample says nothing of the spread"
+    assert rows["fake:c"].measures.time_us is None and rows["fake:c"].measures.speedup is None
     assert sorted(result.record.method for result in log.results) == sorted(rows)
 
 
@@ -716,8 +735,8 @@ def test_ctrl_c_amid_a_turn_makes_no_row_incorrect(register: Any, moment: str) -
     assert report.interrupted and pressed
     rows = {name: result.record for name, result in by_method(report).items()}
     assert statuses(report) == {"fake:a": "ok", "fake:b": "ok"}, rows["fake:a"].reason
-    assert rows["fake:a"].samples == rows["fake:b"].samples == 2
-    assert {row.stop for row in rows.values()} == {"interrupted"}
+    assert rows["fake:a"].measures.samples == rows["fake:b"].measures.samples == 2
+    assert {row.measures.stop for row in rows.values()} == {"interrupted"}
 
 
 # ---- NVTX ranges -------------------------------------------------------------------------------------------
@@ -799,7 +818,7 @@ def test_other_threads_are_quiet_when_a_timed_run_begins(workload: Workload, mon
     settings = Settings(budget_s=30.0, min_samples=7, max_samples=7, target=0.0)
     report = run(workload, "sdpa:flash", "dense", settings=settings)
     assert set(statuses(report).values()) == {"ok"}
-    assert {row.record.cache for row in report.results} == {"cold (working set)"}
+    assert {row.record.measures.cold_by for row in report.results} == {"working set"}
     assert len(clock.shares) == 3 * 8  # a warm-up each, then in turn; the third is the ceiling's probe
     for first, name in enumerate(("sdpa:flash", "dense")):
         busy = clock.shares[3 + first :: 3]

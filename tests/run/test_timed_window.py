@@ -177,7 +177,7 @@ def test_what_is_sustained_is_sustained_outside(log: Log, monkeypatch: pytest.Mo
     settings = dataclasses.replace(QUICK, sustain_s=2e-3)
     names = ["sdpa:flash", "dense"]
     report = run_workload(make_workload("decode", **TINY), methods=names, device=CPU, settings=settings)
-    assert {(row.record.status, row.record.sustain_s) for row in report.results} == {("ok", 2e-3)}
+    assert {(row.record.status, row.record.case.sustain_s) for row in report.results} == {("ok", 2e-3)}
     windows = log.windows()
     assert windows == [[] for _ in windows]
     at: tuple[str, ...] = ()
@@ -199,9 +199,18 @@ def test_what_was_seen_between_the_samples_is_in_the_row(log: Log) -> None:
     workload = make_workload("decode", **TINY)
     (result,) = run_workload(workload, methods=["sdpa:flash"], device=CPU, settings=QUICK).results
     row = result.record
-    assert (row.sm_clock_mhz, row.memory_clock_mhz, row.power_w, row.temperature_c) == (1755, 1755, 698, 55)
-    assert (row.throttled, row.throttle_reasons, row.throttled_share) == (True, "sw_power_cap", 1.0)
-    assert (row.gpu_used_bytes, row.peak_bytes) == (3 << 30, 0)
+    assert (
+        row.measures.sm_clock_mhz,
+        row.measures.memory_clock_mhz,
+        row.measures.power_w,
+        row.measures.temperature_c,
+    ) == (1755, 1755, 698, 55)
+    assert (row.measures.throttled, row.measures.throttle_reasons, row.measures.throttled_share) == (
+        True,
+        "sw_power_cap",
+        1.0,
+    )
+    assert (row.measures.gpu_used_bytes, row.measures.peak_bytes) == (3 << 30, 0)
     assert row.marks == "*"
 
 

@@ -1,0 +1,70 @@
+"""What all writers share: a stream that is opened once, closed once, and gets each row once."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from hsbench.report.text import encodable
+from hsbench.results import Report, Result, key
+
+
+class Writer(Protocol):
+    """Where results go. `open` and `close` may be called twice; `row` and `report` open if need be."""
+
+    def open(self) -> None: ...
+    def row(self, result: Result[Any]) -> None: ...
+    def report(self, report: Report) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Writer: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class RowStream:
+    """The base of the writers: they fill in `_head`, `_row` and `_tail`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._opened = self._closed = False
+        self._written: set[tuple[Any, ...]] = set()
+
+    def open(self) -> None:
+        if not self._opened:
+            self._opened = True
+            self._head()
+
+    def row(self, result: Result[Any]) -> None:
+        identity = key(result.record.case)
+        if identity not in self._written:
+            self.open()
+            self._row(result)
+            self._written.add(identity)
+
+    def report(self, report: Report) -> None:
+        self.open()
+        for result in report.results:
+            self.row(result)
+
+    def close(self) -> None:
+        if self._opened and not self._closed:
+            self._closed = True
+            self._tail()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _head(self) -> None: ...
+    def _row(self, result: Result[Any]) -> None: ...
+    def _tail(self) -> None: ...
+
+    def _emit(self, text: str) -> None:
+        self.stream.write(encodable(text, getattr(self.stream, "encoding", None)))
+        self.stream.flush()
