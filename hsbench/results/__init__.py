@@ -2,6 +2,7 @@
 
 from hsbench.results.attention import COLUMNS, AttentionCase, AttentionMeasures, Record
 from hsbench.results.identity import key, may_match
+from hsbench.results.reading import read_rows
 from hsbench.results.report import MeasuredCeiling, Report, Result
 from hsbench.results.row import SCHEMA, STATUSES, Row
 
@@ -18,4 +19,5 @@ __all__ = [
     "Row",
     "key",
     "may_match",
+    "read_rows",
 ]
