@@ -87,7 +87,7 @@ class AttentionCase(Case):
 class AttentionMeasures:
     """What is measured of an attention call; all of it None in a row that did not run."""
 
-    achieved_sparsity: float | None = measure("share of the elements of K and V that were pruned", "ratio")
+    achieved_sparsity: float | None = measure("share of elements pruned among eligible blocks of K and V", "ratio")
     time_us: float | None = measure("median of the samples", "time", "us")
     time_us_p25: float | None = measure("lower quartile", "time", "us")
     time_us_p75: float | None = measure("upper quartile", "time", "us")
