@@ -238,7 +238,7 @@ def _declarations() -> str:
 def _header() -> bytes:
     path = LIB / "params.h"
     if not path.exists():
-        raise _shadowing(path.name, f"has no {LIB.name}/{path.name}") or UnavailableError(
+        raise _shadowing(path.name, f"that tree has no {LIB.name}/{path.name}") or UnavailableError(
             f"{path} is missing: hsbench was not installed by pip; run `pip install .` in its source folder"
         )
     return path.read_bytes()
@@ -247,7 +247,7 @@ def _header() -> bytes:
 def _unusable(kind: str, fault: str) -> UnavailableError:
     """What to say of a library that "was not built", say. Behind the last ": " stands the remedy."""
     needs = {"cpu": "a C++17 compiler (g++ or clang)", "cuda": "nvcc (CUDA toolkit 12.4 or newer)"}[kind]
-    return _shadowing(f"libhsbench_{kind}.so", f"its {kind.upper()} library {fault}") or UnavailableError(
+    return _shadowing(f"libhsbench_{kind}.so", f"in that tree the {kind.upper()} library {fault}") or UnavailableError(
         f"the {kind.upper()} library {fault}: install {needs}, then"
         " `pip install --force-reinstall --no-deps .` in hsbench's source folder"
     )

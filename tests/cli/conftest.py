@@ -11,6 +11,7 @@ import pytest
 
 from hsbench.cli.main import main
 from hsbench.errors import UnavailableError, UsageError
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
 from hsbench.results import MeasuredCeiling, Record, Report, Result
@@ -54,17 +55,17 @@ class Bench:
                 observer.finished(result)
         return report
 
-    def resolve_device(self, name: str) -> str:
+    def resolve_device(self, name: str) -> Device:
         if name == "cuda" and not self.cuda:
             raise UnavailableError("--device cuda: no CUDA device; install a driver")
-        return "cuda" if self.cuda and name != "cpu" else "cpu"
+        return CUDA if self.cuda and name != "cpu" else CPU
 
-    def find_methods(self, names: Sequence[str], phase: Phase, device: str) -> list[str]:
+    def find_methods(self, names: Sequence[str], phase: Phase, device: Device) -> list[str]:
         if phase.causal and "dense:decode-only" in names:
             raise UsageError("--methods", "dense:decode-only", "no such variant for prefill")
         return list(names)
 
-    def surroundings(self, device: str) -> dict[str, Any]:
+    def surroundings(self, device: Device) -> dict[str, Any]:
         return {
             "machine": {"cpu": {"model": "Test CPU", "threads": 2}, "gpu": {"name": "Test GPU"} if self.cuda else None},
             "versions": {"hsbench": "0.1.0", "torch": "2.13.0"},

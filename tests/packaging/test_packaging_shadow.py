@@ -70,7 +70,7 @@ def told(both: Both, fault: str, remedy: str = LEAVE) -> str:
 
 
 def test_a_source_tree_without_libraries_is_named_with_what_it_hides(both: Both) -> None:
-    assert both.why()[0] == told(both, "its CPU library was not built")
+    assert both.why()[0] == told(both, "in that tree the CPU library was not built")
 
 
 def test_another_build_is_the_remedy_where_it_would_help(both: Both) -> None:
@@ -82,7 +82,7 @@ def test_another_build_is_the_remedy_where_it_would_help(both: Both) -> None:
 def test_a_source_tree_on_the_pythonpath_has_another_remedy(both: Both) -> None:
     """No ``python -P`` and no other folder would help."""
     assert both.why("-P", path=(both.tree,))[0] == told(
-        both, "its CPU library was not built", f"take {both.tree} off PYTHONPATH"
+        both, "in that tree the CPU library was not built", f"take {both.tree} off PYTHONPATH"
     )
 
 
@@ -102,14 +102,14 @@ def test_a_library_left_in_the_tree_that_does_not_load(both: Both) -> None:
     shutil.copytree(both.site / "hsbench" / "lib", both.tree / "hsbench" / "lib")
     (both.tree / "hsbench" / "lib" / "libhsbench_cpu.so").write_bytes(b"old")
     said = both.why()[0]
-    assert said.startswith(told(both, "its CPU library does not load (").partition(": ")[0])
+    assert said.startswith(told(both, "in that tree the CPU library does not load (").partition(": ")[0])
     assert said.endswith(f": {LEAVE}")
 
 
 def test_a_command_says_so(both: Both) -> None:
     done = both.python("-m", "hsbench", "decode", "--device", "cpu", "--seq", "128", "--methods", "hierarchical")
     assert done.returncode == 4
-    assert told(both, "its CPU library was not built") in " ".join((done.stdout + done.stderr).split())
+    assert told(both, "in that tree the CPU library was not built") in " ".join((done.stdout + done.stderr).split())
 
 
 # ---- Tests of it -------------------------------------------------------------------------------------------

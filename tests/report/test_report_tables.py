@@ -171,7 +171,8 @@ def test_a_cpu_quota_is_no_clock(report):
     source = report()
     source.machine["cpu"] |= {"cores": 4, "quota_cores": 0.25}
     for result in source.results[4:]:
-        result.record.throttled, result.record.throttle_reasons, result.record.throttled_share = True, "cpu_quota", 0.5
+        seen = result.record.measures
+        seen.throttled, seen.throttle_reasons, seen.throttled_share = True, "cpu_quota", 0.5
     text = printed(source)
     assert "* hierarchical (cpu_quota, 50% of samples)" in text and "clock" not in text
     assert "a CPU quota stopped the threads while sampling" in text.replace("\n           ", " ")

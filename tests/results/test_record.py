@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import hsbench.methods
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.phase import PHASES
 from hsbench.results import COLUMNS, SCHEMA, STATUSES, AttentionMeasures, Record
 from hsbench.results.columns import columns_of
@@ -57,8 +58,8 @@ def test_a_measure_that_there_is_not_is_refused(record):
 
 
 def test_dense_is_what_the_methods_say():
-    for phase in ("decode", "prefill"):
-        for device in ("cpu", "cuda"):
+    for phase in PHASES.values():
+        for device in (CPU, CUDA):
             for family in hsbench.methods.FAMILIES:
                 for method in hsbench.methods.rows_of(family, phase, device):
                     assert method.dense == (family in hsbench.methods.DENSE_FAMILIES), method.name

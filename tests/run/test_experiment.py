@@ -28,6 +28,7 @@ from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError, U
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA
 from hsbench.machine import ceilings
+from hsbench.machine.hardware import resolve_device
 from hsbench.measure import cache as cache_module
 from hsbench.methods.base import Method, Prepared
 from hsbench.problem.captured import open_captured
@@ -395,8 +396,10 @@ def test_a_quota_is_named_and_nobody_else_is_blamed(monkeypatch: pytest.MonkeyPa
     report = run(decode(), "sdpa:flash", "reference", observer=log)
     assert log.warnings == report.machine["warnings"] and len(log.warnings) == 1
     assert "a CPU quota of 0.25 cores stopped the" in log.warnings[0] and "others" not in log.warnings[0]
-    flash, reference = (by_method(report)[name].record for name in ("sdpa:flash", "reference"))
-    assert (flash.throttled, flash.throttle_reasons, flash.marks) == (True, "cpu_quota", "*")
+    records = [by_method(report)[name].record for name in ("sdpa:flash", "reference")]
+    assert [record.marks for record in records] == ["*", ""]
+    flash, reference = (record.measures for record in records)
+    assert (flash.throttled, flash.throttle_reasons) == (True, "cpu_quota")
     assert flash.throttled_share == pytest.approx(2 / 3)
     assert (reference.throttled, reference.throttle_reasons, reference.throttled_share) == (False, None, 0.0)
     assert flash.shared is reference.shared is None
@@ -460,7 +463,7 @@ def test_nothing_runs_for_a_usage_error() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu() -> None:
     with pytest.raises(UnavailableError, match="--device cuda"):
-        run_workload(decode(), device=CUDA, settings=QUICK)
+        resolve_device("cuda")
 
 
 # ---- Wrong results -----------------------------------------------------------------------------------------
@@ -636,7 +639,7 @@ def test_without_the_native_library_torch_still_runs(tmp_path: Path, monkeypatch
     monkeypatch.setattr(library, "LIB", tmp_path)
 
     def forget() -> None:
-        for cached in (library.structs, library.library, library._header):
+        for cached in (library.structs, library.constants, library.load, library._header):
             cached.cache_clear()
 
     forget()
