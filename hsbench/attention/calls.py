@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
-from hsbench.cache.hierarchical import DTYPES, HierarchicalKV
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, library
+from hsbench.problem.elements import element_by
 
 MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
@@ -66,7 +67,7 @@ class NativeCall:
             kv_heads=kv_shape[1],
             head_dim=head_dim,
             seq=kv_shape[2],
-            dtype=DTYPES[q.dtype],
+            dtype=element_by(q.dtype).code,
             scale=1.0 / math.sqrt(head_dim),
             q=self._q,
             out=self.out,

@@ -7,15 +7,16 @@ elements).
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hsbench.cache.hierarchical import DTYPES
 from hsbench.cache.prune import check_finite, keep_unstructured, kept_per_token, raise_if_non_finite
+from hsbench.cache.storage import Shape, StoredKV
 from hsbench.kernels import forks, library, memory
+from hsbench.problem.elements import element_by
 
 CHUNK = 64
 PAD = 8
@@ -33,13 +34,21 @@ class BitmapTensor:
     """
 
     name: str
-    shape: tuple[int, int, int, int]
+    shape: Shape
     bitmap: Tensor
     offset: Tensor
     values: Tensor
     keep: int
 
-    def params(self) -> Any:
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.bitmap.device
+
+    def params(self) -> ctypes.Structure:
         """The ``hsb_bitmaps`` struct that kernels take."""
         return library.make("hsb_bitmaps", bitmap=self.bitmap, offset=self.offset, values=self.values)
 
@@ -67,29 +76,13 @@ class BitmapTensor:
 
 
 @dataclass
-class BitmapKV:
+class BitmapKV(StoredKV[BitmapTensor]):
     """An unstructured-sparse KV cache."""
-
-    k: BitmapTensor
-    v: BitmapTensor
-
-    @property
-    def nbytes(self) -> int:
-        """Everything that a kernel reads, in bytes."""
-        return sum(self.memory().values())
 
     @property
     def achieved_sparsity(self) -> float:
         """Share of elements pruned, K and V together."""
         return 1 - (self.k.keep + self.v.keep) / (2 * self.k.shape[-1])
-
-    def memory(self) -> dict[str, int]:
-        """Bytes by component: values (with padding), bitmap, offset."""
-        key, value = self.k.memory(), self.v.memory()
-        return {component: key[component] + value[component] for component in key}
-
-    def unpack(self) -> tuple[Tensor, Tensor]:
-        return self.k.unpack(), self.v.unpack()
 
 
 class BitmapCompressor:
@@ -117,7 +110,7 @@ class BitmapCompressor:
             head_dim=head_dim,
             keep=self._keep,
             seq=seq,
-            dtype=DTYPES[x.dtype],
+            dtype=element_by(x.dtype).code,
             x=self._x,
             bitmap=self._bitmap,
             offset=self._offset,
@@ -145,7 +138,32 @@ class BitmapCompressor:
     @property
     def result(self) -> BitmapTensor:
         """What the runs fill; there is none before the first."""
-        return BitmapTensor(self._name, tuple(self._x.shape), self._bitmap, self._offset, self._values, self._keep)
+        if self._values is None:
+            raise RuntimeError("nothing is packed before the first run")
+        return BitmapTensor(self._name, _shape(self._x), self._bitmap, self._offset, self._values, self._keep)
+
+
+class BitmapKVCompressor:
+    """A KV cache bound to the bitmaps that it becomes, see :class:`BitmapCompressor`."""
+
+    def __init__(self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float) -> None:
+        self._key = BitmapCompressor(k, "k", key_sparsity)
+        self._value = BitmapCompressor(v, "v", value_sparsity)
+
+    @property
+    def kv(self) -> BitmapKV:
+        """What the runs fill; there is none before the first."""
+        return BitmapKV(self._key.result, self._value.result)
+
+    def run(self) -> None:
+        """Fills ``kv``."""
+        self._key.run()
+        self._value.run()
+
+    def check(self) -> None:
+        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
+        self._key.check()
+        self._value.check()
 
 
 def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:
@@ -166,6 +184,9 @@ def compress_bitmap_torch(x: Tensor, name: str, sparsity: float) -> BitmapTensor
     values = torch.zeros(int(ends.flatten()[-1]) * PAD, dtype=x.dtype, device=x.device)
     index = offset.unsqueeze(-1) * PAD + keep.cumsum(-1) - 1
     values[index[keep]] = x.unflatten(-1, (-1, CHUNK))[keep]
-    return BitmapTensor(
-        name, tuple(x.shape), bitmap, offset.to(torch.int32), values, kept_per_token(sparsity, x.shape[-1])
-    )
+    return BitmapTensor(name, _shape(x), bitmap, offset.to(torch.int32), values, kept_per_token(sparsity, x.shape[-1]))
+
+
+def _shape(x: Tensor) -> Shape:
+    batch, kv_heads, seq, head_dim = x.shape
+    return batch, kv_heads, seq, head_dim

@@ -34,6 +34,11 @@ def slots_of(entries: Tensor) -> Tensor:
     return (entries >> _bits()).to(torch.int64)
 
 
+def kinds_of(entries: Tensor) -> Tensor:
+    """The kinds, integers, like ``entries`` in shape and dtype."""
+    return entries & ((1 << _bits()) - 1)
+
+
 def is_kind(entries: Tensor, kind: BlockKind) -> Tensor:
     """bool, like ``entries`` in shape: which blocks are stored so."""
-    return entries & ((1 << _bits()) - 1) == kind
+    return kinds_of(entries) == kind

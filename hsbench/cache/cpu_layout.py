@@ -14,14 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hsbench.cache.block_map import BlockKind
+from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+from hsbench.problem.elements import FP16, Element
 
 LANES = 32
 STEPS = 64
 GROUPS = STEPS // 4
 PATTERN_BYTES = 192
-DENSE_TILE_BYTES = STEPS * LANES * 2
-SPARSE_TILE_BYTES = PATTERN_BYTES + GROUPS * 2 * LANES * 2
+SPARSE_TILE_BYTES = PATTERN_BYTES + FP16.nbytes(GROUPS * 2 * LANES)
 PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 """Kept positions by pattern code."""
 
@@ -32,12 +34,12 @@ def tiles_per_page(head_dim: int) -> int:
     return BLOCK * head_dim // (LANES * STEPS)
 
 
-def dense_page_bytes(head_dim: int) -> int:
-    return tiles_per_page(head_dim) * DENSE_TILE_BYTES
+def dense_page_bytes(head_dim: int, element: Element = FP16) -> int:
+    return tiles_per_page(head_dim) * element.nbytes(STEPS * LANES)
 
 
-def sparse_page_bytes(head_dim: int) -> int:
-    return tiles_per_page(head_dim) * SPARSE_TILE_BYTES
+def sparse_page_bytes(head_dim: int, element: Element = FP16) -> int:
+    return tiles_per_page(head_dim) * (PATTERN_BYTES + element.nbytes(GROUPS * 2 * LANES))
 
 
 def metadata_bytes(head_dim: int) -> int:
@@ -123,3 +125,10 @@ def _pattern_codes(words: Tensor) -> Tensor:
     codes += [half >> 3 * group & 7 for group in range(GROUPS - 1 - _WORD_GROUPS)]
     codes += [low >> 30 & 3 | (half >> 15 & 1) << 2]
     return torch.stack(codes, -2)
+
+
+PAGES: PageLayout = {
+    BlockKind.DENSE: PageFormat(dense_page_bytes, no_metadata, pack_dense, unpack_dense),
+    BlockKind.SPARSE_2_4: PageFormat(sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse),
+}
+"""The pages by kind of block."""

@@ -15,7 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hsbench.cache.block_map import BlockKind
+from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+from hsbench.problem.elements import FP16, Element
 
 PANEL = 64
 """Columns of a dense panel: 128 bytes."""
@@ -30,8 +33,8 @@ PAIR_GROUPS = 16
 """Groups of 4 that one row contributes to a strip's 32 metadata registers: two steps of 32 columns."""
 
 
-def dense_page_bytes(head_dim: int) -> int:
-    return BLOCK * head_dim * 2
+def dense_page_bytes(head_dim: int, element: Element = FP16) -> int:
+    return element.nbytes(BLOCK * head_dim)
 
 
 def metadata_bytes(head_dim: int) -> int:
@@ -39,8 +42,8 @@ def metadata_bytes(head_dim: int) -> int:
     return BLOCK * head_dim // 8
 
 
-def sparse_page_bytes(head_dim: int) -> int:
-    return BLOCK * head_dim + metadata_bytes(head_dim)
+def sparse_page_bytes(head_dim: int, element: Element = FP16) -> int:
+    return element.nbytes(BLOCK * head_dim // 2) + metadata_bytes(head_dim)
 
 
 def pack_dense(blocks: Tensor, operand: Operand) -> Tensor:
@@ -69,7 +72,7 @@ def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
 def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
     rows, cols = _matrix_shape(operand, head_dim)
-    value_bytes = rows * cols
+    value_bytes = dtype.itemsize * rows * cols // 2
     values = pages[:, :value_bytes].contiguous().view(dtype).view(-1, rows, cols // 2)
     words = pages[:, value_bytes:].contiguous().view(torch.int32)
     codes = _metadata_codes(words, rows, cols)
@@ -124,3 +127,10 @@ def _metadata_codes(words: Tensor, rows: int, cols: int) -> Tensor:
     nibbles = lanes.unsqueeze(-1) >> 4 * torch.arange(8, device=words.device) & 15
     split = nibbles.unflatten(-1, (2, 4)).permute(0, 1, 5, 3, 2, 4, 6)
     return split.flatten(4).flatten(1, 3)
+
+
+PAGES: PageLayout = {
+    BlockKind.DENSE: PageFormat(dense_page_bytes, no_metadata, pack_dense, unpack_dense),
+    BlockKind.SPARSE_2_4: PageFormat(sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse),
+}
+"""The pages by kind of block."""

@@ -7,15 +7,15 @@ page are the device layout's (``cpu_layout``, ``cuda_layout``).
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout
-from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
+from hsbench.cache.block_map import BlockKind, entries_of, kinds_of, slots_of
+from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
     BlockPlan,
@@ -26,13 +26,18 @@ from hsbench.cache.prune import (
     raise_if_non_finite,
     split_blocks,
 )
+from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
+from hsbench.kernels.device import CPU, CUDA
+from hsbench.problem.elements import element_by, element_of
 
-DTYPES = {torch.float16: library.FP16, torch.bfloat16: library.BF16}
 HEAD_DIMS = (64, 128)
-LAYOUTS = {"cpu": cpu_layout, "cuda": cuda_layout}
-"""What the bytes of a page are, by device type."""
+LAYOUTS: dict[str, PageLayout] = {CPU.kind: cpu_layout.PAGES, CUDA.kind: cuda_layout.PAGES}
+"""What the bytes of a page are, by kind of device."""
+
+_COMPONENTS = {BlockKind.DENSE: "dense", BlockKind.SPARSE_2_4: "2:4 values"}
+"""What the bytes of a kind of pages are called, without their metadata."""
 
 
 @dataclass
@@ -41,79 +46,79 @@ class PagedTensor:
 
     Attributes:
         map: int32 ``[batch, kv_heads, blocks]``.
-        dense: uint8 ``[batch * kv_heads * plan.dense, dense page bytes]``.
-        sparse: uint8 ``[batch * kv_heads * plan.sparse, 2:4 page bytes]``.
+        pools: for each kind of block uint8 ``[batch * kv_heads * plan.count(kind), page bytes]``.
     """
 
     operand: Operand
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: torch.dtype
     plan: BlockPlan
     map: Tensor
-    dense: Tensor
-    sparse: Tensor
+    pools: dict[BlockKind, Tensor]
 
     @classmethod
     def empty(cls, x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
         """Uninitialised pages for a tensor like ``x``."""
-        batch, kv_heads, _, head_dim = x.shape
-        heads, layout = batch * kv_heads, LAYOUTS[x.device.type]
-
-        def pool(pages: int, page_bytes: int) -> Tensor:
-            return memory.empty((heads * pages, page_bytes), torch.uint8, x.device)
-
-        return cls(
-            operand,
-            tuple(x.shape),
-            x.dtype,
-            plan,
-            map=torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device),
-            dense=pool(plan.dense, layout.dense_page_bytes(head_dim)),
-            sparse=pool(plan.sparse, layout.sparse_page_bytes(head_dim)),
-        )
+        batch, kv_heads, seq, head_dim = x.shape
+        element = element_by(x.dtype)
+        pools = {
+            kind: memory.empty(
+                (batch * kv_heads * plan.count(kind), page.nbytes(head_dim, element)), torch.uint8, x.device
+            )
+            for kind, page in LAYOUTS[x.device.type].items()
+        }
+        entries = torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device)
+        return cls(operand, (batch, kv_heads, seq, head_dim), x.dtype, plan, entries, pools)
 
     @property
-    def layout(self) -> ModuleType:
-        return LAYOUTS[self.map.device.type]
+    def device(self) -> torch.device:
+        return self.map.device
 
-    def params(self) -> Any:
+    @property
+    def layout(self) -> PageLayout:
+        return LAYOUTS[self.device.type]
+
+    @property
+    def dense(self) -> Tensor:
+        """The dense pages."""
+        return self.pools[BlockKind.DENSE]
+
+    @property
+    def sparse(self) -> Tensor:
+        """The 2:4 pages."""
+        return self.pools[BlockKind.SPARSE_2_4]
+
+    def params(self) -> ctypes.Structure:
         """The ``hsb_pages`` struct that kernels take."""
         # Without a map, a CUDA kernel has one dependent load less before its first page.
-        needless = self.map.is_cuda and self.plan.sparse in (0, self.plan.blocks)
+        one_kind = self.plan.blocks in map(self.plan.count, self.pools)
         return library.make(
             "hsb_pages",
             dense=self.dense,
             sparse=self.sparse,
-            map=None if needless else self.map,
+            map=None if self.map.is_cuda and one_kind else self.map,
             dense_page_bytes=self.dense.shape[1],
             sparse_page_bytes=self.sparse.shape[1],
         )
 
     def memory(self) -> dict[str, int]:
         """Bytes by component; they add up to the buffers' real sizes."""
-        metadata = self.sparse.shape[0] * self.layout.metadata_bytes(self.shape[-1])
-        return {
-            "dense": self.dense.nbytes,
-            "2:4 values": self.sparse.nbytes - metadata,
-            "metadata": metadata,
-            "map": self.map.nbytes,
-        }
+        head_dim = self.shape[-1]
+        metadata = {kind: len(pool) * self.layout[kind].metadata_bytes(head_dim) for kind, pool in self.pools.items()}
+        values = {_COMPONENTS[kind]: pool.nbytes - metadata[kind] for kind, pool in self.pools.items()}
+        return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes}
 
     def head(self, batch: int, kv_head: int) -> PagedTensor:
         """The pages of one (batch, kv head), as a cache of its own; only the map is copied."""
-        heads = self.shape[1]
-        index = batch * heads + kv_head
-        first = {0: index * self.plan.dense, 1: index * self.plan.sparse}
+        index = batch * self.shape[1] + kv_head
         entries = self.map[batch, kv_head]
-        is_sparse = is_kind(entries, BlockKind.SPARSE_2_4)
-        slots = slots_of(entries) - torch.where(is_sparse, first[1], first[0])
-        return replace(
-            self,
-            shape=(1, 1, *self.shape[2:]),
-            map=entries_of(slots, is_sparse).view(1, 1, -1),
-            dense=self.dense[first[0] : first[0] + self.plan.dense],
-            sparse=self.sparse[first[1] : first[1] + self.plan.sparse],
-        )
+        slots, kinds = slots_of(entries), kinds_of(entries)
+        pools = {}
+        for kind, pool in self.pools.items():
+            count = self.plan.count(kind)
+            pools[kind] = pool[index * count : (index + 1) * count]
+            slots = slots - (kinds == kind) * (index * count)
+        return replace(self, shape=(1, 1, *self.shape[2:]), map=entries_of(slots, kinds).view(1, 1, -1), pools=pools)
 
     def unpack(self) -> Tensor:
         """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
@@ -122,42 +127,19 @@ class PagedTensor:
 
     def _unpack(self) -> Tensor:
         batch, kv_heads, seq, head_dim = self.shape
-        blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.map.device)
+        blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.device)
         entries = self.map.flatten()
-        slots, is_sparse = slots_of(entries), is_kind(entries, BlockKind.SPARSE_2_4)
-        if self.plan.dense:
-            dense = self.layout.unpack_dense(self.dense, self.operand, self.dtype, head_dim)
-            blocks[~is_sparse] = dense[slots[~is_sparse]]
-        if self.plan.sparse:
-            sparse = self.layout.unpack_sparse(self.sparse, self.operand, self.dtype, head_dim)
-            blocks[is_sparse] = sparse[slots[is_sparse]]
+        slots, kinds = slots_of(entries), kinds_of(entries)
+        for kind, pool in self.pools.items():
+            if len(pool):
+                of_kind = kinds == kind
+                blocks[of_kind] = self.layout[kind].unpack(pool, self.operand, self.dtype, head_dim)[slots[of_kind]]
         return blocks.view(batch, kv_heads, -1, head_dim)[:, :, :seq].contiguous()
 
 
 @dataclass
-class HierarchicalKV:
+class HierarchicalKV(StoredKV[PagedTensor]):
     """A compressed KV cache, as :func:`hsbench.compress` returns it."""
-
-    k: PagedTensor
-    v: PagedTensor
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """``(batch, kv_heads, seq, head_dim)``."""
-        return self.k.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.k.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.k.map.device
-
-    @property
-    def nbytes(self) -> int:
-        """Everything that a kernel reads: values, metadata, map, padding. Bytes."""
-        return sum(self.memory().values())
 
     @property
     def achieved_sparsity(self) -> float:
@@ -165,15 +147,6 @@ class HierarchicalKV:
         pruned = 0.5 * (self.k.plan.sparse + self.v.plan.sparse)
         eligible = self.k.plan.eligible + self.v.plan.eligible
         return pruned / eligible if eligible else 0.0
-
-    def memory(self) -> dict[str, int]:
-        """Bytes by component: dense, 2:4 values, metadata, map."""
-        key, value = self.k.memory(), self.v.memory()
-        return {component: key[component] + value[component] for component in key}
-
-    def unpack(self) -> tuple[Tensor, Tensor]:
-        """The pruned K and V, the shapes and dtype of what was compressed."""
-        return self.k.unpack(), self.v.unpack()
 
 
 def check_kv(k: Tensor, v: Tensor) -> None:
@@ -188,13 +161,13 @@ def check_kv(k: Tensor, v: Tensor) -> None:
         )
     if k.device.type not in LAYOUTS:
         raise UnavailableError(f"hsbench has no kernels for {k.device.type} tensors: move k and v to cpu or cuda")
-    if k.dtype not in DTYPES:
+    if element_of(k.dtype) is None:
         raise UnsupportedError(f"k and v are {k.dtype}: convert them to torch.float16 or torch.bfloat16")
     if k.shape[-1] not in HEAD_DIMS or 0 in k.shape:
         raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")
 
 
-class Compressor:
+class PageCompressor:
     """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs, with the native
     kernels of its device, as often as it is called.
 
@@ -217,7 +190,7 @@ class Compressor:
             first_eligible=plan.first,
             last_eligible=plan.last,
             sparse_per_head=plan.sparse,
-            dtype=DTYPES[x.dtype],
+            dtype=element_by(x.dtype).code,
             x=self._x,
             dense=pages.dense,
             sparse=pages.sparse,
@@ -237,8 +210,8 @@ class Compressor:
 
 
 def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
-    """Prunes, chooses blocks and packs one tensor; raises as :class:`Compressor` and its ``check`` do."""
-    compressor = Compressor(x, operand, plan)
+    """Prunes, chooses blocks and packs one tensor; raises as :class:`PageCompressor` and its ``check`` do."""
+    compressor = PageCompressor(x, operand, plan)
     compressor.run()
     compressor.check()
     return compressor.pages
@@ -254,24 +227,27 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     padded[:, :, :seq] = x
     blocks = split_blocks(padded).flatten(0, 2)
     flat = chosen.flatten()
-    if plan.dense:
-        pages.dense.copy_(pages.layout.pack_dense(blocks[~flat], operand))
-    if plan.sparse:
-        pages.sparse.copy_(pages.layout.pack_sparse(blocks[flat], operand))
-    slots = torch.where(flat, flat.cumsum(0), (~flat).cumsum(0)) - 1
-    pages.map.copy_(entries_of(slots, flat).view_as(pages.map))
+    kinds = torch.where(flat, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
+    slots = torch.zeros_like(kinds)
+    for kind, pool in pages.pools.items():
+        if plan.count(kind):
+            of_kind = kinds == kind
+            pool.copy_(pages.layout[kind].pack(blocks[of_kind], operand))
+            slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
+    pages.map.copy_(entries_of(slots, kinds).view_as(pages.map))
     return pages
 
 
 class KVCompressor:
-    """A KV cache bound to the pages that it becomes, see :class:`Compressor`."""
+    """A KV cache bound to the pages that it becomes, see :class:`PageCompressor`."""
 
     def __init__(
         self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
     ) -> None:
-        plans = (plan_blocks(k.shape[2], share, sink=sink, local=local) for share in (key_sparsity, value_sparsity))
-        self._parts = [Compressor(x, operand, plan) for x, operand, plan in zip((k, v), ("k", "v"), plans, strict=True)]
-        self.kv = HierarchicalKV(*(part.pages for part in self._parts))
+        key = PageCompressor(k, "k", plan_blocks(k.shape[2], key_sparsity, sink=sink, local=local))
+        value = PageCompressor(v, "v", plan_blocks(v.shape[2], value_sparsity, sink=sink, local=local))
+        self._parts = (key, value)
+        self.kv = HierarchicalKV(key.pages, value.pages)
 
     def run(self) -> None:
         """Fills ``kv``."""
@@ -284,9 +260,11 @@ class KVCompressor:
             part.check()
 
 
-def compress_kv(k: Tensor, v: Tensor, **shares: Any) -> HierarchicalKV:
+def compress_kv(
+    k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
+) -> HierarchicalKV:
     """Compresses a KV cache, arguments as of :class:`KVCompressor`; :func:`hsbench.compress` is the public form."""
-    compressor = KVCompressor(k, v, **shares)
+    compressor = KVCompressor(k, v, key_sparsity=key_sparsity, value_sparsity=value_sparsity, sink=sink, local=local)
     compressor.run()
     compressor.check()
     return compressor.kv

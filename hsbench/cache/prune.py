@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hsbench.cache.block_map import BlockKind
 from hsbench.errors import NonFiniteError
 
 Operand = Literal["k", "v"]
@@ -43,6 +44,10 @@ class BlockPlan:
     @property
     def dense(self) -> int:
         return self.blocks - self.sparse
+
+    def count(self, kind: BlockKind) -> int:
+        """Blocks of a kind."""
+        return {BlockKind.DENSE: self.dense, BlockKind.SPARSE_2_4: self.sparse}[kind]
 
     @property
     def achieved_sparsity(self) -> float:

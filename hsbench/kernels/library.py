@@ -21,7 +21,6 @@ from hsbench.kernels.device import Device
 
 LIB = Path(__file__).parents[1] / "lib"
 
-FP16, BF16 = 0, 1
 KEY, VALUE = 0, 1
 ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
 """hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""

@@ -20,8 +20,10 @@ from hsbench.kernels import library
 _PACKAGE = Path(hsbench.__file__).resolve().parent
 
 #: Environment variables that change what runs or how fast. Names, or beginnings of names.
-_SWITCHES = ("HSBENCH_", "OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_", "CUBLAS_", "CUDNN_", "PYTORCH_", "TORCH_CUDNN_")
-_SWITCHES += ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "LD_PRELOAD", "MALLOC_ARENA_MAX")
+_SWITCHES = (
+    *("HSBENCH_", "OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_", "CUBLAS_", "CUDNN_", "PYTORCH_", "TORCH_CUDNN_"),
+    *("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "LD_PRELOAD", "MALLOC_ARENA_MAX"),
+)
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 #: Programs beside hsbench, and what each is for.

@@ -13,7 +13,7 @@ from hsbench.problem.inputs import Inputs
 from hsbench.problem.workload import Workload
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Prepared(ABC):
     """A method bound to its tensors, ready to be timed: ``run()`` does only what a serving engine would do per step.
 

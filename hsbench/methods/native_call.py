@@ -1,22 +1,39 @@
-"""What all methods on our own kernels share: the prepared call, and the shapes that the kernels take."""
+"""What all methods on our own kernels share: from a compressor to a prepared call, and the shapes that they take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from hsbench.attention import calls
-from hsbench.cache.bitmap import BitmapKV
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.hierarchical import HEAD_DIMS
+from hsbench.cache.storage import Compressor, StoredKV
+from hsbench.measure import ranges
 from hsbench.methods.base import Prepared
 from hsbench.problem.workload import Workload
 
+KV_co = TypeVar("KV_co", bound=StoredKV[Any], covariant=True)
+KV = TypeVar("KV", bound=StoredKV[Any])
 
-@dataclass
+
+class KVCompressor(Compressor, Protocol[KV_co]):
+    """A compressor of K and V together."""
+
+    @property
+    def kv(self) -> KV_co:
+        """The cache that its runs fill."""
+        ...
+
+
+@dataclass(kw_only=True)
 class NativePrepared(Prepared):
-    call: calls.NativeCall | None = None
-    kv: HierarchicalKV | BitmapKV | None = None
+    """A call of one of our kernels on a stored cache."""
+
+    call: calls.NativeCall
+    kv: StoredKV[Any]
 
     def run(self) -> None:
         self.call.run()
@@ -24,7 +41,36 @@ class NativePrepared(Prepared):
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
         if self.achieved_sparsity is None:
             return None
-        return tuple(tensor.head(batch, kv_head).unpack()[0, 0] for tensor in (self.kv.k, self.kv.v))
+        return self.kv.k.head(batch, kv_head).unpack()[0, 0], self.kv.v.head(batch, kv_head).unpack()[0, 0]
+
+
+def prepare_native(
+    compressor: KVCompressor[KV], call_of: Callable[[KV], calls.NativeCall], *, prunes: bool
+) -> NativePrepared:
+    """Prunes and packs, and binds a kernel to what came of it.
+
+    Args:
+        call_of: the kernel's call on a cache.
+        prunes: whether anything may be left out, so that the result is checked against the cache, not the inputs.
+
+    Raises:
+        NonFiniteError: K or V holds a NaN or an infinity.
+        UnsupportedError: the call refuses the cache or q.
+    """
+    with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
+        compressor.run()
+        compressor.check()
+    kv = compressor.kv
+    call = call_of(kv)
+    return NativePrepared(
+        out=call.out,
+        lse=call.lse,
+        memory={component: size for component, size in kv.memory().items() if size},
+        achieved_sparsity=kv.achieved_sparsity if prunes else None,
+        compress=compressor.run if prunes else None,
+        call=call,
+        kv=kv,
+    )
 
 
 def why_not_native(workload: Workload) -> str | None:

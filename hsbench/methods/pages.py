@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from hsbench.attention import calls
-from hsbench.cache.hierarchical import KVCompressor
+from hsbench.cache.hierarchical import HierarchicalKV, KVCompressor
+from hsbench.cache.prune import BLOCK
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
-from hsbench.methods.native_call import NativePrepared, why_not_native
+from hsbench.methods.native_call import prepare_native, why_not_native
+from hsbench.problem.elements import FP32
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
@@ -46,8 +47,8 @@ class PagesMethod(Method):
 
     def estimate_bytes(self, workload: Workload) -> int:
         # The pages, at most a dense cache and its last padding; outputs; split partials are small beside them.
-        outputs = 2 * workload.batch * workload.q_heads * workload.q_len * (workload.head_dim + 2)
-        padding = 2 * workload.batch * workload.kv_heads * 64 * workload.head_dim * 2
+        outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
+        padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
         return workload.dense_kv_bytes + padding + outputs + (64 << 20)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
@@ -55,17 +56,8 @@ class PagesMethod(Method):
         compressor = KVCompressor(
             inputs.k, inputs.v, key_sparsity=key, value_sparsity=value, sink=workload.sink, local=workload.local
         )
-        with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
-            compressor.run()
-            compressor.check()
-        kv = compressor.kv
-        call = calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
-        return NativePrepared(
-            out=call.out,
-            lse=call.lse,
-            memory={component: size for component, size in kv.memory().items() if size},
-            achieved_sparsity=None if self.dense else kv.achieved_sparsity,
-            compress=None if self.dense else compressor.run,
-            call=call,
-            kv=kv,
-        )
+
+        def call_of(kv: HierarchicalKV) -> calls.NativeCall:
+            return calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
+
+        return prepare_native(compressor, call_of, prunes=not self.dense)

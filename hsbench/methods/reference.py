@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hsbench.attention.reference import SCORES, attention
 from hsbench.kernels.device import Device
 from hsbench.methods.base import Method, Prepared
+from hsbench.problem.elements import FP32
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Prepared(Prepared):
-    inputs: Inputs | None = None
+    inputs: Inputs
+    lse: Tensor
 
     def run(self) -> None:
         out, lse = attention(self.inputs.q, self.inputs.k, self.inputs.v)
@@ -30,12 +33,13 @@ class Reference(Method):
 
     def estimate_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len * workload.head_dim
-        head = workload.seq * workload.head_dim * 4 * 2
-        return 4 * 4 * max(SCORES, workload.group * workload.seq) + head + 6 * queries
+        head = FP32.nbytes(2 * workload.seq * workload.head_dim)
+        scores = FP32.nbytes(4 * max(SCORES, workload.group * workload.seq))
+        return scores + head + workload.query_bytes + FP32.nbytes(queries)
 
     def held_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len
-        return queries * (2 * workload.head_dim + 4)
+        return workload.query_bytes + FP32.nbytes(queries)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         q = inputs.q

@@ -19,6 +19,7 @@ from hsbench.errors import UnsupportedError
 from hsbench.kernels.device import Device
 from hsbench.measure.out_of_memory import is_out_of_memory
 from hsbench.methods.base import Method, Prepared
+from hsbench.problem.elements import FP32
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
@@ -32,9 +33,9 @@ BACKENDS = {
 _ON = {"cpu": ("flash", "math"), "cuda": tuple(BACKENDS)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Prepared(Prepared):
-    inputs: Inputs | None = None
+    inputs: Inputs
     backend: str = ""
     rows: bool = False
     causal: bool = False
@@ -71,16 +72,16 @@ class Sdpa(Method):
         queries = workload.batch * workload.q_heads * workload.q_len
         out = workload.query_bytes
         if self.backend != "math":
-            mask = workload.q_len * workload.seq * 4 if workload.q_len not in (1, workload.seq) else 0
+            mask = FP32.nbytes(workload.q_len * workload.seq) if workload.q_len not in (1, workload.seq) else 0
             return 2 * out + mask
         # The math backend repeats K and V per query head, holds them in fp32, K a second time scaled, and the scores
         # about three times.
         heads = 1 if self.rows else workload.group
         copies = 3 * heads + (heads if heads > 1 else 0)
-        return 3 * 4 * queries * workload.seq + copies * workload.dense_kv_bytes + 3 * out
+        return 3 * FP32.nbytes(queries * workload.seq) + copies * workload.dense_kv_bytes + 3 * out
 
     def held_bytes(self, workload: Workload) -> int:
-        return 2 * workload.batch * workload.q_heads * workload.q_len * workload.head_dim
+        return workload.query_bytes
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         prepared = _Prepared(

@@ -6,12 +6,11 @@ Each token keeps its largest magnitudes; every token is pruned, sink and local t
 from __future__ import annotations
 
 from hsbench.attention import calls
-from hsbench.cache.bitmap import BitmapCompressor, BitmapKV
+from hsbench.cache.bitmap import BitmapKVCompressor
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.measure import ranges
 from hsbench.methods.base import Method, Prepared
-from hsbench.methods.native_call import NativePrepared, why_not_native
+from hsbench.methods.native_call import prepare_native, why_not_native
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
@@ -29,31 +28,16 @@ class Unstructured(Method):
         return why_not_native(workload)
 
     def estimate_bytes(self, workload: Workload) -> int:
-        elements = workload.dense_kv_bytes // 2
+        elements = 2 * workload.batch * workload.kv_heads * workload.seq * workload.head_dim
         kept = 1 - workload.mean_sparsity
-        return round(elements * (2 * (kept + 7 / 64) + 12 / 64)) + (64 << 20)
+        values = workload.element.nbytes(round(elements * (kept + 7 / 64)))  # each chunk of 64 padded to 8
+        return values + round(elements * 12 / 64) + (64 << 20)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
-        k = BitmapCompressor(inputs.k, "k", workload.key_sparsity)
-        v = BitmapCompressor(inputs.v, "v", workload.value_sparsity)
-
-        def compress() -> None:
-            k.run()
-            v.run()
-
-        with ranges.annotate("prune"), ranges.annotate("compress"):  # one operation does both
-            compress()
-        kv = BitmapKV(k.result, v.result)
-        call = calls.decode_bitmap_call(inputs.q, kv)
-        return NativePrepared(
-            out=call.out,
-            lse=call.lse,
-            memory=kv.memory(),
-            achieved_sparsity=kv.achieved_sparsity,
-            compress=compress,
-            call=call,
-            kv=kv,
+        compressor = BitmapKVCompressor(
+            inputs.k, inputs.v, key_sparsity=workload.key_sparsity, value_sparsity=workload.value_sparsity
         )
+        return prepare_native(compressor, lambda kv: calls.decode_bitmap_call(inputs.q, kv), prunes=True)
 
 
 def methods(phase: Phase, device: Device) -> list[Method]:

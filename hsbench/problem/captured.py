@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsbench.errors import UsageError
+from hsbench.kernels.device import Device
 from hsbench.problem.elements import INPUTS
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.tensor_file import damaged, holds_no_layer, open_safetensors
@@ -77,7 +78,7 @@ class Captured:
         stat = self.path.stat()
         return _sha256(self.path, self.layer, (stat.st_size, stat.st_mtime_ns))
 
-    def load(self, device: str | torch.device) -> Inputs:
+    def load(self, device: Device | str) -> Inputs:
         """Load the tensors and check that every element is finite.
 
         Raises:
@@ -93,7 +94,7 @@ class Captured:
                     raise damaged(self.path, error) from error
                 tensor = tensor.contiguous()
                 _check_finite(tensor, key, self.path)
-                loaded[name] = tensor.to(device)
+                loaded[name] = tensor.to(str(device))
         return Inputs(**loaded, source=self.source)
 
 

@@ -18,14 +18,14 @@ class Element:
         bits: of one element.
         torch_name: torch's name, such as ``float16``.
         safetensors_name: as a safetensors header says it.
-        code: the ``hsb_dtype`` of params.h.
+        code: the ``hsb_dtype`` of params.h; None for a type that no kernel takes.
     """
 
     name: str
     bits: int
     torch_name: str
     safetensors_name: str
-    code: int
+    code: int | None = None
 
     def nbytes(self, count: int) -> int:
         """Bytes of ``count`` elements, side by side."""
@@ -45,6 +45,7 @@ class Element:
 
 FP16 = Element("fp16", 16, "float16", "F16", code=0)
 BF16 = Element("bf16", 16, "bfloat16", "BF16", code=1)
+FP32 = Element("fp32", 32, "float32", "F32")
 
 INPUTS = {element.name: element for element in (FP16, BF16)}
 """What q, k and v may be, by name, the one to take where nobody asks first."""
@@ -53,3 +54,15 @@ INPUTS = {element.name: element for element in (FP16, BF16)}
 def element_of(dtype: torch.dtype) -> Element | None:
     """The element type of a torch dtype; None for one that hsbench has no kernels for."""
     return next((element for element in INPUTS.values() if element.torch_dtype == dtype), None)
+
+
+def element_by(dtype: torch.dtype) -> Element:
+    """The element type of a torch dtype that kernels take.
+
+    Raises:
+        ValueError: they do not take it.
+    """
+    element = element_of(dtype)
+    if element is None:
+        raise ValueError(f"no kernels for {dtype}")
+    return element

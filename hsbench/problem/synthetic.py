@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hsbench.kernels.device import Device
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.workload import Workload
 
@@ -33,7 +34,7 @@ OUTLIER_SCALE = (10.0, 20.0)
 _Q, _K, _V, _CHANNELS = range(4)  # first key of the generators
 
 
-def make_inputs(workload: Workload, device: str | torch.device) -> Inputs:
+def make_inputs(workload: Workload, device: Device | str) -> Inputs:
     """Synthetic tensors: standard normal, with ``outliers`` a few channels of K large and off zero.
 
     They are generated on the CPU whatever the device, so that every device measures the same numbers, by all
@@ -65,7 +66,7 @@ def make_inputs(workload: Workload, device: str | torch.device) -> Inputs:
         with torch.inference_mode(False):  # threads do not inherit that mode, and may not write what was made in it
             out = memory.empty(shape, dtype, "cpu")
         _fill(out, workload.seed, which, channels)
-        return out.to(device)
+        return out.to(str(device))
 
     q, k, v = tensor(_Q, q_shape), tensor(_K, kv_shape, outliers), tensor(_V, kv_shape)
     return Inputs(q, k, v, source=workload.tensors)

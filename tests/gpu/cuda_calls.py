@@ -18,9 +18,10 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapTensor
 from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
-from hsbench.cache.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
+from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import Operand, plan_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import element_by
 from hsbench.run.check import TOLERANCE
 
 DEVICE = "cuda"
@@ -158,7 +159,7 @@ class Call:
         if operation == "prefill":
             shape["q_len"] = q_len
         tensors = dict(q=self.q, out=self.out, lse=self.lse, **{name: struct_of(x) for name, x in operands.items()})
-        common = dict(dtype=DTYPES[q.dtype], scale=1 / math.sqrt(head_dim), **library.on_device(q.device))
+        common = dict(dtype=element_by(q.dtype).code, scale=1 / math.sqrt(head_dim), **library.on_device(q.device))
         struct = "hsb_prefill_params" if operation == "prefill" else "hsb_decode_params"
         self.params = library.make(struct, **shape | tensors | common | fields)
         self._size = self._library.number(f"{self._function}_workspace", self.params)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from hsbench.cache import bitmap, cuda_layout
 from hsbench.cache.block_map import BlockKind, entries_of, is_kind
-from hsbench.cache.hierarchical import DTYPES
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import INPUTS, element_by
+
+DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 
 DEVICE = "cuda"
 MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
@@ -99,7 +101,7 @@ def compress_params(x: Tensor, operand: Operand, plan: BlockPlan, **buffers: Any
         first_eligible=plan.first,
         last_eligible=plan.last,
         sparse_per_head=plan.sparse,
-        dtype=DTYPES[x.dtype],
+        dtype=element_by(x.dtype).code,
         x=x,
         **buffers,
     )
@@ -163,7 +165,7 @@ def first_call(x: Tensor, keep: int) -> tuple[Any, Bitmaps]:
         head_dim=head_dim,
         keep=keep,
         seq=seq,
-        dtype=DTYPES[x.dtype],
+        dtype=element_by(x.dtype).code,
         x=x,
         **vars(out),
     )

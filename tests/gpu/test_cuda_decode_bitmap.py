@@ -22,8 +22,10 @@ from cuda_calls import (
     attention,
 )
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
-from hsbench.cache.hierarchical import DTYPES
 from hsbench.kernels import library
+from hsbench.problem.elements import INPUTS
+
+DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 
 pytestmark = pytest.mark.gpu
 

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from hsbench.cache import bitmap, cpu_layout
 from hsbench.cache.block_map import BlockKind, is_kind
-from hsbench.cache.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
+from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import INPUTS, element_by
+
+DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 
 MISSING = library.why_missing("cpu")
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -101,7 +104,7 @@ def compress_params(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, thre
         first_eligible=plan.first,
         last_eligible=plan.last,
         sparse_per_head=plan.sparse,
-        dtype=DTYPES[x.dtype],
+        dtype=element_by(x.dtype).code,
         threads=threads,
         isa=library.ISAS[isa],
         x=x,
@@ -129,8 +132,10 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: in
         x.dtype,
         plan,
         map=block_map.bytes.view(torch.int32).view(batch, kv_heads, plan.blocks),
-        dense=dense.bytes.view(-1, cpu_layout.dense_page_bytes(head_dim)),
-        sparse=sparse.bytes.view(-1, cpu_layout.sparse_page_bytes(head_dim)),
+        pools={
+            BlockKind.DENSE: dense.bytes.view(-1, cpu_layout.dense_page_bytes(head_dim)),
+            BlockKind.SPARSE_2_4: sparse.bytes.view(-1, cpu_layout.sparse_page_bytes(head_dim)),
+        },
     )
     return pages, int(bad.bytes.view(torch.int64))
 
@@ -154,7 +159,7 @@ def bitmap_params(x: Tensor, keep: int, isa: str, threads: int, **buffers: Any) 
         head_dim=head_dim,
         keep=keep,
         seq=seq,
-        dtype=DTYPES[x.dtype],
+        dtype=element_by(x.dtype).code,
         threads=threads,
         isa=library.ISAS[isa],
         x=x,

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
 from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
-from hsbench.cache.hierarchical import DTYPES, PagedTensor, compress_tensor_torch
+from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import Operand, plan_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import FP16, element_by
 
 BATCH, KV_HEADS, MAX_GROUP = 2, 2, 16
 GROUPS = (1, 2, 3, 4, 7, 8, 16)
@@ -111,7 +112,7 @@ def run(function: str, q: Tensor, seq: int, *, isa: str = "auto", threads: int =
         kv_heads=kv_heads,
         head_dim=head_dim,
         seq=seq,
-        dtype=DTYPES[q.dtype],
+        dtype=element_by(q.dtype).code,
         threads=threads,
         isa=library.ISAS[isa],
         scale=1 / math.sqrt(head_dim),
@@ -252,7 +253,7 @@ def against_a_guard_page(bitmap: BitmapTensor) -> Any:
     ],
 )
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
-    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=library.FP16, threads=1) | change
+    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=FP16.code, threads=1) | change
     params = library.make("hsb_decode_params", **shape)
     with pytest.raises(library.NativeError, match=message):
         library.load("cpu").number("hsb_cpu_decode_workspace", params)

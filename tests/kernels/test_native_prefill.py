@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hsbench.cache import cpu_layout
 from hsbench.cache.block_map import BlockKind, entries_of
-from hsbench.cache.hierarchical import DTYPES
 from hsbench.cache.prune import BLOCK, Operand, split_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import FP16, element_by
 
 BATCH, KV_HEADS, MAX_GROUP = 2, 2, 8
 GROUPS = (1, 2, 3, 4, 8)
@@ -128,7 +128,7 @@ def run(q: Tensor, k: Pages, v: Pages, *, isa: str = "auto", threads: int = 1) -
         head_dim=head_dim,
         q_len=q_len,
         seq=k.pruned.shape[2],
-        dtype=DTYPES[q.dtype],
+        dtype=element_by(q.dtype).code,
         threads=threads,
         isa=library.ISAS[isa],
         scale=1 / math.sqrt(head_dim),
@@ -252,7 +252,7 @@ def test_degenerate_scores(share: float, isa: str) -> None:
     ],
 )
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
-    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, q_len=64, seq=64, dtype=library.FP16, threads=1) | change
+    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, q_len=64, seq=64, dtype=FP16.code, threads=1) | change
     params = library.make("hsb_prefill_params", **shape)
     with pytest.raises(library.NativeError, match=message):
         library.load("cpu").number("hsb_cpu_prefill_workspace", params)

@@ -1,0 +1,43 @@
+"""What a page is, by kind of block: the protocol that each device's layout of pages fulfils.
+
+A layout is a table from :class:`hsbench.cache.block_map.BlockKind` to what is known of its pages, so that a new kind of
+block is a new entry, and a kind that a device has no pages for is one that it cannot store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.block_map import BlockKind
+from hsbench.cache.prune import Operand
+from hsbench.problem.elements import Element
+
+
+@dataclass(frozen=True)
+class PageFormat:
+    """One kind of page on one kind of device.
+
+    Attributes:
+        nbytes: bytes of a page, by head_dim and the type of its values.
+        metadata_bytes: how many of them say which elements were kept, by head_dim.
+        pack: pages, uint8 ``[pages, nbytes]``, of blocks ``[pages, 64, head_dim]``; prunes as it packs.
+        unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped.
+    """
+
+    nbytes: Callable[[int, Element], int]
+    metadata_bytes: Callable[[int], int]
+    pack: Callable[[Tensor, Operand], Tensor]
+    unpack: Callable[[Tensor, Operand, torch.dtype, int], Tensor]
+
+
+PageLayout = Mapping[BlockKind, PageFormat]
+"""All kinds of page that a kind of device has."""
+
+
+def no_metadata(head_dim: int) -> int:
+    """Of a page that keeps every element."""
+    return 0

@@ -1,0 +1,129 @@
+"""What every way to store a KV cache offers, whatever its bytes are: one protocol, and what follows from it.
+
+Adding a storage format:
+
+1. Write ``hsbench/cache/<name>.py``: a :class:`StoredTensor` for one of K and V, a :class:`StoredKV` of two, and a
+   :class:`Compressor` that fills it, by the kernels of the device.
+2. Declare its struct in ``csrc/params.h`` (Python reads it there), and write its kernels.
+3. Give it a call in ``hsbench/attention/calls.py`` and a method in ``hsbench/methods/``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from hsbench.problem.elements import Element, element_of
+
+Shape = tuple[int, int, int, int]
+"""``(batch, kv_heads, seq, head_dim)``."""
+
+
+class StoredTensor(Protocol):
+    """K or V, stored."""
+
+    @property
+    def shape(self) -> Shape:
+        """Of the tensor that it holds."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def params(self) -> ctypes.Structure:
+        """The struct of params.h that kernels take."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component; they add up to everything that a kernel reads."""
+        ...
+
+    def head(self, batch: int, kv_head: int) -> StoredTensor:
+        """One (batch, kv head), as a tensor of its own of shape ``[1, 1, seq, head_dim]``."""
+        ...
+
+    def unpack(self) -> Tensor:
+        """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        ...
+
+
+Stored = TypeVar("Stored", bound=StoredTensor)
+
+
+class Compressor(Protocol):
+    """Tensors bound to the cache that they become."""
+
+    def run(self) -> None:
+        """Prunes and packs, as often as it is called."""
+        ...
+
+    def check(self) -> None:
+        """Raises :class:`hsbench.errors.NonFiniteError` if the last run met a NaN or an infinity."""
+        ...
+
+
+@dataclass
+class StoredKV(ABC, Generic[Stored]):
+    """A KV cache: K and V in one format, of one shape."""
+
+    k: Stored
+    v: Stored
+
+    @property
+    def shape(self) -> Shape:
+        """``(batch, kv_heads, length, head_dim)``."""
+        return self.k.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors that went in."""
+        return self.k.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.k.device
+
+    @property
+    def element(self) -> Element:
+        """The input's element type."""
+        element = element_of(self.dtype)
+        assert element is not None  # nothing else is ever stored
+        return element
+
+    @property
+    def length(self) -> int:
+        """Tokens that it holds."""
+        return self.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that it has room for; today a cache is made at its final length."""
+        return self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Everything that a kernel reads: values, metadata, map, padding. Bytes."""
+        return sum(self.memory().values())
+
+    @property
+    @abstractmethod
+    def achieved_sparsity(self) -> float:
+        """Share of elements pruned, K and V together."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component, K and V together."""
+        key, value = self.k.memory(), self.v.memory()
+        return {component: key[component] + value[component] for component in key}
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """The pruned K and V, the shapes and dtype of what was compressed."""
+        return self.k.unpack(), self.v.unpack()
