@@ -1,4 +1,4 @@
-"""Packaging steps that pyproject.toml cannot express: the CMake build, and profiles/ shipped inside the package.
+"""Packaging steps that pyproject.toml cannot express: the CMake build, and a wheel for one platform and any Python.
 
 The install never fails for want of a compiler or of nvcc: what could not be built is left out, `hsbench doctor` and
 every report say so. HSBENCH_REQUIRE=cpu or HSBENCH_REQUIRE=cpu,cuda makes a missing library an error instead.
@@ -127,9 +127,8 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=[*find_packages(str(ROOT), include=["hsbench", "hsbench.*"]), "hsbench.profiles"],
-    package_dir={"hsbench.profiles": "profiles"},
-    package_data={"hsbench.profiles": ["*.toml"]},
+    packages=find_packages(str(ROOT), include=["hsbench", "hsbench.*"]),
+    package_data={"hsbench.problem": ["shapes/*.toml"]},
     include_package_data=False,
     cmdclass={"build": Build, "build_py": BuildPy, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

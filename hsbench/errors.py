@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class HsbenchError(Exception):
     """Base of every error that hsbench raises on purpose; the message is one line, made to be shown."""
@@ -10,12 +13,12 @@ class HsbenchError(Exception):
 
 
 class UsageError(HsbenchError):
-    """Bad input: names the option, the value and the remedy.
+    """Bad input: names what was given, the value and the remedy.
 
     Args:
-        option: the option as typed, such as ``--sparsity``.
-        value: the value as typed.
-        remedy: what is wrong and what to give instead, as one clause.
+        option: the field, such as ``key_sparsity``, which the command line turns into its option; or an option.
+        value: the value as given.
+        remedy: what is wrong and what to give instead, as one clause. Other fields stand in it as `` `kv_heads` ``.
     """
 
     exit_code = 2
@@ -23,6 +26,15 @@ class UsageError(HsbenchError):
     def __init__(self, option: str, value: object, remedy: str) -> None:
         self.option, self.value, self.remedy = option, value, remedy
         super().__init__(f"{option} {value}: {remedy}")
+
+
+def unknown(option: str, value: object, choices: Iterable[str]) -> UsageError:
+    """The error for a value that is none of the choices: lists them, and names the closest."""
+    known = list(choices)
+    lowered = {choice.lower(): choice for choice in known}
+    matches = difflib.get_close_matches(str(value).strip().lower(), lowered, n=1)
+    hint = f" (did you mean {lowered[matches[0]]}?)" if matches else ""
+    return UsageError(option, str(value).strip() or '""', f"unknown{hint}; one of {', '.join(known)}")
 
 
 class UnavailableError(HsbenchError):

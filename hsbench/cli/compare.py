@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
-from hsbench.cli.request import Request, plan_sweep
+from hsbench.cli.request import Request
 from hsbench.cli.run import run
-from hsbench.run.replay import plan_replay
+from hsbench.cli.tasks import replay_task, sweep_task
 
 
 def compare(
@@ -47,9 +47,40 @@ def compare(
 
     Example: hsbench compare --seq 8k,32k,128k --sparsity 0,0.25,0.5 > sweep.csv
     """
-    request = Request(**locals())  # the parameters are its fields
+    request = Request(
+        phase=phase,
+        workload=workload,
+        seq=seq,
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        q_len=q_len,
+        sparsity=sparsity,
+        key_sparsity=key_sparsity,
+        value_sparsity=value_sparsity,
+        sink=sink,
+        local=local,
+        methods=methods,
+        device=device,
+        kv=kv,
+        layer=layer,
+        tensors=tensors,
+        seed=seed,
+        cache=cache,
+        time=time,
+        sustain=sustain,
+        format=format,
+        output=output,
+        manifest=manifest,
+        replay=replay,
+        profile=profile,
+        profiler=profiler,
+        profile_dir=profile_dir,
+    )
 
     from hsbench.report import render_sweep
 
-    plan = plan_sweep(request) if request.replay is None else plan_replay(request)
-    return run(plan, render_sweep)
+    task = sweep_task(request) if replay is None else replay_task(request, replay)
+    return run(task, render_sweep)

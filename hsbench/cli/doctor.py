@@ -6,7 +6,7 @@ import json
 
 from hsbench.cli import options as o
 from hsbench.cli.output import results_stdout, writing
-from hsbench.problem.workload import parse_choice
+from hsbench.cli.parse import parse_choice
 
 
 def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
@@ -14,14 +14,14 @@ def doctor(format: o.DoctorFormat = None, probe: o.Probe = True) -> int:
 
     Example: hsbench doctor
     """
-    chosen = parse_choice(format or "table", "--format", ("table", "json"))
+    chosen = parse_choice(format or "table", "format", ("table", "json"))
     stdout = results_stdout("send it somewhere, as in hsbench doctor > FILE")
 
     from hsbench.report import console_for
     from hsbench.report.doctor import document, render_doctor
-    from hsbench.run import experiment
+    from hsbench.run import diagnosis
 
-    facts = experiment.diagnose(probe)
+    facts = diagnosis.diagnose(probe)
     with writing():
         if chosen == "json":
             print(json.dumps(document(facts), indent=2))

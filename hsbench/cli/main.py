@@ -19,10 +19,11 @@ from hsbench.cli.decode import decode
 from hsbench.cli.doctor import doctor
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
 from hsbench.cli.output import writing
+from hsbench.cli.parse import as_option
 from hsbench.cli.prefill import prefill
 from hsbench.cli.streams import discard, say, tolerant_stderr
 from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
-from hsbench.errors import HsbenchError
+from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
 for _command in (decode, prefill, compare, doctor):
@@ -68,6 +69,8 @@ def _answered(words: list[str]) -> int:
             with writing():
                 sys.stdout.flush()
         return code
+    except UsageError as error:
+        return _fail("error", as_option(error), error.exit_code)
     except HsbenchError as error:
         return _fail("error", error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:

@@ -1,16 +1,23 @@
 """Every option of the commands, each declared once.
 
-All are taken as text: parsing them is ``request.py``'s work, so that every mistake gets the same kind of
-message, whichever parser it would have come from. An option that is not given is None there, which tells "the
-default" from "asked for", and the defaults live in one place.
+All are taken as text: parsing them is ``parse.py``'s work, so that every mistake gets the same kind of
+message, whichever parser it would have come from. An option that is not given is None, which tells "the default" from
+"asked for"; what the help says of a default comes from where it lives.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
+
+from hsbench.cli.request import DEFAULT_PROFILE_DIR, DEVICES
+from hsbench.problem import workload as problem
+from hsbench.problem.elements import INPUTS
+from hsbench.problem.phase import PHASES
+from hsbench.run.settings import CACHES, Settings
 
 _SHAPE, _SPARSITY, _RUN, _OUTPUT = "Shape", "Sparsity", "What runs", "Output"
 _PROFILE = "Looking inside"
@@ -20,6 +27,12 @@ def _option(name: str, metavar: str, help: str, panel: str) -> Any:
     return typer.Option(name, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
 
 
+def _either(words: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}"
+
+
 def _listed(option: Any) -> Any:
     """The same option for ``compare``, which takes a comma-separated list."""
     listed = copy.copy(option)
@@ -27,14 +40,14 @@ def _listed(option: Any) -> Any:
     return listed
 
 
-_WORKLOAD = _option("--workload", "NAME", "Model whose attention shape is used (Llama-3.1-8B).", _SHAPE)
-_SEQ = _option("--seq", "SIZE", "Tokens in the KV cache, such as 4096 or 128k (32k).", _SHAPE)
-_BATCH = _option("--batch", "N", "Sequences at a time (1).", _SHAPE)
-_DTYPE = _option("--dtype", "DTYPE", "fp16 or bf16 (fp16).", _SHAPE)
+_WORKLOAD = _option("--workload", "NAME", f"Model whose attention shape is used ({problem.DEFAULT_WORKLOAD}).", _SHAPE)
+_SEQ = _option("--seq", "SIZE", f"Tokens in the KV cache, such as 4096 or 128k ({problem.DEFAULT_SEQ >> 10}k).", _SHAPE)
+_BATCH = _option("--batch", "N", f"Sequences at a time ({problem.DEFAULT_BATCH}).", _SHAPE)
+_DTYPE = _option("--dtype", "DTYPE", f"{_either(INPUTS)} ({problem.DEFAULT_DTYPE}).", _SHAPE)
 _SPARSITY_OF_BOTH = _option(
     "--sparsity",
     "SHARE",
-    "Share of K and V to prune, 0 to 0.5; at 0.5 every eligible block is 2:4 (0.5).",
+    f"Share of K and V to prune, 0 to 0.5; at 0.5 every eligible block is 2:4 ({problem.DEFAULT_SPARSITY:g}).",
     _SPARSITY,
 )
 
@@ -50,10 +63,10 @@ Dtype = Annotated[Text, _DTYPE]
 Dtypes = Annotated[Text, _listed(_DTYPE)]
 Sparsity = Annotated[Text, _SPARSITY_OF_BOTH]
 Sparsities = Annotated[Text, _listed(_SPARSITY_OF_BOTH)]
-Phases = Annotated[Text, _listed(_option("--phase", "PHASE", "decode or prefill (decode).", _SHAPE))]
-QHeads = Annotated[Text, _option("--q-heads", "N", "Query heads; a multiple of --kv-heads (32).", _SHAPE)]
-KvHeads = Annotated[Text, _option("--kv-heads", "N", "Key-value heads (8).", _SHAPE)]
-HeadDim = Annotated[Text, _option("--head-dim", "N", "64 or 128 (128).", _SHAPE)]
+Phases = Annotated[Text, _listed(_option("--phase", "PHASE", f"{_either(PHASES)} ({next(iter(PHASES))}).", _SHAPE))]
+QHeads = Annotated[Text, _option("--q-heads", "N", "Query heads; a multiple of --kv-heads (the model's).", _SHAPE)]
+KvHeads = Annotated[Text, _option("--kv-heads", "N", "Key-value heads (the model's).", _SHAPE)]
+HeadDim = Annotated[Text, _option("--head-dim", "N", f"{_either(map(str, problem.HEAD_DIMS))} (the model's).", _SHAPE)]
 QLen = Annotated[
     Text,
     _option("--q-len", "SIZE", "Queries of a prefill, the last of --seq: a chunk (all of --seq).", _SHAPE),
@@ -66,22 +79,31 @@ Methods = Annotated[
     Text,
     _option("--methods", "NAME,...", "Families or family:variant; hsbench doctor lists them (all).", _RUN),
 ]
-Device = Annotated[Text, _option("--device", "DEVICE", "auto, cuda or cpu (auto: CUDA where there is one).", _RUN)]
+Device = Annotated[
+    Text, _option("--device", "DEVICE", f"{_either(DEVICES)} ({DEVICES[0]}: CUDA where there is one).", _RUN)
+]
 Kv = Annotated[Text, _option("--kv", "FILE", "Captured layers.N.q, .k and .v in a safetensors file.", _RUN)]
 Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv (the first there).", _RUN)]
 Tensors = Annotated[
     Text,
-    _option("--tensors", "KIND", "Synthetic tensors: gaussian, or outliers as in real K (gaussian).", _RUN),
+    _option(
+        "--tensors", "KIND", f"Synthetic tensors: gaussian, or outliers as in real K ({problem.DEFAULT_TENSORS}).", _RUN
+    ),
 ]
 Seed = Annotated[Text, _option("--seed", "N", "Seed of the synthetic tensors (0).", _RUN)]
-Cache = Annotated[Text, _option("--cache", "STATE", "cold or warm when a sample starts (cold).", _RUN)]
-Time = Annotated[Text, _option("--time", "SECONDS", "Time to sample each method for, at most (4).", _RUN)]
+Cache = Annotated[
+    Text, _option("--cache", "STATE", f"{_either(CACHES)} when a sample starts ({Settings.cache}).", _RUN)
+]
+Time = Annotated[
+    Text, _option("--time", "SECONDS", f"Time to sample each method for, at most ({Settings.budget_s:g}).", _RUN)
+]
 Sustain = Annotated[
     Text,
     _option(
         "--sustain",
         "SECONDS",
-        "Run a method untimed for so long before each of its samples: clocks under its own load (0).",
+        "Run a method untimed for so long before each of its samples: clocks under its own load "
+        f"({Settings.sustain_s:g}).",
         _RUN,
     ),
 ]
@@ -110,7 +132,7 @@ Profiler = Annotated[
     Text, _option("--profiler", "NAME", "nsys, ncu or torch (nsys where it is, else torch).", _PROFILE)
 ]
 ProfileDir = Annotated[
-    Text, _option("--profile-dir", "DIR", "Folder of the reports, made if need be (profiles/out).", _PROFILE)
+    Text, _option("--profile-dir", "DIR", f"Folder of the reports, made if need be ({DEFAULT_PROFILE_DIR}).", _PROFILE)
 ]
 DoctorFormat = Annotated[Text, _option("--format", "FORMAT", "table or json (table).", _OUTPUT)]
 Probe = Annotated[

@@ -10,28 +10,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hsbench.cli.parse import flag, parse_choice
 from hsbench.cli.places import FORMATS, check_writable, format_of, is_file, names_stdout, open_for_writing, same
 from hsbench.cli.streams import discard
 from hsbench.errors import HsbenchError, UsageError
-from hsbench.problem.workload import parse_choice
 
 if TYPE_CHECKING:
     from hsbench.report import Writer
     from hsbench.results import Report, Result
 
 
-def make_sink(
+def make_output(
     typed_output: str | None,
     typed_format: str | None,
     typed_manifest: str | None,
     default_format: str,
     inputs: Iterable[tuple[str, Path]],
-) -> Sink:
+) -> Output:
     """Where results and their manifest go; nothing is written yet.
 
     Args:
         typed_output, typed_format, typed_manifest: the options as they were typed.
-        inputs: files that are read, with the options that name them; none of them may be written over.
+        inputs: files that are read, each with the field that names it; none of them may be written over.
 
     Raises:
         UsageError: an unknown format, or a path that cannot or must not be written.
@@ -47,24 +47,24 @@ def make_sink(
     manifest = None
     if typed_manifest is not None:
         if names_stdout(typed_manifest):
-            raise UsageError("--manifest", typed_manifest, "stdout is for results; name a file")
+            raise UsageError("manifest", typed_manifest, "stdout is for results; name a file")
         manifest = Path(typed_manifest)
-        check_writable(manifest, "--manifest")
+        check_writable(manifest, "manifest")
         if output is not None and same(manifest, output):
-            raise UsageError("--manifest", manifest, "is the file of --output; give another")
+            raise UsageError("manifest", manifest, "is the file of --output; give another")
         targets[manifest] = "--manifest"
     inputs = tuple(inputs)
-    for option, path in inputs:
+    for field, path in inputs:
         for target, given in targets.items():
             if same(target, path):
-                raise UsageError(given, target, f"is the file of {option}; give another")
+                raise UsageError(given, target, f"is the file of {flag(field)}; give another")
     if typed_format is None:
         format = format_of(output, default_format)
     else:
-        format = parse_choice(typed_format, "--format", FORMATS)
+        format = parse_choice(typed_format, "format", FORMATS)
     if manifest is None and format == "csv" and output is not None and is_file(output):
         manifest = _manifest_beside(output, inputs)
-    return Sink(format, output, manifest)
+    return Output(format, output, manifest)
 
 
 def _manifest_beside(output: Path, inputs: Iterable[tuple[str, Path]]) -> Path:
@@ -72,15 +72,15 @@ def _manifest_beside(output: Path, inputs: Iterable[tuple[str, Path]]) -> Path:
     try:
         check_writable(manifest)
     except UsageError as error:
-        raise UsageError("--output", output, f"its manifest {manifest} {error.remedy}, with --manifest") from error
-    for option, path in inputs:
+        raise UsageError("output", output, f"its manifest {manifest} {error.remedy}, with --manifest") from error
+    for field, path in inputs:
         if same(manifest, path):
-            remedy = f"its manifest would be {manifest}, the file of {option}; give another, or --manifest PATH"
-            raise UsageError("--output", output, remedy)
+            remedy = f"its manifest would be {manifest}, the file of {flag(field)}; give another, or --manifest PATH"
+            raise UsageError("output", output, remedy)
     return manifest
 
 
-class Sink:
+class Output:
     """Writes results in a format, each as it comes, to a file or to stdout; a context manager.
 
     A file is opened, and what it held is dropped, when the first result arrives: a run that fails before that
@@ -115,7 +115,7 @@ class Sink:
         with writing(self.path):
             self._open().report(report)
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> Output:
         return self
 
     def __exit__(

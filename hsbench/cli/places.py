@@ -30,7 +30,7 @@ def format_of(path: Path | None, default: str) -> str:
         return default
     if ending not in _ENDINGS:
         remedy = f"{ending} is the ending of no format; end it in .txt, .csv, .json or .md, or give --format"
-        raise UsageError("--output", path, remedy)
+        raise UsageError("output", path, remedy)
     return _ENDINGS[ending]
 
 
@@ -77,16 +77,16 @@ def open_for_writing(path: Path) -> TextIO:
     return open(os.dup(descriptor), "a", encoding="utf-8", newline="")
 
 
-def check_writable(path: Path, option: str = "--output") -> None:
+def check_writable(path: Path, field: str = "output") -> None:
     """Make sure that a file can be written, without changing it or leaving one behind.
 
     Raises:
         UsageError: a directory, in no directory, or not writable.
     """
     if path.is_dir():
-        raise UsageError(option, path, f"is a directory; name a file in it, such as {path / 'results.csv'}")
+        raise UsageError(field, path, f"is a directory; name a file in it, such as {path / 'results.csv'}")
     if not path.parent.is_dir():
-        raise UsageError(option, path, f"there is no directory {path.parent}; create it first")
+        raise UsageError(field, path, f"there is no directory {path.parent}; create it first")
     try:
         if (descriptor := descriptor_of(path)) is not None:
             if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
@@ -101,10 +101,10 @@ def check_writable(path: Path, option: str = "--output") -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         remedy = f"cannot be written ({error.strerror or error}); give a path that can"
-        raise UsageError(option, path, remedy) from error
+        raise UsageError(field, path, remedy) from error
 
 
-def check_creatable(folder: Path, option: str) -> None:
+def check_creatable(folder: Path, field: str) -> None:
     """Make sure that files can be put into a folder, or that it can be made, without making it.
 
     Raises:
@@ -113,12 +113,12 @@ def check_creatable(folder: Path, option: str) -> None:
     try:
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not above.is_dir():
-            raise UsageError(option, folder, f"{above} is not a folder; give another")
+            raise UsageError(field, folder, f"{above} is not a folder; give another")
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         remedy = f"cannot be written ({error.strerror or error}); give a folder that can"
-        raise UsageError(option, folder, remedy) from error
+        raise UsageError(field, folder, remedy) from error
 
 
 def same(one: Path, other: Path) -> bool:

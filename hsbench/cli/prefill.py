@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
-from hsbench.cli.request import Request, plan_one
+from hsbench.cli.request import Request
 from hsbench.cli.run import run
+from hsbench.cli.tasks import one_task
 from hsbench.problem.phase import PREFILL
 
 
@@ -42,8 +43,37 @@ def prefill(
 
     Example: hsbench prefill --seq 8k --sparsity 0.5
     """
-    request = Request(**locals())  # the parameters are its fields
+    request = Request(
+        workload=workload,
+        seq=seq,
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        q_len=q_len,
+        sparsity=sparsity,
+        key_sparsity=key_sparsity,
+        value_sparsity=value_sparsity,
+        sink=sink,
+        local=local,
+        methods=methods,
+        device=device,
+        kv=kv,
+        layer=layer,
+        tensors=tensors,
+        seed=seed,
+        cache=cache,
+        time=time,
+        sustain=sustain,
+        format=format,
+        output=output,
+        manifest=manifest,
+        profile=profile,
+        profiler=profiler,
+        profile_dir=profile_dir,
+    )
 
     from hsbench.report import render
 
-    return run(plan_one(PREFILL, request), render)
+    return run(one_task(PREFILL, request), render)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hsbench.cli.streams import say, stderr
-from hsbench.run.experiment import Observer
+from hsbench.run.observer import Observer
 
 if TYPE_CHECKING:
     from hsbench.results import Result
@@ -27,7 +27,7 @@ def warn(text: str) -> None:
 class Progress(Observer):
     """A bar on stderr where that is a terminal; only warnings where not. A context manager.
 
-    It is drawn when the experiment reports something, which it does between samples, and never by a thread of
+    It is drawn when the run reports something, which it does between samples, and never by a thread of
     its own: a thread that redraws ten times a second would run into the samples.
 
     Args:

@@ -1,4 +1,4 @@
-"""Carry out a plan: run its cells, send each row on its way, show the summary, choose the exit code."""
+"""Carry out a task: run its cells, send each row on its way, show the summary, choose the exit code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
-from hsbench.cli.request import Cell, Plan
 from hsbench.cli.signals import Interruptible
 from hsbench.cli.streams import say, stderr
+from hsbench.cli.tasks import Task
+from hsbench.cli.usage import COMMAND_LINE
 from hsbench.run.manifest import manifest_of
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 Summary = Callable[[list["Report"], "Console"], None]
 
 
-def run(plan: Plan, summary: Summary) -> int:
-    """Run every cell of a plan.
+def run(task: Task, summary: Summary) -> int:
+    """Run every cell of a task.
 
     Ctrl-C, SIGTERM or SIGHUP ends the run: rows that are done stay, the others are written as interrupted.
 
     Args:
-        plan: from ``request.py``.
+        task: from ``tasks.py``.
         summary: prints all reports for people; used where stdout does not hold tables already.
 
     Returns:
@@ -36,56 +37,47 @@ def run(plan: Plan, summary: Summary) -> int:
         KeyboardInterrupt: a signal came once all rows were out, or another while they were written.
     """
     with Interruptible() as signals:
-        code = _run(plan, summary, signals)
+        code = _run(task, summary, signals)
     return signals.exit_code if code == INTERRUPTED else code
 
 
-def _run(plan: Plan, summary: Summary, signals: Interruptible) -> int:
+def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
     from hsbench import measure
-    from hsbench.cli.handoff import hand_off, run_profiled
+    from hsbench.cli.handoff import hand_off
     from hsbench.cli.progress import Progress, warn
-    from hsbench.profiling.child import orders
     from hsbench.report import console_for
-    from hsbench.run import experiment
+    from hsbench.run import measuring
 
-    if (given := orders()) is not None:
-        return run_profiled(plan, given)
-    for warning in plan.warnings:
+    plan = task.plan
+    for warning in task.warnings:
         warn(warning)
-    if plan.sink.wants_manifest and plan.sink.manifest is None:  # a replay has made it already
-        plan.sink.manifest = manifest_of(plan)
+    if task.output.wants_manifest and task.output.manifest is None:  # a replay has made it already
+        task.output.manifest = manifest_of(plan, COMMAND_LINE.get())
     reports: list[Report] = []
-    with plan.sink as sink:
+    with task.output as output:
         try:
-            with Progress(len(plan.cells), sink.row) as progress, measure.annotate("run"):
+            with Progress(len(plan.cells), output.row) as progress, measure.annotate("run"):
                 for cell in plan.cells:
                     progress.cell(len(reports), cell.label)
-                    report = experiment.run_workload(
-                        cell.workload,
-                        methods=plan.methods if cell.methods is None else list(cell.methods),
-                        device=plan.device,
-                        settings=plan.settings,
-                        captured=cell.captured,
-                        observer=progress,
-                    )
+                    report = measuring.measure_cell(cell, plan.device, plan.settings, progress)
                     reports.append(report)
                     with progress.aside():
-                        sink.report(report)
+                        output.report(report)
                     if report.interrupted or signals.first is not None:
                         break
-        except KeyboardInterrupt:  # between cells, where no experiment turns it into rows
+        except KeyboardInterrupt:  # between cells, where no run turns it into rows
             pass
         for cell in plan.cells[len(reports) :]:
-            reports.append(_not_reached(cell, plan, reports))
-            sink.report(reports[-1])
+            reports.append(measuring.not_reached(plan, cell, reports))
+            output.report(reports[-1])
     # One table on stdout says it all; anything else gets its summary.
-    if sink.format != "table" or sink.path is not None or len(plan.cells) > 1:
+    if output.format != "table" or output.path is not None or len(plan.cells) > 1:
         summary(reports, console_for(stderr()))
     code = exit_code(reports, plan.methods)
-    if plan.profiler is None or code == INTERRUPTED:
+    if task.profiling is None or code == INTERRUPTED:
         return code
     try:
-        hand_off(plan, plan.profiler, reports)
+        hand_off(plan, task.profiling, reports)
     except KeyboardInterrupt:
         say("hsbench: interrupted under the profiler; the results above are whole")
         return INTERRUPTED
@@ -113,28 +105,3 @@ def _unavailable(name: str, records: Iterable[Record]) -> bool:
     """Whether a family or family:variant could run nowhere, and in some cell for lack of something."""
     statuses = {record.status for record in records if name in (record.method, record.family)}
     return "unavailable" in statuses and not statuses & {"ok", "oom"}
-
-
-def _not_reached(cell: Cell, plan: Plan, reports: Sequence[Report]) -> Report:
-    """A report that has every row of a cell as interrupted, so that a sweep's output holds all its cells."""
-    from hsbench.methods import default_families
-    from hsbench.results import Record, Report, Result
-
-    # Which rows a cell has is known only once it runs; a cell of the same phase that did is the best guess.
-    alike = [report for report in reports if report.workload.phase == cell.workload.phase and report.results]
-    seen = [result.record.method for report in alike[:1] for result in report.results]
-    names = seen or cell.methods or plan.methods or default_families(cell.workload.phase)
-    machine, ceilings = (reports[0].machine, reports[0].ceilings) if reports else ({}, {})
-    rows = [
-        Record.of(
-            cell.workload,
-            method=name,
-            device=plan.device,
-            cache=plan.settings.cache,
-            sustain_s=plan.settings.sustain_s,
-            status="interrupted",
-            machine=machine,
-        )
-        for name in names
-    ]
-    return Report(cell.workload, [Result(row) for row in rows], machine, ceilings, interrupted=True)

@@ -204,7 +204,11 @@ def _check_shapes(path: Path, layer: int, shapes: dict[str, tuple[int, ...]]) ->
         raise refuse(f"q has {q_len} queries, more than the {seq} tokens of k")
     if swapped and q_heads % kv_heads:
         raise refuse(f"q has {q_heads} heads, no multiple of the {kv_heads} of k")
-    check_geometry(q_heads, kv_heads, head_dim, option="--kv", value=path)
+    try:
+        check_geometry(q_heads, kv_heads, head_dim)
+    except UsageError as error:
+        problem = f"{error.option} {error.value}: {error.remedy.replace('`', '')}"
+        raise UsageError("--kv", path, f"layers.{layer}: {problem}; capture tensors of another model") from None
     return batch, q_heads, kv_heads, head_dim, q_len, seq
 
 

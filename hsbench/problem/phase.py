@@ -57,7 +57,7 @@ class Phase:
         if not self.causal and asked != 1:
             raise UsageError("q_len", asked, f"{self} has one query; leave it out, or run prefill")
         if asked > seq:
-            raise UsageError("q_len", asked, f"more queries than the {seq} tokens of seq; give at most {seq}")
+            raise UsageError("q_len", asked, f"more queries than the {seq} tokens of `seq`; give at most {seq}")
         return asked
 
     def __str__(self) -> str:

@@ -5,8 +5,8 @@
                           -> a report file -> checked -> a summary of kernels by method, and how to open it
 
 ``base`` says what a profiler is, and has what they share; one file per profiler says how to find it, its command line,
-what a good report is, and how to read a summary from it. ``child`` is the other side: what the re-run does when it
-finds itself under a profiler. Times taken under a profiler go nowhere: a summary shows shares.
+what a good report is, and how to read a summary from it. ``child`` is the other side: what the re-run shows to the
+profiler that it is under. Times taken under a profiler go nowhere: a summary shows shares.
 
 Importing the room imports no torch.
 """
@@ -16,12 +16,13 @@ from __future__ import annotations
 from hsbench.errors import UnavailableError
 from hsbench.kernels.device import Device
 from hsbench.profiling.base import Job, Profiler, report_stem, unused_stem
+from hsbench.profiling.child import Orders
 from hsbench.profiling.ncu import Ncu
 from hsbench.profiling.nsys import Nsys
 from hsbench.profiling.summary import summary_lines
 from hsbench.profiling.torch_trace import TorchTrace
 
-__all__ = ["PROFILERS", "Job", "Nsys", "Profiler", "choose", "report_stem", "summary_lines", "unused_stem"]
+__all__ = ["PROFILERS", "Job", "Nsys", "Orders", "Profiler", "choose", "report_stem", "summary_lines", "unused_stem"]
 
 PROFILERS: dict[str, type[Profiler]] = {profiler.name: profiler for profiler in (Nsys, Ncu, TorchTrace)}
 """By the name that ``--profiler`` takes; the first is the one to take where nobody asks."""

@@ -17,8 +17,8 @@ from typing import TypeVar
 from hsbench.errors import HsbenchError, UnavailableError
 from hsbench.kernels.device import Device
 from hsbench.machine.software import find_tool
-from hsbench.problem.workload import Workload, load_profiles
-from hsbench.profiling.child import environment
+from hsbench.problem.shapes import load_shapes
+from hsbench.problem.workload import Workload
 from hsbench.profiling.summary import Line
 from hsbench.report import text
 
@@ -41,7 +41,7 @@ class Job:
     """One report to make.
 
     Attributes:
-        command: the run, as a command line that measures one workload.
+        command: the run, as the command line of a process that is to be looked at.
         stem: the report without its suffix; the folder is there, and no file in it has the name. It may hold dots.
         suffix: the report's.
         methods: the rows to profile, all of which ran ok without a profiler.
@@ -123,7 +123,7 @@ class Profiler(ABC):
             UnavailableError: the tool failed for lack of something that this machine could give it.
         """
         try:
-            code, output = run_tool(self.command(job), environment(self.name, self.rounds, job.report))
+            code, output = run_tool(self.command(job))
             if remedy := self.remedy(output):
                 raise UnavailableError(f"--profiler {self.name}: {remedy}")
             if code != 0:
@@ -174,7 +174,7 @@ def report_stem(workload: Workload, method: str | None = None) -> str:
 
     w = workload
     parts = [w.phase.name, w.name]
-    if w.name not in load_profiles():
+    if w.name not in load_shapes():
         parts.append(f"h{w.q_heads}x{w.kv_heads}x{w.head_dim}")
     parts += [size(w.seq), f"b{w.batch}", w.dtype]
     if w.is_chunk:
@@ -210,7 +210,7 @@ def last_lines(output: str) -> str:
     return "\n".join([line.rstrip() for line in output.splitlines() if line.strip()][-_LAST_LINES:])
 
 
-def run_tool(command: Sequence[str], environment: dict[str, str] | None = None) -> tuple[int, str]:
+def run_tool(command: Sequence[str]) -> tuple[int, str]:
     """Runs a tool to its end; returns its exit code and all that it printed.
 
     It gets a process group of its own: on Ctrl-C the group is interrupted once, as a whole, and given time to end; then
@@ -223,7 +223,6 @@ def run_tool(command: Sequence[str], environment: dict[str, str] | None = None) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=None if environment is None else os.environ | environment,
             start_new_session=True,
         )
         try:

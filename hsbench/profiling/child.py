@@ -1,21 +1,13 @@
-"""The other side: what a run does that finds itself under a profiler of ours.
-
-Two environment variables say so, set by the process that started the profiler. They are no interface: what starts a
-run under a profiler is ``--profile``.
-"""
+"""The other side: how a run under a profiler of ours shows it what is worth recording."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from hsbench.kernels.device import Device
-
-_UNDER = "HSBENCH_PROFILED"  # "nsys 3": the profiler, and samples of each method
-_REPORT = "HSBENCH_PROFILE_REPORT"  # where a profiler inside the process writes its report
 
 #: The range around all that a profiler should record, where it goes by ranges.
 CAPTURE = "profiled"
@@ -29,19 +21,19 @@ class Orders:
     rounds: int
     report: Path
 
+    def words(self) -> list[str]:
+        """As words of a command line."""
+        return [self.profiler, str(self.rounds), str(self.report)]
 
-def environment(profiler: str, rounds: int, report: Path) -> dict[str, str]:
-    """The variables that make a run a profiled one."""
-    return {_UNDER: f"{profiler} {rounds}", _REPORT: str(report)}
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Orders:
+        """The inverse of :meth:`words`.
 
-
-def orders() -> Orders | None:
-    """What this process is to do under a profiler; None for a run of its own, which is to be timed."""
-    under = os.environ.get(_UNDER)
-    if not under:
-        return None
-    profiler, _, rounds = under.partition(" ")
-    return Orders(profiler, int(rounds), Path(os.environ[_REPORT]))
+        Raises:
+            ValueError: not such words.
+        """
+        profiler, rounds, report = words
+        return cls(profiler, int(rounds), Path(report))
 
 
 @contextmanager
@@ -67,16 +59,16 @@ def recording(orders: Orders, device: Device) -> Iterator[None]:
         with mirrored(_only_samples):
             yield
     else:
-        with _captured():
+        with _open_capture():
             yield
 
 
 def _only_samples(name: str, payload: object) -> AbstractContextManager[object]:
-    return _captured() if name == "sample" else nullcontext()
+    return _open_capture() if name == "sample" else nullcontext()
 
 
 @contextmanager
-def _captured() -> Iterator[None]:
+def _open_capture() -> Iterator[None]:
     """The capture of nsys or ncu is open inside the block, for all that is queued there and for nothing else."""
     import torch
 

@@ -1,6 +1,6 @@
 """What this machine can run, for people and for programs.
 
-Facts come from ``hsbench.run.experiment.diagnose``::
+Facts come from ``hsbench.machine.diagnosis.diagnose``::
 
     {"methods": [{"method", "device", "status", "reason"}],
      "code": {"cpu" and "cuda": {"architectures": {name: runs here}, "runs", "verdict"} or None},

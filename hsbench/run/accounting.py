@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from hsbench import measure
+from hsbench.kernels.device import Device
 from hsbench.methods.base import Prepared
 from hsbench.problem.workload import Workload
-from hsbench.results import MeasuredCeiling
+from hsbench.results import MeasuredCeiling, Record
+from hsbench.run.settings import Settings
+
+
+def record(
+    workload: Workload,
+    method: str,
+    device: Device,
+    settings: Settings,
+    status: str,
+    reason: str | None,
+    machine: Mapping[str, Any],
+    columns: Mapping[str, object],
+) -> Record:
+    """The record of a row, wherever it ends: every record of a run is made here.
+
+    Args:
+        settings: how it was measured, or would have been.
+        machine: the facts of the report.
+        columns: what was found out about it.
+    """
+    return Record.of(
+        workload,
+        method=method,
+        device=device,
+        cache=settings.cache,
+        sustain_s=settings.sustain_s,
+        status=status,
+        reason=reason,
+        machine=machine,
+        **columns,
+    )
 
 
 def times(samples: measure.Samples) -> dict[str, object]:
@@ -70,10 +103,15 @@ def speedup(times_s: Sequence[float], baseline: str, baseline_times_s: Sequence[
     return {"speedup": ratio.ratio, "speedup_lo": ratio.lo, "speedup_hi": ratio.hi, "baseline": baseline}
 
 
-def compress_note(workload: Workload, prepared: Prepared, clock: measure.Clock) -> str:
-    """Times pruning and packing by itself: what it costs to compress online. Empty where it cannot be timed."""
-    moved = workload.dense_kv_bytes + prepared.kv_bytes
-    work = measure.Ceiling("compress", "GB/s", moved / 1e9, prepared.compress, "native")
+def compress_note(workload: Workload, kv_bytes: int, compress: Callable[[], None], clock: measure.Clock) -> str:
+    """Times pruning and packing by itself: what it costs to compress online. Empty where it cannot be timed.
+
+    Args:
+        kv_bytes: stored bytes of K and V.
+        compress: prunes and packs once.
+    """
+    moved = workload.dense_kv_bytes + kv_bytes
+    work = measure.Ceiling("compress", "GB/s", moved / 1e9, compress, "native")
     try:
         probe = measure.probe(work, clock)
     except measure.ClockError:

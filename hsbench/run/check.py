@@ -61,7 +61,8 @@ def sample_rows(q_len: int, seed: int) -> Tensor:
     edges = draw(1, max(q_len // BLOCK, 2), SAMPLED_ROWS // 4) * BLOCK
     spread = draw(0, q_len, SAMPLED_ROWS // 2 - 2)
     rows = torch.cat([torch.tensor([0, q_len - 1], device="cpu"), edges, edges - 1, spread])
-    return rows.clamp(max=q_len - 1).unique()
+    distinct: Tensor = rows.clamp(max=q_len - 1).unique()
+    return distinct
 
 
 def expect(inputs: Inputs, pruned: Pruned, seed: int) -> Expected:

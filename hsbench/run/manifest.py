@@ -1,30 +1,26 @@
 """What a run leaves of itself, enough to repeat it: written beside a CSV, and within a JSON document.
 
-    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/4", "started": UTC, "command": [words],
-     "run": {"device", "methods" (asked for, or null), "settings",
-             "cells": [{"workload": {every field}, "methods": [names],
-                        "captured": null or {"path", "layer", "sha256"}}]},
+    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/3", "started": UTC, "command": [words],
+     "run": the plan, see :mod:`hsbench.run.plan`,
      "machine": {"cpu", "gpu"}, "versions", "libraries" (SHA-256), "git": {"commit", "dirty"} or null,
      "environment": {switches that are set}}
 
-No host or user name is in it, but for what stands in a path that was typed.
+No host or user name is in it, but for what stands in a path that was typed. Reading one imports no torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
 from hsbench.kernels.device import CPU
 
 if TYPE_CHECKING:
-    from hsbench.cli.request import Cell, Plan
+    from hsbench.run.plan import Plan
 
 SCHEMA = "hsbench-manifest/1"
 _NAME, _, _VERSION = SCHEMA.partition("/")
@@ -34,45 +30,23 @@ _CPU = ("model", "cores", "threads", "isa", "governor")
 _GPU = ("name", "driver", "power_limit_w", "max_sm_clock_mhz", "ecc", "mig")
 
 
-def manifest_of(plan: Plan) -> dict[str, Any]:
-    """The manifest of a plan that is about to run."""
-    from hsbench.methods import find_methods
-    from hsbench.results import SCHEMA as ROWS_SCHEMA
-    from hsbench.run import experiment
+def manifest_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a plan that is about to run.
 
-    def methods(cell: Cell) -> list[str]:
-        if cell.methods is not None:
-            return list(cell.methods)
-        return [method.name for method in find_methods(plan.methods, cell.workload.phase, plan.device)]
+    Args:
+        command: the words that were typed behind ``hsbench``.
+    """
+    from hsbench.machine.hardware import surroundings
+    from hsbench.results import SCHEMA as ROWS_SCHEMA
 
     return {
         "schema": SCHEMA,
         "rows_schema": ROWS_SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["hsbench", *COMMAND_LINE.get()],
-        "run": {
-            "device": plan.device.kind,
-            "methods": plan.methods,
-            "settings": dataclasses.asdict(plan.settings),
-            "cells": [
-                {
-                    "workload": cell.workload.to_dict(),
-                    "methods": methods(cell),
-                    "captured": captured_source(cell),
-                }
-                for cell in plan.cells
-            ],
-        },
-        **experiment.surroundings(plan.device),
+        "command": ["hsbench", *command],
+        "run": plan.to_dict(),
+        **surroundings(plan.device),
     }
-
-
-def captured_source(cell: Cell) -> dict[str, Any] | None:
-    """Which captured tensors a cell has, and what they hold; None for synthetic ones."""
-    if cell.captured is None:
-        return None
-    path = cell.captured.path.resolve()
-    return {"path": str(path), "layer": cell.captured.layer, "sha256": cell.captured.sha256()}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -85,16 +59,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError("--replay", path, f"cannot be read ({error.strerror or error}); {remedy}") from error
+        raise UsageError("replay", path, f"cannot be read ({error.strerror or error}); {remedy}") from error
     except ValueError as error:  # not JSON, or not even text
-        raise UsageError("--replay", path, f"is not whole JSON; {remedy}") from error
+        raise UsageError("replay", path, f"is not whole JSON; {remedy}") from error
     if isinstance(document, dict) and str(document.get("schema")).startswith("hsbench/"):
         document = document.get("manifest")
-    name, _, version = str(document.get("schema") if isinstance(document, dict) else None).partition("/")
+    if not isinstance(document, dict):
+        raise UsageError("replay", path, f"is no manifest of hsbench; {remedy}")
+    name, _, version = str(document.get("schema")).partition("/")
     if name != _NAME or not version.isdecimal():
-        raise UsageError("--replay", path, f"is no manifest of hsbench; {remedy}")
+        raise UsageError("replay", path, f"is no manifest of hsbench; {remedy}")
     if int(version) > int(_VERSION):
-        raise UsageError("--replay", path, f"is of a newer hsbench ({name}/{version}, this one reads {SCHEMA}); update")
+        raise UsageError("replay", path, f"is of a newer hsbench ({name}/{version}, this one reads {SCHEMA}); update")
     return document
 
 

@@ -1,10 +1,10 @@
-"""A mock experiment: the commands are tested without measuring anything."""
+"""A mock of what measures: the commands are tested without measuring anything."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +12,18 @@ import pytest
 from hsbench.cli.main import main
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels.device import CPU, CUDA, Device
+from hsbench.methods import find_methods
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
 from hsbench.results import MeasuredCeiling, Record, Report, Result
+from hsbench.run.observer import Observer
+from hsbench.run.plan import Cell
+from hsbench.run.settings import Settings
 
 
 @dataclass
 class Bench:
-    """Stands for hsbench.run.experiment: remembers what it was asked, and answers with rows as scripted."""
+    """Stands for hsbench.run.measuring: remembers what it was asked, and answers with rows as scripted."""
 
     rows: Callable[[Workload], Sequence[tuple[str, str]]] = lambda workload: [
         ("dense", "ok"),
@@ -36,10 +40,11 @@ class Bench:
     def workloads(self) -> list[Workload]:
         return [call["workload"] for call in self.calls]
 
-    def run_workload(self, workload: Workload, **given: Any) -> Report:
-        self.calls.append({"workload": workload, **given})
+    def measure_cell(self, cell: Cell, device: Device, settings: Settings, observer: Observer) -> Report:
+        workload = cell.workload
+        given = {"methods": list(cell.methods), "captured": cell.captured, "device": device, "settings": settings}
+        self.calls.append({"workload": workload, "observer": observer, **given})
         self.before(len(self.calls))
-        observer = given["observer"]
         observer.stage("generate")
         report = Report(
             workload, [], {"cpu": {"model": "Test CPU", "cores": 2}}, {"read": MeasuredCeiling("read", 10.0, "GB/s")}
@@ -49,7 +54,7 @@ class Bench:
             observer.sampled(method, 3, 10, 0.1)
             if report.interrupted and at:
                 status = "interrupted"
-            result = Result(record(workload, method, status, given["device"]), {"dense": 1024})
+            result = Result(record(workload, method, status, device), {"dense": 1024})
             report.results.append(result)
             if status == "ok":
                 observer.finished(result)
@@ -60,10 +65,13 @@ class Bench:
             raise UnavailableError("--device cuda: no CUDA device; install a driver")
         return CUDA if self.cuda and name != "cpu" else CPU
 
-    def find_methods(self, names: Sequence[str], phase: Phase, device: Device) -> list[str]:
-        if phase.causal and "dense:decode-only" in names:
-            raise UsageError("--methods", "dense:decode-only", "no such variant for prefill")
-        return list(names)
+    def find_methods(self, names: Sequence[str] | None, phase: Phase, device: Device) -> list[Any]:
+        made_up = "dense:decode-only"
+        if names is None or made_up not in names:
+            return find_methods(names, phase, device)
+        if phase.causal:
+            raise UsageError("methods", made_up, "no such variant for prefill")
+        return [SimpleNamespace(name=name) for name in names]
 
     def surroundings(self, device: Device) -> dict[str, Any]:
         return {
@@ -89,7 +97,7 @@ class Bench:
         }
 
 
-def record(workload: Workload, method: str, status: str, device: str = "cpu") -> Record:
+def record(workload: Workload, method: str, status: str, device: Device = CPU) -> Record:
     asked = {"device": device, "cache": "cold", "sustain_s": 0.0}
     if status != "ok":
         return Record.of(workload, method=method, status=status, reason=f"made to be {status}", **asked)
@@ -97,19 +105,21 @@ def record(workload: Workload, method: str, status: str, device: str = "cpu") ->
         "achieved_sparsity": 0.0, "time_us": 1000.0, "time_us_p25": 990.0, "time_us_p75": 1010.0,
         "samples": 9, "stop": "converged", "speedup": 1.0, "speedup_lo": 0.9, "speedup_hi": 1.1,
         "baseline": "dense", "kv_bytes": 1024, "kv_ratio": 1.0, "read_bytes": 1024, "gb_per_s": 5.0,
-        "percent_of_ceiling": 50.0, "ceiling": "read", "rel_error": 1e-4, "cold_by": "flushed",
+        "percent_of_ceiling": 50.0, "ceiling": "read", "rel_error": 1e-4, "cold_by": "working set",
     }  # fmt: skip
     return Record.of(workload, method=method, status=status, **asked, **numbers)
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """The mock, in place of the experiment."""
+    """The mock, in place of what measures and of what looks at the machine."""
     mock = Bench()
-    experiment = importlib.import_module("hsbench.run.experiment")
-    for name in ("run_workload", "resolve_device", "diagnose", "surroundings"):
-        monkeypatch.setattr(experiment, name, getattr(mock, name))
-    monkeypatch.setattr("hsbench.cli.request.find_methods", mock.find_methods)
+    monkeypatch.setattr("hsbench.run.measuring.measure_cell", mock.measure_cell)
+    monkeypatch.setattr("hsbench.run.plan.resolve_device", mock.resolve_device)
+    monkeypatch.setattr("hsbench.machine.hardware.resolve_device", mock.resolve_device)
+    monkeypatch.setattr("hsbench.run.plan.find_methods", mock.find_methods)
+    monkeypatch.setattr("hsbench.machine.hardware.surroundings", mock.surroundings)
+    monkeypatch.setattr("hsbench.run.diagnosis.diagnose", mock.diagnose)
     return mock
 
 

@@ -1,7 +1,7 @@
 """Stands for nsys and ncu: an executable that notes its command line, runs the command, and leaves report files.
 
 Installed by copying under the tool's name (see ``install``). The variables say what it does besides:
-    STANDIN_LOG     file to which each command line is added, as a line of JSON
+    STANDIN_LOG     file to which each command line is added, as a line of JSON; to FILE.plans, the plan it was given
     STANDIN_MODE    ok; empty or missing (the report); fails; forbidden (ncu's counters); no-importer (nsys);
                     read-fails, or no-export (nsys), where the tool is asked what a report holds
     STANDIN_RUN     "" leaves the command out
@@ -35,6 +35,10 @@ def main() -> int:
     tool, words = Path(sys.argv[0]).name, sys.argv[1:]
     with open(os.environ["STANDIN_LOG"], "a") as log:
         log.write(json.dumps([tool, *words]) + "\n")
+    if "hsbench.run.child" in words:
+        plan = json.loads(Path(words[words.index("hsbench.run.child") + 1]).read_text())
+        with open(os.environ["STANDIN_LOG"] + ".plans", "a") as log:
+            log.write(json.dumps(plan) + "\n")
     mode = os.environ.get("STANDIN_MODE", "ok")
     if "--import" in words:
         print(Path(os.environ["STANDIN_HOLDS"]).read_text())

@@ -89,6 +89,14 @@ def test_methods_are_named_where_nobody_did(hsbench: Run, bench: object, tmp_pat
     decode, prefill = (cell["methods"] for cell in run["cells"])
     assert run["methods"] is None
     assert "reference" in decode and "reference" not in prefill and "sdpa:flash" in prefill
+    assert [call["methods"] for call in bench.calls] == [decode, prefill], "what runs"
+
+
+def test_families_are_written_as_the_rows_that_run(hsbench: Run, bench: object, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    hsbench("prefill", "--seq", "1k", "--methods", "sdpa,dense", "--manifest", str(path))
+    run = json.loads(path.read_text())["run"]
+    assert run["methods"] == ["sdpa", "dense"] and run["cells"][0]["methods"] == ["sdpa:flash", "sdpa:math", "dense"]
 
 
 def test_captured_tensors_are_known_by_what_they_hold(hsbench: Run, bench: object, tmp_path: Path) -> None:
@@ -117,7 +125,8 @@ def test_written_before_the_first_row(hsbench: Run, bench: object, tmp_path: Pat
             raise KeyboardInterrupt
 
     bench.before = look
-    assert hsbench("compare", "--seq", "1k,2k,4k", "--output", str(path)).code == 130
+    argv = ("--seq", "1k,2k,4k", "--methods", "dense,hierarchical", "--output", str(path))
+    assert hsbench("compare", *argv).code == 130
     assert seen == [(False, False), (True, True)]
     assert len(json.loads(manifest.read_text())["run"]["cells"]) == 3
     with path.open() as file:

@@ -14,19 +14,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hsbench as package
 import profiler_standin
 from hsbench import profiling
-from hsbench.cli.handoff import command_of
 from hsbench.cli.main import main
-from hsbench.cli.request import Request, plan_one, plan_sweep
 from hsbench.kernels.device import CUDA
 from hsbench.machine import software
 from hsbench.measure import nvtx
-from hsbench.problem.phase import DECODE, PHASES
+from hsbench.problem.workload import make_workload
+from hsbench.results import Record, Report, Result
+from hsbench.run import child
+from hsbench.run.plan import Cell, Plan, make_plan
+from hsbench.run.settings import Settings
 
 Run = Callable[..., object]
 DATA = Path(__file__).parents[1] / "profiling" / "data"
@@ -60,6 +63,12 @@ class Standin:
     @property
     def asked(self) -> list[list[str]]:
         return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """What each run under a profiler was given."""
+        given = self._log.with_name(self._log.name + ".plans")
+        return [json.loads(line) for line in given.read_text().splitlines()] if given.exists() else []
 
     @property
     def files(self) -> list[str]:
@@ -222,14 +231,25 @@ def test_the_command_line_of_nsys(hsbench: Run, bench: object, standin: Standin)
     assert profile == [
         "nsys", "profile", "--trace=cuda,nvtx", "--capture-range=cudaProfilerApi", "--cuda-graph-trace=node",
         "--capture-range-end=stop", "--sample=none", "--cpuctxsw=none", f"--output={stem}",
-        sys.executable, "-m", "hsbench", "decode", "--seq", "131072", "--batch", "1", "--q-heads", "32",
-        "--kv-heads", "8", "--head-dim", "128", "--dtype", "fp16", "--key-sparsity", "0.5", "--value-sparsity", "0.5",
-        "--sink", "0", "--local", "0", "--seed", "0", "--methods", "dense,hierarchical", "--device", "cuda",
-        "--cache", "cold", "--workload", "Llama-3.1-8B", "--tensors", "gaussian",
+        sys.executable, "-m", "hsbench.run.child", f"{stem}.plan.json", "nsys", "3", f"{stem}.nsys-rep",
     ]  # fmt: skip
+    (given,) = standin.plans
+    assert given == {
+        "schema": "hsbench-plan/2",
+        "device": "cuda",
+        "methods": ["dense", "hierarchical"],
+        "settings": Settings().to_dict(),
+        "cells": [
+            {
+                "workload": make_workload("decode", seq=131072).to_dict(),
+                "methods": ["dense", "hierarchical"],
+                "captured": None,
+            }
+        ],
+    }
     assert export[:4] == ["nsys", "export", "--type=sqlite", "--force-overwrite=true"]
     assert export[5:] == [f"{stem}.nsys-rep"] and not Path(export[4].removeprefix("--output=")).exists()
-    assert standin.files == [f"{Path(stem).name}.nsys-rep"], "nothing but the report is left"
+    assert standin.files == [f"{Path(stem).name}.nsys-rep"], "nothing but the report is left, no plan either"
 
 
 def test_the_command_line_of_nsys_on_the_cpu(hsbench: Run, bench: object, standin: Standin) -> None:
@@ -253,13 +273,14 @@ def test_the_command_lines_of_ncu(hsbench: Run, bench: object, standin: Standin)
     assert ran.code == 0, ran.err
     stem = "profiles/out/decode-Llama-3.1-8B-32k-b1-fp16-s0.5-"
     runs = [words for words in standin.asked if "--import" not in words]
-    for words, method, file in zip(runs, ["dense", "sdpa:flash"], ["dense", "sdpa-flash"], strict=True):
+    for words, file in zip(runs, ["dense", "sdpa-flash"], strict=True):
         at = words.index(sys.executable)
         assert words[:at] == [
             "ncu", "--target-processes", "all", "--profile-from-start", "off", "--nvtx", "--clock-control", "none",
             "--set", "detailed", "--launch-count", "8", "--export", f"{stem}{file}.ncu-rep",
         ]  # fmt: skip
-        assert words[words.index("--methods") + 1] == method
+        assert words[at + 4 :] == ["ncu", "1", f"{stem}{file}.ncu-rep"]
+    assert [plan["cells"][0]["methods"] for plan in standin.plans] == [["dense"], ["sdpa:flash"]]
     asked = [words for words in standin.asked if "--import" in words]
     assert asked[0] == [
         "ncu", "--import", f"{stem}dense.ncu-rep", "--page", "raw", "--csv", "--print-units", "base"
@@ -272,8 +293,7 @@ def test_only_rows_that_ran_ok_are_profiled(hsbench: Run, bench: object, standin
     bench.rows = lambda w: [("dense", "ok"), ("hierarchical", "ok" if w.seq == 1024 else "oom"), ("sdpa:math", "oom")]
     standin.install("nsys")
     assert hsbench("compare", "--seq", "1k,2k", "--profile").code == 0
-    runs = [words for words in standin.asked if words[1] == "profile"]
-    assert [words[words.index("--methods") + 1] for words in runs] == ["dense,hierarchical", "dense"]
+    assert [plan["cells"][0]["methods"] for plan in standin.plans] == [["dense", "hierarchical"], ["dense"]]
     assert standin.files == [
         "decode-Llama-3.1-8B-1k-b1-fp16-s0.5.nsys-rep",
         "decode-Llama-3.1-8B-2k-b1-fp16-s0.5.nsys-rep",
@@ -289,42 +309,48 @@ def test_a_cell_without_a_row_that_ran_ok_is_left_out(hsbench: Run, bench: objec
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "argv",
     [
-        Request(),
-        Request(workload="qwen3-8b", seq="100", batch="3", dtype="bf16", seed="7", sink="64", local="65"),
-        Request(q_heads="4", kv_heads="2", head_dim="64", key_sparsity="0.1", value_sparsity="0.3", tensors="outliers"),
+        (),
+        ("--workload", "qwen3-8b", "--seq", "100", "--batch", "3", "--dtype", "bf16", "--sink", "64", "--local", "65"),
+        ("--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--key-sparsity", "0.1", "--value-sparsity", "0.3"),
+        ("--tensors", "outliers", "--seed", "7", "--cache", "warm", "--time", "0.5", "--sustain", "0.3"),
     ],
 )
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
-def test_the_run_under_the_profiler_is_the_very_same(bench: object, phase: str, request_: Request) -> None:
-    """Its command line, read again, is the same cell."""
-    if phase == "prefill":
-        request_ = Request(**{**vars(request_), "q_len": "64"})
-    plan = plan_one(PHASES[phase], request_)
-    words = command_of(plan.cells[0], plan, ["dense", "sdpa:flash-rows"])
-    assert words[:4] == [sys.executable, "-m", "hsbench", phase]
-    options = dict(zip(words[4::2], words[5::2], strict=True))
-    again = plan_one(PHASES[phase], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()}))
-    assert again.cells == plan.cells
-    assert (again.device, again.settings.cache) == (plan.device, plan.settings.cache)
-    assert again.methods == ["dense", "sdpa:flash-rows"]
+def test_the_run_under_the_profiler_is_the_very_same(
+    hsbench: Run, bench: object, standin: Standin, phase: str, argv: tuple[str, ...]
+) -> None:
+    """The plan that it is given, read again, is the cell that was measured."""
+    bench.cuda = True
+    bench.rows = lambda workload: [("dense", "ok"), ("sdpa:flash", "ok")]
+    standin.install("nsys")
+    chunk = ("--q-len", "64") if phase == "prefill" else ()
+    assert hsbench(phase, *argv, *chunk, "--profile").code == 0
+    (given,) = standin.plans
+    again, (measured,) = Plan.from_dict(given), bench.calls
+    assert [cell.workload for cell in again.cells] == [measured["workload"]]
+    assert (again.device, again.settings) == (measured["device"], measured["settings"])
+    assert again.methods == again.cells[0].methods == ("dense", "sdpa:flash")
 
 
-def test_a_cell_of_captured_tensors_names_file_and_layer(bench: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("decode",), ("compare", "--phase", "prefill")])
+def test_a_cell_of_captured_tensors_names_file_and_layer(
+    hsbench: Run, bench: object, standin: Standin, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     import torch
     from safetensors.torch import save_file
 
+    bench.cuda = True
+    standin.install("nsys")
     path = tmp_path / "kv.safetensors"
     named = {f"layers.2.{n}": torch.zeros(1, 2, 96, 64).half() for n in "kv"}
     save_file({**named, "layers.2.q": torch.zeros(1, 8, 5, 64).half()}, path)
-    for plan in (plan_one(DECODE, Request(kv=str(path))), plan_sweep(Request(kv=str(path), phase="prefill"))):
-        words = command_of(plan.cells[0], plan, ["dense"])
-        options = dict(zip(words[4::2], words[5::2], strict=True))
-        again = plan_one(
-            PHASES[words[3]], Request(**{name[2:].replace("-", "_"): value for name, value in options.items()})
-        )
-        assert again.cells == plan.cells
+    assert hsbench(*command, "--kv", str(path), "--profile").code == 0
+    (given,) = standin.plans
+    assert (given["cells"][0]["captured"]["path"], given["cells"][0]["captured"]["layer"]) == (str(path), 2)
+    (cell,) = Plan.from_dict(given).cells
+    assert (cell.workload, cell.captured) == (bench.calls[0]["workload"], bench.calls[0]["captured"])
 
 
 # ---- What comes back ---------------------------------------------------------------------------------------
@@ -370,8 +396,8 @@ def test_a_manifest_is_the_unprofiled_runs(hsbench: Run, bench: object, standin:
     bench.cuda = True
     standin.install("nsys")
     assert hsbench("decode", "--output", "r.csv", "--profile").code == 0
-    (profile, _) = standin.asked
-    assert not {"--output", "--manifest", "--format"} & set(profile)
+    (given,) = standin.plans
+    assert set(given) == {"schema", "device", "methods", "settings", "cells"}, "where results go is no part of it"
     assert json.loads(Path("r.manifest.json").read_text())["command"][-1] == "--profile"
 
 
@@ -382,9 +408,8 @@ def test_a_replay_can_be_profiled(hsbench: Run, bench: object, standin: Standin)
     assert standin.asked == []
     ran = hsbench("compare", "--replay", "then.manifest.json", "--profile-dir", "inside")
     assert ran.code == 0 and ran.err.count("open       nsys-ui inside/decode-") == 2
-    runs = [words for words in standin.asked if words[1] == "profile"]
-    assert [words[words.index("--seq") + 1] for words in runs] == ["1024", "2048"]
-    assert all(words[words.index("--cache") + 1] == "warm" for words in runs)
+    assert [plan["cells"][0]["workload"]["seq"] for plan in standin.plans] == [1024, 2048]
+    assert all(plan["settings"]["cache"] == "warm" for plan in standin.plans)
     ran = hsbench("compare", "--replay", "then.manifest.json", "--device", "cpu", "--profiler", "ncu")
     assert ran.code == 4 and "this run is on the CPU" in ran.err, "of the device that it is replayed on"
 
@@ -464,8 +489,8 @@ def test_a_failed_check_is_still_exit_3(hsbench: Run, bench: object, standin: St
     bench.rows = lambda workload: [("dense", "ok"), ("hierarchical", "incorrect")]
     standin.install("nsys")
     assert hsbench("decode", "--profile").code == 3
-    (profile, _) = standin.asked
-    assert profile[profile.index("--methods") + 1] == "dense"
+    (given,) = standin.plans
+    assert given["cells"][0]["methods"] == ["dense"]
 
 
 def test_an_interrupted_run_is_not_profiled(hsbench: Run, bench: object, standin: Standin) -> None:
@@ -533,47 +558,42 @@ def test_the_run_under_nsys_times_nothing(
     assert standin.files == ["decode-custom-h4x2x64-512-b1-fp16-s0.5.nsys-rep"]
 
 
-def profiled(*argv: str) -> subprocess.CompletedProcess[str]:
-    """A run that finds itself under a profiler."""
-    root = str(Path(package.__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": root, "HSBENCH_PROFILED": "nsys 2", "HSBENCH_PROFILE_REPORT": "x"}
-    command = [sys.executable, "-m", "hsbench", "decode", *SMALL, *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+SMALL_CELL = {"seq": 512, "q_heads": 4, "kv_heads": 2, "head_dim": 64}
+
+
+def plan_file(folder: Path, *methods: str) -> Path:
+    """The plan of a small cell, as a run under a profiler is given it."""
+    path = folder / "plan.json"
+    path.write_text(json.dumps(make_plan([(make_workload("decode", **SMALL_CELL), None)], methods, "cpu").to_dict()))
+    return path
 
 
 def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
-    files = ("--output", str(tmp_path / "r.csv"), "--manifest", str(tmp_path / "m.json"))
-    ran = profiled("--methods", "sdpa:flash,sdpa:math", *files)
+    path = plan_file(tmp_path, "sdpa:flash", "sdpa:math")
+    command = child.command(path, profiling.Orders("nsys", 2, tmp_path / "x"))
+    env = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path]
     assert ran.stdout == "".join(f"{name}: ok, profiled run, no timing\n" for name in ("sdpa:flash", "sdpa:math"))
 
 
-def test_nothing_is_sustained_under_a_profiler(
-    hsbench: Run, bench: object, standin: Standin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench.cuda = True
-    standin.install("nsys")
-    assert hsbench("decode", "--sustain", "0.3", "--profile").code == 0
-    assert bench.calls.pop()["settings"].sustain_s == 0.3
-    assert "--sustain" not in standin.asked[0]
-    monkeypatch.setenv("HSBENCH_PROFILED", "nsys 2")
-    monkeypatch.setenv("HSBENCH_PROFILE_REPORT", "x")
-    assert hsbench("decode", "--sustain", "0.3").code == 0, "by hand, too"
-    assert bench.calls.pop()["settings"].sustain_s == 0
-
-
 def test_a_row_that_fails_under_the_profiler_alone_fails_the_profile(
-    hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HSBENCH_PROFILED", "nsys 2")
-    monkeypatch.setenv("HSBENCH_PROFILE_REPORT", "x")
-    bench.rows = lambda workload: [("dense", "ok"), ("hierarchical", "oom")]
-    ran = hsbench("decode", "--format", "json")
-    assert (ran.code, ran.out.splitlines()[0]) == (1, "dense: ok, profiled run, no timing")
-    assert ran.err == "hsbench: hierarchical: oom under the profiler: made to be oom\n"
-    (call,) = bench.calls
-    assert (call["settings"].min_samples, call["settings"].max_samples) == (2, 2)
+    def profile_cell(cell: Cell, device: str, settings: Settings, recording: object, rounds: int) -> Report:
+        assert (device, rounds, cell.methods) == ("cpu", 2, ("dense", "hierarchical"))
+        rows = [
+            Record.of(cell.workload, method="dense", device=device, status="ok"),
+            Record.of(cell.workload, method="hierarchical", device=device, status="oom", reason="made to be oom"),
+        ]
+        return Report(cell.workload, [Result(row) for row in rows])
+
+    monkeypatch.setattr("hsbench.run.profiled.profile_cell", profile_cell)
+    code = child.main([str(plan_file(tmp_path, "dense", "hierarchical")), "nsys", "2", "x"])
+    out, err = capsys.readouterr()
+    assert (code, out.splitlines()[0]) == (1, "dense: ok, profiled run, no timing")
+    assert err == "hsbench: hierarchical: oom under the profiler: made to be oom\n"
 
 
 @pytest.mark.parametrize("deaf", [False, True])

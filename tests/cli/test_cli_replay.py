@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hsbench.methods import find_methods
+from hsbench.problem.phase import DECODE
+
 Run = Callable[..., object]
 
 
@@ -136,7 +139,8 @@ def test_another_device(hsbench: Run, bench: object, recorded: Any) -> None:
     ran = replay(hsbench, path, "--device", "cuda")
     assert "device was cpu, is cuda" in ran.err and "gpu name was unset, is Test GPU" in ran.err
     assert [call["device"] for call in bench.calls] == ["cpu", "cuda"]
-    assert bench.calls[1]["methods"] is None, "all that suit the device, as was asked for then"
+    suit = [method.name for method in find_methods(None, DECODE, "cuda")]
+    assert bench.calls[1]["methods"] == suit, "all that suit the device, as was asked for then"
     bench.cuda = False
     ran = replay(hsbench, path, "--device", "cuda")
     assert ran.code == 4 and ran.err.startswith("hsbench: error: --device cuda: ")
@@ -196,6 +200,8 @@ def cell(**fields: object) -> Callable[[str], str]:
         (lambda text: text.replace("hsbench-manifest/1", "hsbench-manifest/2"), "is of a newer hsbench"),
         (damage(lambda m: m.pop("run")), "is damaged, or another version's (lacks 'run')"),
         (damage(lambda m: m["run"].pop("settings")), "lacks 'settings'"),
+        (damage(lambda m: m["run"].update(schema="hsbench-plan/3")), "hsbench-plan/2 is the newest known"),
+        (damage(lambda m: m["run"].update(schema=None)), "is damaged"),
         (damage(lambda m: m["run"].update(cells=[])), "is damaged"),
         (damage(lambda m: m["run"].update(cells=7)), "is damaged"),
         (damage(lambda m: m["run"].update(device="tpu")), "is damaged"),
@@ -213,7 +219,7 @@ def cell(**fields: object) -> Callable[[str], str]:
         (damage(lambda m: m["run"]["settings"].update(sustain_s=-1)), "is damaged"),
         (damage(lambda m: m["run"]["settings"].update(sustain_s=61)), "is damaged"),
         (damage(lambda m: m["run"]["settings"].update(sustain_s=float("nan"))), "is damaged"),
-        (cell(seq=-4), "--seq -4"),
+        (cell(seq=-4), "(seq -4: must be at least 1"),
         (cell(seq="1k"), "is damaged"),
         (cell(seq=True), "is damaged"),
         (cell(key_sparsity=0.7), "must be 0 to 0.5"),

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from hsbench.cli.main import main
+from hsbench.methods import find_methods
+from hsbench.problem.phase import DECODE
 from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
@@ -30,11 +32,12 @@ def test_decode_by_default(hsbench: Run, bench: object) -> None:
     assert "hierarchical" in ran.out and "Llama-3.1-8B" in ran.out
     (call,) = bench.calls
     assert (call["workload"].phase.name, call["workload"].seq, call["workload"].q_len) == ("decode", 32768, 1)
-    assert (call["methods"], call["device"], call["captured"]) == (None, "cpu", None)
+    assert (call["device"], call["captured"]) == ("cpu", None)
+    assert call["methods"] == [method.name for method in find_methods(None, DECODE, "cpu")], "every row by its name"
     assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (4.0, "cold", 0.0)
 
 
-def test_options_reach_the_experiment(hsbench: Run, bench: object) -> None:
+def test_options_reach_the_run(hsbench: Run, bench: object) -> None:
     ran = hsbench(
         "prefill", "--workload", "qwen3-8b", "--seq", "8k", "--batch", "2", "--dtype", "bf16",
         "--sparsity", "0.25", "--key-sparsity", "0", "--sink", "64", "--local", "128", "--q-len", "1k",
@@ -180,7 +183,7 @@ def test_a_method_that_runs_in_one_cell_is_available(hsbench: Run, bench: object
 
 def test_an_interrupted_sweep_keeps_its_rows(hsbench: Run, bench: object) -> None:
     bench.interrupt_at = 2
-    ran = hsbench("compare", "--seq", "1k,2k,4k")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
     assert ran.code == 130
     found = [(row["seq"], row["method"], row["status"]) for row in rows(ran.out)]
     assert found == [
@@ -201,13 +204,13 @@ def test_an_interrupt_between_cells(hsbench: Run, bench: object) -> None:
             raise KeyboardInterrupt
 
     bench.before = interrupt
-    ran = hsbench("compare", "--seq", "1k,2k", "--format", "json")
+    ran = hsbench("compare", "--seq", "1k,2k", "--format", "json", "--methods", "dense,hierarchical")
     assert ran.code == 130
     document = json.loads(ran.out)
     assert [row["status"] for row in document["rows"]] == ["ok", "ok", "interrupted", "interrupted"]
 
 
-def test_an_interrupt_of_the_first_cell_names_the_families(hsbench: Run, bench: object) -> None:
+def test_an_interrupt_of_the_first_cell_names_the_rows(hsbench: Run, bench: object) -> None:
     def interrupt(call: int) -> None:
         raise KeyboardInterrupt
 
@@ -215,14 +218,14 @@ def test_an_interrupt_of_the_first_cell_names_the_families(hsbench: Run, bench: 
     ran = hsbench("decode", "--format", "csv")
     assert ran.code == 130
     assert {row["status"] for row in rows(ran.out)} == {"interrupted"}
-    assert "hierarchical" in {row["method"] for row in rows(ran.out)}
+    assert [row["method"] for row in rows(ran.out)] == [method.name for method in find_methods(None, DECODE, "cpu")]
 
 
 def test_an_interrupt_before_anything(hsbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(name: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hsbench.run.experiment.resolve_device", interrupt)
+    monkeypatch.setattr("hsbench.run.plan.resolve_device", interrupt)
     ran = hsbench("decode")
     assert (ran.code, ran.out, ran.err) == (130, "", "hsbench: interrupted\n")
 
@@ -379,8 +382,8 @@ def test_no_thread_redraws_during_samples(bench: object, monkeypatch: pytest.Mon
     assert counts == [before]
 
 
-def test_settings_are_the_experiment_s_own(bench: object, hsbench: Run) -> None:
-    from hsbench.run.experiment import Settings
+def test_settings_are_the_run_s_own(bench: object, hsbench: Run) -> None:
+    from hsbench.run.settings import Settings
 
     hsbench("decode", "--time", "2")
     settings = bench.calls[0]["settings"]

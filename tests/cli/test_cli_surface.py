@@ -33,7 +33,7 @@ def test_help_and_version_import_no_torch(argv: list[str]) -> None:
 import sys
 from hsbench.cli.main import main
 code = main({argv!r})
-heavy = {{"torch", "numpy", "safetensors", "pynvml", "hsbench.run.experiment"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "safetensors", "pynvml", "hsbench.run.plan"}} & set(sys.modules)
 sys.exit(f"imported {{heavy}}" if heavy else code)
 """
     ran = spawn("-c", code)

@@ -128,7 +128,7 @@ def test_bad_commands_and_lists(hsbench: Run, bench: object, argv: list[str], wo
 def test_a_variant_that_is_not_there_names_those_that_are(
     hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hsbench.cli.request.find_methods", find_methods)
+    monkeypatch.setattr("hsbench.run.plan.find_methods", find_methods)
     bench.cuda = True
     message = refused(hsbench, bench, "prefill", "--methods", "dense,hierarchical:sm70")
     assert "--methods hierarchical:sm70: " in message and "for prefill on cuda: it has sm80, sm90" in message

@@ -13,8 +13,9 @@ from hsbench.kernels.device import CUDA
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.workload import Workload, make_workload
 from hsbench.results import Report
-from hsbench.run import experiment
-from hsbench.run.experiment import Settings, run_workload
+from hsbench.run import stages
+from hsbench.run.measuring import run_workload
+from hsbench.run.settings import Settings
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +36,7 @@ def empty_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         q, k, v = normal(workload.q_heads, workload.q_len), *(normal(workload.kv_heads, workload.seq) for _ in "kv")
         return Inputs(q, k, v, source=workload.tensors)
 
-    monkeypatch.setattr(experiment, "make_inputs", inputs)
+    monkeypatch.setattr(stages, "make_inputs", inputs)
     gc.collect()
     torch.cuda.empty_cache()
     yield

@@ -39,8 +39,9 @@ from hsbench.problem.captured import open_captured
 from hsbench.problem.synthetic import make_inputs
 from hsbench.problem.workload import Workload, make_workload
 from hsbench.results import Report
-from hsbench.run import accounting, check, experiment
-from hsbench.run.experiment import Settings, run_workload
+from hsbench.run import accounting, check, stages
+from hsbench.run.measuring import run_workload
+from hsbench.run.settings import Settings
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -167,7 +168,7 @@ def failing(error: Callable[[], Exception]) -> Callable[..., Any]:
 
 
 STEPS = {
-    "inputs": (experiment, "make_inputs", "generating q, k, v"),
+    "inputs": (stages, "make_inputs", "generating q, k, v"),
     "cache policy": (measure, "policy", "making the buffers that measuring takes"),
     "ceiling": (ceilings, "ceiling", "making the buffers that measuring takes"),
     "sampling": (measure, "sample_in_turn", "sampling in turn"),
@@ -228,7 +229,7 @@ def test_a_check_that_cannot_be_made_after_the_samples(monkeypatch: pytest.Monke
     monkeypatch.setattr(check, "compare", compare)
     report = run()
     assert statuses(report) == {"reference": "oom", "sdpa:flash": "ok"}
-    assert report.results[0].record.time_us is None
+    assert report.results[0].record.measures.time_us is None
 
 
 @needs_native
@@ -269,7 +270,7 @@ def test_a_note_that_cannot_be_made_does_not_cost_the_row(monkeypatch: pytest.Mo
     monkeypatch.setattr(accounting, "compress_note", failing(MEANT["our C++"]))
     report = run("dense", "hierarchical")
     assert statuses(report) == {"dense": "ok", "hierarchical": "ok"}
-    assert "ran out of memory" in report.results[1].note and report.results[1].record.speedup is not None
+    assert "ran out of memory" in report.results[1].note and report.results[1].record.measures.speedup is not None
 
 
 # ---- Nothing of a cell stays -------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[torch.Ten
         refs.extend(map(weakref.ref, (inputs.q, inputs.k, inputs.v)))
         return inputs
 
-    monkeypatch.setattr(experiment, "make_inputs", remembered)
+    monkeypatch.setattr(stages, "make_inputs", remembered)
     gc.collect()
     gc.disable()
     yield refs
@@ -348,7 +349,7 @@ def test_ceilings_do_not_outlive_their_cell(monkeypatch: pytest.MonkeyPatch) -> 
 _MAPPED = """
 from hsbench import measure
 from hsbench.machine import hardware
-from hsbench.run import experiment
+from hsbench.run import measuring
 print(int(open("/proc/self/statm").read().split()[0]) * 4096)
 """
 _UNSEEING = """

@@ -49,7 +49,6 @@ def both(tmp_path: Path) -> Both:
     ignore = shutil.ignore_patterns("__pycache__", "lib")
     for root in (both.tree, both.site):
         shutil.copytree(ROOT / "hsbench", root / "hsbench", ignore=ignore)
-    shutil.copytree(ROOT / "profiles", both.tree / "profiles", ignore=ignore)
     (both.tree / "csrc").mkdir()
     lib = both.site / "hsbench" / "lib"
     lib.mkdir()

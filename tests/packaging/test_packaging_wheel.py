@@ -20,12 +20,10 @@ from tiny_project import NO_COMPILER, ROOT, Project, needs_build_tools
 def installed(project: Project) -> Path:
     """The Python part of a wheel, built from a copy of the source tree."""
     ignore = shutil.ignore_patterns("__pycache__", "lib")
-    for folder in ("hsbench", "profiles"):
-        shutil.copytree(ROOT / folder, project.root / folder, ignore=ignore)
+    shutil.copytree(ROOT / "hsbench", project.root / "hsbench", ignore=ignore)
     run = project.setup("-q", "build_py", f"--build-lib={project.root}/site")
     assert run.returncode == 0, run.stderr
-    for folder in ("hsbench", "profiles"):
-        shutil.rmtree(project.root / folder)  # nothing may be found beside the package
+    shutil.rmtree(project.root / "hsbench")  # nothing may be found beside the package
     return project.root / "site"
 
 
@@ -43,15 +41,15 @@ def python_in(installed: Path, project: Project) -> Callable[[str], str]:
 
 
 @needs_build_tools
-def test_the_wheel_holds_every_module_and_the_profiles(installed: Path, python_in: Callable[[str], str]) -> None:
+def test_the_wheel_holds_every_module_and_the_shapes(installed: Path, python_in: Callable[[str], str]) -> None:
     def modules(root: Path) -> set[str]:
-        return {str(path.relative_to(root)) for path in root.rglob("*.py") if "profiles" not in path.parts}
+        return {str(path.relative_to(root)) for path in root.rglob("*.py")}
 
     assert modules(installed / "hsbench") == modules(ROOT / "hsbench")
-    names = sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
+    names = sorted(path.stem for path in (ROOT / "hsbench" / "problem" / "shapes").glob("*.toml"))
     assert len(names) >= 3
-    assert sorted(path.stem for path in (installed / "hsbench" / "profiles").glob("*.toml")) == names
-    code = "import hsbench.problem.workload as w; print(w.__file__); print(*sorted(w.load_profiles()), sep='\\n')"
+    assert sorted(path.stem for path in (installed / "hsbench" / "problem" / "shapes").glob("*.toml")) == names
+    code = "import hsbench.problem.shapes as s; print(s.__file__); print(*sorted(s.load_shapes()), sep='\\n')"
     file, *loaded = python_in(code).splitlines()
     assert Path(file).is_relative_to(installed) and sorted(loaded) == names
 
@@ -62,11 +60,11 @@ def test_without_any_library_the_package_says_what_to_do(python_in: Callable[[st
     assert "\n" not in said and "pip install" in said
 
 
-def test_the_profiles_are_found_from_here() -> None:
+def test_the_shapes_are_found_from_here() -> None:
     """From wherever the package under test lies, installed or in its source tree."""
-    from hsbench.problem.workload import load_profiles
+    from hsbench.problem.shapes import load_shapes
 
-    assert {"Llama-3.1-8B", "Qwen3-8B"} <= set(load_profiles())
+    assert {"Llama-3.1-8B", "Qwen3-8B"} <= set(load_shapes())
 
 
 # ---- And what it does not hold -----------------------------------------------------------------------------
@@ -82,10 +80,11 @@ FILES = (
     "hsbench/room/deeper/__init__.py",
     "hsbench/room/deeper/kept.py",
     "hsbench/room/deeper/gone.py",
-    "profiles/Kept.toml",
-    "profiles/Gone.toml",
+    "hsbench/problem/__init__.py",
+    "hsbench/problem/shapes/Kept.toml",
+    "hsbench/problem/shapes/Gone.toml",
 )
-GONE = ("hsbench/gone.py", "hsbench/leaving", "hsbench/room/deeper/gone.py", "profiles/Gone.toml")
+GONE = ("hsbench/gone.py", "hsbench/leaving", "hsbench/room/deeper/gone.py", "hsbench/problem/shapes/Gone.toml")
 BACKEND = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -123,9 +122,8 @@ class Checkout:
 
 
 def in_wheel(files: tuple[str, ...]) -> set[str]:
-    """Where a wheel puts these files of the source folder; each wheel has lib/params.h as well."""
-    moved = {name.replace("profiles/", "hsbench/profiles/") for name in files}
-    return {name for name in moved if name.startswith("hsbench/")} | {"hsbench/lib/params.h"}
+    """What a wheel has of these files of the source folder, and lib/params.h."""
+    return {name for name in files if name.startswith("hsbench/")} | {"hsbench/lib/params.h"}
 
 
 LEFT = tuple(name for name in FILES if not name.startswith(GONE))
@@ -133,7 +131,7 @@ LEFT = tuple(name for name in FILES if not name.startswith(GONE))
 
 @needs_build_tools
 def test_a_second_wheel_has_nothing_that_was_deleted(project: Project) -> None:
-    """A module, a package folder, a profile; the build folder of the first wheel is still there."""
+    """A module, a package folder, a model's shape; the build folder of the first wheel is still there."""
     checkout = Checkout(project)
     assert checkout.wheel() == in_wheel(FILES)
     assert (project.root / "build" / "lib" / "hsbench" / "gone.py").exists()

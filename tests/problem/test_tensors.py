@@ -363,7 +363,7 @@ def test_a_layer_out_of_range_lists_those_there(tmp_path: Path) -> None:
         ({"q": (1, 7, 5, 64)}, "multiple of kv_heads"),
         ({"q": (1, 64, 5, 64)}, "group of 32"),
         ({"q": (1, 8, 0, 64)}, "q has the shape"),
-        ({"q": (1, 8, 5, 96), "k": (1, 2, 96, 96), "v": (1, 2, 96, 96)}, "64, 128"),
+        ({"q": (1, 8, 5, 96), "k": (1, 2, 96, 96), "v": (1, 2, 96, 96)}, "64 or 128"),
     ],
 )
 def test_shapes_that_do_not_fit(tmp_path: Path, shapes: dict[str, tuple[int, ...]], words: str) -> None:

@@ -1,8 +1,9 @@
-"""Sizes, sparsities, profiles, and the workloads built from them."""
+"""Shapes of models, and the workloads built from them."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,131 +11,40 @@ from hypothesis import strategies as st
 
 from hsbench.errors import UsageError
 from hsbench.problem.elements import INPUTS
+from hsbench.problem.shapes import find_shape, load_shapes
 from hsbench.problem.workload import (
     HEAD_DIMS,
     MAX_GROUP,
     MAX_SIZE,
+    Workload,
     check_geometry,
-    find_profile,
-    load_profiles,
     make_workload,
-    parse_size,
-    parse_sparsity,
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1", 1),
-        ("128k", 131072),
-        ("128K", 131072),
-        (" 32k ", 32768),
-        ("2m", 2 * 1024**2),
-        ("0.5k", 512),
-        ("1.5M", 1572864),
-        ("64.0", 64),
-        (4096, 4096),
-    ],
-)
-def test_sizes(text: str | int, value: int) -> None:
-    assert parse_size(text) == value
-
-
-@pytest.mark.parametrize(
-    "text", ["", "abc", "k", "1kk", "1e3", "1_000", "١", "0x10", "1 k", "--", "nan", ".5k", "5.", "1g", "+4"]
-)
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="not a size") as caught:
-        parse_size(text, "--batch")
-    assert caught.value.option == "--batch"
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "-128k", 0, -5])
-def test_sizes_below_one(text: str | int) -> None:
-    with pytest.raises(UsageError, match="at least 1"):
-        parse_size(text)
-
-
-def test_sizes_that_do_not_come_out_whole() -> None:
-    with pytest.raises(UsageError, match="whole number"):
-        parse_size("0.3k")
-
-
-def test_sizes_beyond_32_bits() -> None:
-    assert parse_size(str(MAX_SIZE)) == MAX_SIZE
-    with pytest.raises(UsageError, match="at most"):
-        parse_size("2048m")
-
-
-@given(st.integers(1, MAX_SIZE))
-def test_plain_integers_round_trip(value: int) -> None:
-    assert parse_size(str(value)) == parse_size(value) == value
-
-
-@given(st.integers(1, 2**21 - 1), st.sampled_from("kK"))
-def test_k_is_1024(value: int, unit: str) -> None:
-    assert parse_size(f"{value}{unit}") == value * 1024
-
-
-@given(st.integers(1, 1024 * 1024))
-def test_a_size_in_k_is_exact_or_refused(value: int) -> None:
-    # Any whole number over 1024 has a finite decimal expansion, so writing it out in k must give it back.
-    whole, rest = divmod(value, 1024)
-    digits = f"{rest * 10**10 // 1024:010d}"
-    assert parse_size(f"{whole}.{digits}k") == value
-    with pytest.raises(UsageError, match="whole number"):
-        parse_size(f"{whole}.{digits}1k")
-
-
-@given(st.text(max_size=12))
-def test_parse_size_raises_nothing_else(text: str) -> None:
-    try:
-        value = parse_size(text)
-    except UsageError as error:
-        assert "--seq" in str(error)
-    else:
-        assert 1 <= value <= MAX_SIZE
-
-
-@given(st.floats(0, 0.5))
-def test_sparsities(value: float) -> None:
-    assert parse_sparsity(repr(value)) == value
-
-
-@pytest.mark.parametrize("text", ["0.7", "0.5000001", "-0.1", "nan", "inf", "-inf", "half", "", "50%"])
-def test_bad_sparsities(text: str) -> None:
-    with pytest.raises(UsageError, match="0 to 0.5"):
-        parse_sparsity(text)
-
-
-def test_minus_zero_is_zero() -> None:
-    assert math.copysign(1, parse_sparsity("-0.0")) == 1
-
-
-def test_profiles_are_complete_and_runnable() -> None:
-    profiles = load_profiles()
+def test_shapes_are_complete_and_runnable() -> None:
+    shapes = load_shapes()
     llama = {"Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.2-1B"}
-    assert llama | {"Mistral-7B-v0.3", "Qwen2.5-7B", "Qwen3-8B", "Qwen3-32B"} <= set(profiles)
-    for name, profile in profiles.items():
-        assert profile.name == name
-        assert profile.head_dim in HEAD_DIMS
-        assert 1 <= profile.q_heads // profile.kv_heads <= MAX_GROUP
-        assert profile.q_heads % profile.kv_heads == 0
-        assert profile.layers > 0 and profile.max_seq >= 32768
-        assert profile.source.startswith("https://huggingface.co/")
+    assert llama | {"Mistral-7B-v0.3", "Qwen2.5-7B", "Qwen3-8B", "Qwen3-32B"} <= set(shapes)
+    for name, shape in shapes.items():
+        assert shape.name == name
+        assert shape.head_dim in HEAD_DIMS
+        assert 1 <= shape.q_heads // shape.kv_heads <= MAX_GROUP
+        assert shape.q_heads % shape.kv_heads == 0
+        assert shape.layers > 0 and shape.max_seq >= 32768
+        assert shape.source.startswith("https://huggingface.co/")
         assert make_workload("decode", workload=name).name == name
 
 
-def test_a_profile_is_found_in_any_case() -> None:
-    assert find_profile("llama-3.1-8b") is find_profile("LLAMA-3.1-8B")
+def test_a_shape_is_found_in_any_case() -> None:
+    assert find_shape("llama-3.1-8b") is find_shape("LLAMA-3.1-8B")
 
 
-def test_an_unknown_profile_lists_the_known_and_the_closest() -> None:
+def test_an_unknown_shape_lists_the_known_and_the_closest() -> None:
     with pytest.raises(UsageError) as caught:
-        find_profile("lama-3.1-8b")
+        find_shape("lama-3.1-8b")
     message = str(caught.value)
-    assert "--workload lama-3.1-8b" in message
+    assert "workload lama-3.1-8b" in message
     assert "did you mean Llama-3.1-8B?" in message
     assert "Qwen3-32B" in message
 
@@ -150,8 +60,8 @@ def test_defaults() -> None:
 
 def test_overrides() -> None:
     workload = make_workload(
-        "prefill", workload="qwen3-8b", seq="8k", batch="2", dtype="BF16", q_len="1k", sparsity="0.25",
-        key_sparsity="0", sink="64", local="1k", tensors="outliers", seed="7",
+        "prefill", workload="qwen3-8b", seq=8192, batch=2, dtype="bf16", q_len=1024, sparsity=0.25,
+        key_sparsity=0, sink=64, local=1024, tensors="outliers", seed=7,
     )  # fmt: skip
     assert (workload.name, workload.seq, workload.batch, workload.dtype) == ("Qwen3-8B", 8192, 2, "bf16")
     assert (workload.key_sparsity, workload.value_sparsity, workload.mean_sparsity) == (0, 0.25, 0.125)
@@ -169,12 +79,12 @@ def test_captured_tensors_are_provenance() -> None:
 
 
 def test_workloads_are_values() -> None:
-    assert len({make_workload("decode", seq="32k"), make_workload("decode", seq=32768)}) == 1
+    assert len({make_workload("decode", seq=32768, sparsity=-0.0), make_workload("decode", sparsity=0)}) == 1
 
 
 def test_dense_bytes() -> None:
     # 128k tokens of Llama-3.1-8B: 512 MiB of K and V in one layer.
-    assert make_workload("decode", seq="128k").dense_kv_bytes == 512 * 1024**2
+    assert make_workload("decode", seq=131072).dense_kv_bytes == 512 * 1024**2
 
 
 @given(seq=st.integers(1, 40), data=st.data())
@@ -189,27 +99,31 @@ def test_flops_count_the_causal_pairs(seq: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("given_", "option", "words"),
     [
-        ({"workload": "GPT-9"}, "--workload", "one of"),
-        ({"seq": "-1"}, "--seq", "at least 1"),
-        ({"batch": 0}, "--batch", "at least 1"),
-        ({"q_heads": "x"}, "--q-heads", "not a size"),
-        ({"q_heads": 30}, "--q-heads", "multiple of --kv-heads 8"),
-        ({"q_heads": 4}, "--q-heads", "multiple of --kv-heads 8"),
-        ({"kv_heads": 1}, "--q-heads", "group of 32"),
-        ({"head_dim": 96}, "--head-dim", "64 or 128"),
-        ({"dtype": "fp32"}, "--dtype", "fp16, bf16"),
-        ({"sparsity": 0.7}, "--sparsity", "0 to 0.5"),
-        ({"key_sparsity": -0.1}, "--key-sparsity", "0 to 0.5"),
-        ({"value_sparsity": float("nan")}, "--value-sparsity", "0 to 0.5"),
-        ({"sink": -1}, "--sink", "at least 0"),
-        ({"local": "-64"}, "--local", "at least 0"),
-        ({"tensors": "gausian"}, "--tensors", "did you mean gaussian?"),
-        ({"seed": -1}, "--seed", "at least 0"),
-        ({"seq": 64, "q_len": 65}, "--q-len", "at most 64"),
-        ({"q_len": 0}, "--q-len", "at least 1"),
+        ({"workload": "GPT-9"}, "workload", "one of"),
+        ({"seq": -1}, "seq", "at least 1"),
+        ({"batch": 0}, "batch", "at least 1"),
+        ({"q_heads": "4"}, "q_heads", "not a whole number"),
+        ({"q_heads": 30}, "q_heads", "multiple of `kv_heads` 8"),
+        ({"q_heads": 4}, "q_heads", "multiple of `kv_heads` 8"),
+        ({"kv_heads": 1}, "q_heads", "group of 32"),
+        ({"head_dim": 96}, "head_dim", "64 or 128"),
+        ({"dtype": "fp32"}, "dtype", "fp16, bf16"),
+        ({"sparsity": 0.7}, "sparsity", "0 to 0.5"),
+        ({"key_sparsity": -0.1}, "key_sparsity", "0 to 0.5"),
+        ({"value_sparsity": float("nan")}, "value_sparsity", "0 to 0.5"),
+        ({"sink": -1}, "sink", "at least 0"),
+        ({"local": -64}, "local", "at least 0"),
+        ({"tensors": "gausian"}, "tensors", "did you mean gaussian?"),
+        ({"seed": -1}, "seed", "at least 0"),
+        ({"seq": 64, "q_len": 65}, "q_len", "at most 64"),
+        ({"q_len": 0}, "q_len", "at least 1"),
+        ({"seq": True}, "seq", "not a whole number"),
+        ({"seq": 2.0}, "seq", "not a whole number"),
+        ({"batch": MAX_SIZE + 1}, "batch", "at most"),
+        ({"key_sparsity": "0.5"}, "key_sparsity", "0 to 0.5"),
     ],
 )
-def test_bad_input(given_: dict[str, object], option: str, words: str) -> None:
+def test_bad_input(given_: dict[str, Any], option: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         make_workload("prefill", **given_)
     assert caught.value.option == option
@@ -229,9 +143,26 @@ def test_geometry(q_heads: int, kv_heads: int, head_dim: int) -> None:
     if good:
         check_geometry(q_heads, kv_heads, head_dim)
         return
-    for option in (None, "--kv"):
-        with pytest.raises(UsageError):
-            check_geometry(q_heads, kv_heads, head_dim, option=option, value="f.safetensors")
+    with pytest.raises(UsageError):
+        check_geometry(q_heads, kv_heads, head_dim)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seq": 0}, {"q_len": 2}, {"kv_heads": 5}, {"value_sparsity": 0.6}, {"tensors": "x"}, {"name": ""}, {"seed": -1}],
+)
+def test_no_workload_is_invalid(change: dict[str, Any]) -> None:
+    """However it is made."""
+    with pytest.raises(UsageError):
+        dataclasses.replace(make_workload("decode"), **change)
+    with pytest.raises(UsageError):
+        Workload.from_dict(make_workload("decode").to_dict() | change)
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_a_workload_is_written_and_read(phase: str) -> None:
+    workload = make_workload(phase, workload="Qwen3-8B", seq=300, dtype="bf16", key_sparsity=0.1, sink=64, seed=3)
+    assert Workload.from_dict(workload.to_dict()) == workload
 
 
 def test_dtypes_are_the_two_16_bit_ones() -> None:

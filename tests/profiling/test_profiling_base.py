@@ -16,12 +16,12 @@ from hsbench.profiling.base import ProfilerError, ask, remove_reports, run_tool
 @pytest.mark.parametrize(
     ("phase", "options", "stem"),
     [
-        ("decode", {"seq": "128k"}, "decode-Llama-3.1-8B-128k-b1-fp16-s0.5"),
+        ("decode", {"seq": 131072}, "decode-Llama-3.1-8B-128k-b1-fp16-s0.5"),
         ("decode", {"seq": 1000, "dtype": "bf16", "batch": 8}, "decode-Llama-3.1-8B-1000-b8-bf16-s0.5"),
-        ("prefill", {"seq": "8k", "sparsity": 0.25}, "prefill-Llama-3.1-8B-8k-b1-fp16-s0.25"),
-        ("prefill", {"seq": "32k", "q_len": "2k"}, "prefill-Llama-3.1-8B-32k-b1-fp16-q2k-s0.5"),
-        ("decode", {"seq": "2k", "key_sparsity": 0}, "decode-Llama-3.1-8B-2k-b1-fp16-k0-v0.5"),
-        ("decode", {"seq": "2k", "q_heads": 4, "kv_heads": 2}, "decode-custom-h4x2x128-2k-b1-fp16-s0.5"),
+        ("prefill", {"seq": 8192, "sparsity": 0.25}, "prefill-Llama-3.1-8B-8k-b1-fp16-s0.25"),
+        ("prefill", {"seq": 32768, "q_len": 2048}, "prefill-Llama-3.1-8B-32k-b1-fp16-q2k-s0.5"),
+        ("decode", {"seq": 2048, "key_sparsity": 0}, "decode-Llama-3.1-8B-2k-b1-fp16-k0-v0.5"),
+        ("decode", {"seq": 2048, "q_heads": 4, "kv_heads": 2}, "decode-custom-h4x2x128-2k-b1-fp16-s0.5"),
     ],
 )
 def test_a_report_is_named_after_phase_shape_and_sparsity(phase: str, options: dict[str, object], stem: str) -> None:
@@ -59,9 +59,10 @@ def test_remove_reports_leaves_others_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-s0.5-2.nsys-rep", "x-s0.55.nsys-rep", "y"]
 
 
-def test_run_tool_gives_both_streams_and_the_code() -> None:
+def test_run_tool_gives_both_streams_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIVEN", "err")
     code = "import sys, os; print('out', flush=True); print(os.environ['GIVEN'], file=sys.stderr); sys.exit(3)"
-    assert run_tool([sys.executable, "-c", code], {"GIVEN": "err"}) == (3, "out\nerr\n")
+    assert run_tool([sys.executable, "-c", code]) == (3, "out\nerr\n")
 
 
 def test_run_tool_does_not_wait_for_what_the_tool_leaves_behind() -> None:

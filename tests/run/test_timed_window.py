@@ -24,7 +24,9 @@ from hsbench.measure import clock as clock_module
 from hsbench.measure import footprint as footprint_module
 from hsbench.measure import ranges
 from hsbench.problem.workload import make_workload
-from hsbench.run.experiment import Observer, Settings, run_workload
+from hsbench.run.measuring import run_workload
+from hsbench.run.observer import Observer
+from hsbench.run.settings import Settings
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -1,0 +1,199 @@
+"""From a request to workloads: the cross product of its lists, of synthetic tensors or of captured ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hsbench.cli.parse import flag, parse_choice, parse_list, parse_size, parse_sparsity
+from hsbench.cli.request import LISTS, Request
+from hsbench.errors import UsageError
+from hsbench.problem import workload as defaults
+from hsbench.problem.elements import INPUTS
+from hsbench.problem.phase import PHASES, Phase
+from hsbench.problem.shapes import find_shape, load_shapes
+from hsbench.problem.workload import TENSORS, Workload, make_workload
+
+if TYPE_CHECKING:
+    from hsbench.problem.captured import Captured
+    from hsbench.run.plan import Problem
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One combination of what a request lists: names and numbers, None where not given."""
+
+    phase: Phase
+    workload: str | None
+    dtype: str | None
+    seq: int | None
+    batch: int | None
+    sparsity: float | None
+
+
+def one_problem(phase: Phase, request: Request, captured: Captured | None) -> list[Problem]:
+    """The workload of ``decode`` or ``prefill``.
+
+    Raises:
+        UsageError: names the field, the value as typed and the remedy.
+    """
+    for name in LISTS:
+        request.one(name)
+    return list(_problems((phase,), request, captured))
+
+
+def all_problems(request: Request, captured: Captured | None) -> list[Problem]:
+    """The workloads of ``compare``, in the order they run.
+
+    Raises:
+        UsageError: as :func:`one_problem`.
+    """
+    names = parse_list(request.phase or next(iter(PHASES)), "phase")
+    phases = tuple(PHASES[parse_choice(name, "phase", tuple(PHASES))] for name in names)
+    if request.q_len is not None and not any(phase.causal for phase in phases):
+        raise UsageError("q_len", request.q_len, "only prefill has it; add --phase decode,prefill or leave it out")
+    return list(_problems(phases, request, captured))
+
+
+def open_tensors(request: Request) -> Captured | None:
+    """The captured tensors that were asked for; None for synthetic ones.
+
+    Raises:
+        UsageError: they cannot be read, or the request contradicts them.
+    """
+    if request.kv is None:
+        if request.layer is not None:
+            raise UsageError("layer", request.layer, "only a file of captured tensors has layers; give --kv FILE")
+        return None
+    if request.tensors is not None:
+        raise UsageError("tensors", request.tensors, "--kv brings the tensors; leave one of them out")
+    layer = None if request.layer is None else parse_size(request.layer, "layer", minimum=0)
+    from hsbench.problem.captured import open_captured
+
+    return open_captured(request.kv, layer)
+
+
+def warnings_of(problems: Sequence[Problem]) -> Iterator[str]:
+    """What the user should know of the workloads before they run."""
+    shapes = load_shapes()
+    for workload, captured in problems:
+        if captured is not None and captured.warning is not None:
+            yield captured.warning
+        shape = shapes.get(workload.name)
+        if shape is not None and workload.seq > shape.max_seq:
+            yield f"{flag('seq')} {workload.seq} is beyond the {shape.max_seq} tokens of {shape.name}"
+
+
+def _problems(phases: Sequence[Phase], request: Request, captured: Captured | None) -> Iterator[Problem]:
+    for case in _cases(phases, request):
+        try:
+            yield _synthetic(case, request) if captured is None else _from_file(case, request, captured)
+        except UsageError as error:
+            raise request.as_typed(error) from error
+
+
+def _cases(phases: Sequence[Phase], request: Request) -> Iterator[_Case]:
+    models = [None if name is None else find_shape(name).name for name in _listed(request.workload, "workload")]
+    dtypes = [
+        None if name is None else parse_choice(name, "dtype", tuple(INPUTS)) for name in _listed(request.dtype, "dtype")
+    ]
+    seqs = [_size(text, "seq") for text in _listed(request.seq, "seq")]
+    batches = [_size(text, "batch") for text in _listed(request.batch, "batch")]
+    sparsities = [_share(text, "sparsity") for text in _listed(request.sparsity, "sparsity")]
+    # In the order of LISTS.
+    for phase, model, dtype, seq, batch, sparsity in itertools.product(
+        phases, models, dtypes, seqs, batches, sparsities
+    ):
+        yield _Case(phase, model, dtype, seq, batch, sparsity)
+
+
+def _synthetic(case: _Case, request: Request) -> Problem:
+    tensors = defaults.DEFAULT_TENSORS
+    if request.tensors is not None:
+        tensors = parse_choice(request.tensors, "tensors", TENSORS)
+    workload = make_workload(
+        case.phase,
+        workload=defaults.DEFAULT_WORKLOAD if case.workload is None else case.workload,
+        seq=defaults.DEFAULT_SEQ if case.seq is None else case.seq,
+        batch=defaults.DEFAULT_BATCH if case.batch is None else case.batch,
+        q_heads=_size(request.q_heads, "q_heads"),
+        kv_heads=_size(request.kv_heads, "kv_heads"),
+        head_dim=_size(request.head_dim, "head_dim"),
+        dtype=defaults.DEFAULT_DTYPE if case.dtype is None else case.dtype,
+        q_len=_size(request.q_len, "q_len") if case.phase.causal else None,
+        sparsity=defaults.DEFAULT_SPARSITY if case.sparsity is None else case.sparsity,
+        key_sparsity=_share(request.key_sparsity, "key_sparsity"),
+        value_sparsity=_share(request.value_sparsity, "value_sparsity"),
+        sink=_size(request.sink, "sink", 0) or 0,
+        local=_size(request.local, "local", 0) or 0,
+        tensors=tensors,
+        seed=_size(request.seed, "seed", 0) or 0,
+    )
+    return workload, None
+
+
+def _from_file(case: _Case, request: Request, captured: Captured) -> Problem:
+    """A workload whose shape is the file's; what was typed may repeat it but not contradict it."""
+    if case.workload is not None:
+        shape = find_shape(case.workload)
+        for name in ("q_heads", "kv_heads", "head_dim"):
+            if getattr(shape, name) != getattr(captured, name):
+                raise _contradiction("workload", case.workload, f"{name} {getattr(captured, name)}", captured)
+    typed = {
+        "batch": case.batch,
+        "q_heads": _size(request.q_heads, "q_heads"),
+        "kv_heads": _size(request.kv_heads, "kv_heads"),
+        "head_dim": _size(request.head_dim, "head_dim"),
+        "seq": case.seq,
+    }
+    for name, value in typed.items():
+        if value is not None and value != getattr(captured, name):
+            raise _contradiction(name, value, f"{name} {getattr(captured, name)}", captured)
+    if case.dtype is not None and case.dtype != captured.dtype:
+        raise _contradiction("dtype", case.dtype, captured.dtype, captured)
+    used = captured
+    if not case.phase.causal:
+        used = captured.last(1)
+    elif (q_len := _size(request.q_len, "q_len")) is not None:
+        used = captured.last(q_len)
+    workload = make_workload(
+        case.phase,
+        workload=defaults.DEFAULT_WORKLOAD if case.workload is None else case.workload,
+        seq=used.seq,
+        batch=used.batch,
+        q_heads=used.q_heads,
+        kv_heads=used.kv_heads,
+        head_dim=used.head_dim,
+        dtype=used.dtype,
+        q_len=used.q_len,
+        sparsity=defaults.DEFAULT_SPARSITY if case.sparsity is None else case.sparsity,
+        key_sparsity=_share(request.key_sparsity, "key_sparsity"),
+        value_sparsity=_share(request.value_sparsity, "value_sparsity"),
+        sink=_size(request.sink, "sink", 0) or 0,
+        local=_size(request.local, "local", 0) or 0,
+        tensors=used.source,
+        seed=_size(request.seed, "seed", 0) or 0,
+    )
+    return (workload if case.workload is not None else _named(workload, "captured")), used
+
+
+def _named(workload: Workload, name: str) -> Workload:
+    return replace(workload, name=name)
+
+
+def _contradiction(field: str, value: object, held: str, captured: Captured) -> UsageError:
+    return UsageError(field, value, f"contradicts --kv {captured.path}, which has {held}; leave {flag(field)} out")
+
+
+def _listed(typed: str | None, field: str) -> list[str | None]:
+    return [None] if typed is None else [*parse_list(typed, field)]
+
+
+def _size(typed: str | None, field: str, minimum: int = 1) -> int | None:
+    return None if typed is None else parse_size(typed, field, minimum=minimum)
+
+
+def _share(typed: str | None, field: str) -> float | None:
+    return None if typed is None else parse_sparsity(typed, field)
