@@ -331,3 +331,20 @@ assert "torch" not in sys.modules
 """
     env = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False, timeout=60).returncode == 0
+
+
+BEFORE = Path(__file__).parent / "data" / "manifest-1.json"
+"""What hsbench 0.1.0 of schema 3 left of ``compare --phase decode,prefill --methods sdpa,dense,hierarchical ...``."""
+
+
+def test_a_manifest_of_the_version_before(hsbench: Run, bench: object, tmp_path: Path) -> None:
+    """It has no version of its plan, and everything in it is still meant."""
+    then = json.loads(BEFORE.read_text())["run"]
+    assert "schema" not in then
+    ran = replay(hsbench, BEFORE, "--output", str(tmp_path / "again.csv"))
+    assert ran.code == 0 and ran.err.count("hsbench: warning: ") == 1 and "not all is as it was" in ran.err
+    assert [call["workload"].to_dict() for call in bench.calls] == [cell["workload"] for cell in then["cells"]]
+    assert [call["methods"] for call in bench.calls] == [cell["methods"] for cell in then["cells"]]
+    assert {call["settings"].sustain_s for call in bench.calls} == {0.01}
+    now = json.loads((tmp_path / "again.manifest.json").read_text())["run"]
+    assert now.pop("schema") == "hsbench-plan/2" and now == then
