@@ -14,7 +14,7 @@ from hsbench.problem import workload as defaults
 from hsbench.problem.elements import INPUTS
 from hsbench.problem.phase import PHASES, Phase
 from hsbench.problem.shapes import find_shape, load_shapes
-from hsbench.problem.workload import TENSORS, Workload, make_workload
+from hsbench.problem.workload import TENSORS, make_workload
 
 if TYPE_CHECKING:
     from hsbench.problem.captured import Captured
@@ -80,7 +80,7 @@ def warnings_of(problems: Sequence[Problem]) -> Iterator[str]:
     shapes = load_shapes()
     for workload, captured in problems:
         if captured is not None and captured.warning is not None:
-            yield captured.warning
+            yield f"{flag('kv')} {captured.warning}"
         shape = shapes.get(workload.name)
         if shape is not None and workload.seq > shape.max_seq:
             yield f"{flag('seq')} {workload.seq} is beyond the {shape.max_seq} tokens of {shape.name}"
@@ -176,11 +176,7 @@ def _from_file(case: _Case, request: Request, captured: Captured) -> Problem:
         tensors=used.source,
         seed=_size(request.seed, "seed", 0) or 0,
     )
-    return (workload if case.workload is not None else _named(workload, "captured")), used
-
-
-def _named(workload: Workload, name: str) -> Workload:
-    return replace(workload, name=name)
+    return (workload if case.workload is not None else replace(workload, name="captured")), used
 
 
 def _contradiction(field: str, value: object, held: str, captured: Captured) -> UsageError:

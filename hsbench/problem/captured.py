@@ -54,7 +54,7 @@ class Captured:
         """What looks wrong about the geometry, with the remedy; None where nothing does."""
         if self.kv_heads <= self.seq:
             return None
-        return f"--kv {self.path}: {self.kv_heads} kv heads but only {self.seq} tokens; {_TRANSPOSED}"
+        return f"{self.path}: {self.kv_heads} kv heads but only {self.seq} tokens; {_TRANSPOSED}"
 
     @property
     def source(self) -> str:
@@ -65,7 +65,7 @@ class Captured:
         """The same tensors with only the last ``q_len`` queries, which still see what they saw."""
         if not 1 <= q_len <= self.q_len:
             remedy = f"{self.path} holds {self.q_len} queries; give at most that, or leave it out"
-            raise UsageError("--q-len", q_len, remedy)
+            raise UsageError("q_len", q_len, remedy)
         return replace(self, q_len=q_len)
 
     def sha256(self) -> str:
@@ -134,7 +134,7 @@ def open_captured(path: str | Path, layer: int | None = None) -> Captured:
         for name in "qkv":
             key = f"layers.{layer}.{name}"
             if key not in names:
-                raise UsageError("--kv", path, f"lacks {key}; save the layer's q, k and v as layers.{layer}.*")
+                raise UsageError("kv", path, f"lacks {key}; save the layer's q, k and v as layers.{layer}.*")
             header = file.get_slice(key)
             shapes[name], dtypes[name] = tuple(header.get_shape()), header.get_dtype()
     dtype = _check_dtypes(path, layer, dtypes)
@@ -149,7 +149,7 @@ def _choose_layer(path: Path, names: set[str], layer: int | None) -> int:
     if layer is None:
         return layers[0]
     if layer not in layers:
-        raise UsageError("--layer", layer, f"not in {path}, which holds {_ranges(layers)}; give one of these")
+        raise UsageError("layer", layer, f"not in {path}, which holds {_ranges(layers)}; give one of these")
     return layer
 
 
@@ -173,10 +173,10 @@ def _check_dtypes(path: Path, layer: int, dtypes: dict[str, str]) -> str:
         if found not in _DTYPES:
             problem = f"layers.{layer}.{name} is {found}, but fp16 or bf16 is needed"
             remedy = "convert q, k and v with .to(torch.float16) and save them with safetensors.torch.save_file"
-            raise UsageError("--kv", path, f"{problem}; {remedy}")
+            raise UsageError("kv", path, f"{problem}; {remedy}")
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{name} {_DTYPES[dtype]}" for name, dtype in dtypes.items())
-        raise UsageError("--kv", path, f"layers.{layer} mixes dtypes ({found}); save q, k and v in one")
+        raise UsageError("kv", path, f"layers.{layer} mixes dtypes ({found}); save q, k and v in one")
     return _DTYPES[dtypes["k"]]
 
 
@@ -189,7 +189,7 @@ def _check_shapes(path: Path, layer: int, shapes: dict[str, tuple[int, ...]]) ->
 
     def refuse(problem: str) -> UsageError:
         remedy = "shapes must be [batch, heads, seq, head_dim]"
-        return UsageError("--kv", path, f"layers.{layer}: {problem}; {remedy}{swapped}")
+        return UsageError("kv", path, f"layers.{layer}: {problem}; {remedy}{swapped}")
 
     for name, shape in shapes.items():
         if len(shape) != 4 or 0 in shape:
@@ -208,7 +208,7 @@ def _check_shapes(path: Path, layer: int, shapes: dict[str, tuple[int, ...]]) ->
         check_geometry(q_heads, kv_heads, head_dim)
     except UsageError as error:
         problem = f"{error.option} {error.value}: {error.remedy.replace('`', '')}"
-        raise UsageError("--kv", path, f"layers.{layer}: {problem}; capture tensors of another model") from None
+        raise UsageError("kv", path, f"layers.{layer}: {problem}; capture tensors of another model") from None
     return batch, q_heads, kv_heads, head_dim, q_len, seq
 
 
@@ -223,4 +223,4 @@ def _check_finite(tensor: torch.Tensor, key: str, path: Path) -> None:
                 token, channel = (int(i) for i in (~finite).nonzero()[0])
                 index = [entry, head, token, channel]
                 remedy = f"{key} is not finite at index {index}; remove NaN and infinities"
-                raise UsageError("--kv", path, remedy)
+                raise UsageError("kv", path, remedy)

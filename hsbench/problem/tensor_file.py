@@ -43,14 +43,14 @@ def open_safetensors(path: Path, framework: str) -> Any:
 
     shown = os.fsencode(path).decode(errors="backslashreplace")
     if shown != str(path):
-        raise UsageError("--kv", shown, "the path is not UTF-8, which safetensors needs; rename the file or link to it")
+        raise UsageError("kv", shown, "the path is not UTF-8, which safetensors needs; rename the file or link to it")
     try:
         if not path.exists():
-            raise UsageError("--kv", path, "no such file; give a safetensors file with layers.N.q, .k and .v")
+            raise UsageError("kv", path, "no such file; give a safetensors file with layers.N.q, .k and .v")
         if path.is_dir():
-            raise UsageError("--kv", path, f"a folder, not a file; {_files_of(path)}")
+            raise UsageError("kv", path, f"a folder, not a file; {_files_of(path)}")
         if not path.is_file():
-            raise UsageError("--kv", path, "not a regular file; give a safetensors file with layers.N.q, .k and .v")
+            raise UsageError("kv", path, "not a regular file; give a safetensors file with layers.N.q, .k and .v")
         return safe_open(path, framework=framework)
     except UsageError:
         raise
@@ -58,7 +58,7 @@ def open_safetensors(path: Path, framework: str) -> Any:
         if is_out_of_memory(error):
             raise damaged(path, error) from error
         remedy = f"cannot be read ({error.strerror or error}); check its name and permissions"
-        raise UsageError("--kv", path, remedy) from error
+        raise UsageError("kv", path, remedy) from error
     except Exception as error:  # safetensors raises its own types, by version
         raise damaged(path, error) from error
 
@@ -69,16 +69,16 @@ def damaged(path: Path, error: Exception) -> HsbenchError:
         reason = " ".join(str(error).split())
         return UnavailableError(f"--kv {path}: no room in memory for it ({reason}): raise the limit (see ulimit -v)")
     if (what := _what_it_is(path)) is not None:
-        return UsageError("--kv", path, what)
+        return UsageError("kv", path, what)
     reason = " ".join(str(error).split())
-    return UsageError("--kv", path, f"not a whole safetensors file ({reason}); save or copy it again")
+    return UsageError("kv", path, f"not a whole safetensors file ({reason}); save or copy it again")
 
 
 def holds_no_layer(path: Path, names: set[str]) -> UsageError:
     """What to say of a safetensors file without ``layers.N.*``."""
     if any(name.endswith((".weight", ".bias")) for name in names):
-        return UsageError("--kv", path, f"holds {_WEIGHTS}")
-    return UsageError("--kv", path, "holds no layer; save layers.N.q, layers.N.k and layers.N.v")
+        return UsageError("kv", path, f"holds {_WEIGHTS}")
+    return UsageError("kv", path, "holds no layer; save layers.N.q, layers.N.k and layers.N.v")
 
 
 def _files_of(folder: Path) -> str:

@@ -53,14 +53,14 @@ def statuses(text: str) -> list[str]:
 def test_a_signal_in_a_run_keeps_what_is_done(hsbench: Run, bench: object, number: int) -> None:
     before = [signal.getsignal(each) for each in CODES]
     bench.before = interrupted(2, number)
-    ran = hsbench("compare", "--seq", "1k,2k,4k")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
     assert ran.code == CODES[number]
     assert statuses(ran.out) == ["ok"] * 2 + ["interrupted"] * 4
     assert "summary" in ran.err and "Traceback" not in ran.err
     assert [signal.getsignal(each) for each in CODES] == before
 
 
-def test_a_signal_that_the_experiment_turns_into_rows(hsbench: Run, bench: object) -> None:
+def test_a_signal_that_the_run_turns_into_rows(hsbench: Run, bench: object) -> None:
     def before(call: int) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             send(signal.SIGTERM)
@@ -78,7 +78,7 @@ def test_a_signal_whose_exception_was_swallowed_ends_the_run_after_its_cell(hsbe
                 send(signal.SIGTERM)
 
     bench.before = before
-    ran = hsbench("compare", "--seq", "1k,2k,4k")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
     assert (ran.code, statuses(ran.out)) == (143, ["ok"] * 4 + ["interrupted"] * 2)
 
 
@@ -89,7 +89,7 @@ def test_a_second_signal_ends_what_the_first_began(
         send(signal.SIGINT)
 
     bench.before = interrupted(1, signal.SIGTERM)
-    monkeypatch.setattr("hsbench.cli.run._not_reached", impatient)
+    monkeypatch.setattr("hsbench.run.measuring.not_reached", impatient)
     ran = hsbench("decode", "--format", "csv")
     assert (ran.code, ran.out, ran.err) == (130, "", "hsbench: interrupted\n")
 
