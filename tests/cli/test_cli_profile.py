@@ -22,7 +22,7 @@ import hsbench as package
 import profiler_standin
 from hsbench import profiling
 from hsbench.cli.main import main
-from hsbench.kernels.device import CUDA
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.machine import software
 from hsbench.measure import nvtx
 from hsbench.problem.workload import make_workload
@@ -564,7 +564,7 @@ SMALL_CELL = {"seq": 512, "q_heads": 4, "kv_heads": 2, "head_dim": 64}
 def plan_file(folder: Path, *methods: str) -> Path:
     """The plan of a small cell, as a run under a profiler is given it."""
     path = folder / "plan.json"
-    path.write_text(json.dumps(make_plan([(make_workload("decode", **SMALL_CELL), None)], methods, "cpu").to_dict()))
+    path.write_text(json.dumps(make_plan([(make_workload("decode", **SMALL_CELL), None)], methods, CPU).to_dict()))
     return path
 
 

@@ -28,6 +28,7 @@ from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError, U
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA
 from hsbench.machine import ceilings
+from hsbench.machine.hardware import resolve_device
 from hsbench.measure import cache as cache_module
 from hsbench.methods.base import Method, Prepared
 from hsbench.problem.captured import open_captured
@@ -229,7 +230,7 @@ def test_decode(dtype: str) -> None:
     log = Log()
     report = run(decode(dtype=dtype, key_sparsity=0.25, seq=640), observer=log)
     assert set(statuses(report).values()) == {"ok"} and not report.interrupted
-    assert list(statuses(report)) == [method.name for method in hsbench.methods.find_methods(None, DECODE, "cpu")]
+    assert list(statuses(report)) == [method.name for method in hsbench.methods.find_methods(None, DECODE, CPU)]
     check_rows(report)
     rows = by_method(report)
     hierarchical = rows["hierarchical"]
@@ -272,11 +273,11 @@ def test_cold_is_the_default_and_real(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "Flusher", lambda device: lambda: flushes.append(device))
     cold = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0)
     report = run(decode(), "dense", "hierarchical", settings=cold)
-    assert {row.record.case.cache for row in report.results} == {"cold (flushed)"}
-    assert flushes == ["cpu"] * 8  # each method: a warm-up and three samples
+    assert {(row.record.case.cache, row.record.measures.cold_by) for row in report.results} == {("cold", "flushed")}
+    assert flushes == [CPU] * 8  # each method: a warm-up and three samples
     monkeypatch.setattr(cache_module, "last_level_cache_bytes", lambda device: 1024)
     report = run(decode(), "dense", "hierarchical", settings=cold)
-    assert {row.record.case.cache for row in report.results} == {"cold (working set)"} and len(flushes) == 8
+    assert {row.record.measures.cold_by for row in report.results} == {"working set"} and len(flushes) == 8
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
@@ -324,17 +325,19 @@ def test_sustaining_takes_its_time_from_the_budget(register: Any) -> None:
     assert counts["a"] > 5 * row.measures.samples, "run after run of it, in 50 ms"
 
 
-def test_a_row_without_samples_was_not_sustained(register: Any) -> None:
+def test_a_row_without_samples_tells_what_was_asked_all_the_same(register: Any) -> None:
     register(
         FakeMethod("fake:a"),
         FakeMethod("fake:wrong", wrong=lambda n: True),
         FakeMethod("fake:full", on_prepare=raises(MemoryError())),
     )
     rows = {name: result.record for name, result in by_method(run(decode(), "fake")).items()}
-    assert {name: (row.status, row.case.cache, row.case.sustain_s) for name, row in rows.items()} == {
-        "fake:a": ("ok", "warm", 0.0),
-        "fake:wrong": ("incorrect", "warm", 0.0),
-        "fake:full": ("oom", None, None),
+    assert {
+        name: (row.status, row.case.cache, row.case.sustain_s, row.measures.cold_by) for name, row in rows.items()
+    } == {
+        "fake:a": ("ok", "warm", 0.0, None),
+        "fake:wrong": ("incorrect", "warm", 0.0, None),
+        "fake:full": ("oom", "warm", 0.0, None),
     }
 
 
@@ -348,6 +351,8 @@ def test_a_method_that_fails_while_it_is_sustained_fails_alone(register: Any) ->
 def test_the_facts_of_the_machine_come_along() -> None:
     report = run(decode(), "sdpa:flash")
     assert {"cpu", "gpu", "versions", "missing", "warnings"} <= set(report.machine)
+    case, cpu = report.results[0].record.case, report.machine["cpu"]
+    assert (case.threads, case.isa) == (cpu["threads"], cpu["isa"])
     assert report.machine["cpu"]["threads"] == torch.get_num_threads() and report.machine["gpu"] is None
     assert report.machine["versions"]["torch"] == torch.__version__
     assert report.machine["warnings"] == []
@@ -393,8 +398,10 @@ def test_a_quota_is_named_and_nobody_else_is_blamed(monkeypatch: pytest.MonkeyPa
     report = run(decode(), "sdpa:flash", "reference", observer=log)
     assert log.warnings == report.machine["warnings"] and len(log.warnings) == 1
     assert "a CPU quota of 0.25 cores stopped the" in log.warnings[0] and "others" not in log.warnings[0]
-    flash, reference = (by_method(report)[name].record for name in ("sdpa:flash", "reference"))
-    assert (flash.throttled, flash.throttle_reasons, flash.marks) == (True, "cpu_quota", "*")
+    records = [by_method(report)[name].record for name in ("sdpa:flash", "reference")]
+    assert [record.marks for record in records] == ["*", ""]
+    flash, reference = (record.measures for record in records)
+    assert (flash.throttled, flash.throttle_reasons) == (True, "cpu_quota")
     assert flash.throttled_share == pytest.approx(2 / 3)
     assert (reference.throttled, reference.throttle_reasons, reference.throttled_share) == (False, None, 0.0)
     assert flash.shared is reference.shared is None
@@ -457,7 +464,7 @@ def test_nothing_runs_for_a_usage_error() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu() -> None:
     with pytest.raises(UnavailableError, match="--device cuda"):
-        run_workload(decode(), device=CUDA, settings=QUICK)
+        resolve_device("cuda")
 
 
 # ---- Wrong results -----------------------------------------------------------------------------------------
@@ -633,7 +640,7 @@ def test_without_the_native_library_torch_still_runs(tmp_path: Path, monkeypatch
     monkeypatch.setattr(library, "LIB", tmp_path)
 
     def forget() -> None:
-        for cached in (library.structs, library.load, library._header):
+        for cached in (library.structs, library.constants, library.load, library._header):
             cached.cache_clear()
 
     forget()
@@ -815,7 +822,7 @@ def test_other_threads_are_quiet_when_a_timed_run_begins(workload: Workload, mon
     settings = Settings(budget_s=30.0, min_samples=7, max_samples=7, target=0.0)
     report = run(workload, "sdpa:flash", "dense", settings=settings)
     assert set(statuses(report).values()) == {"ok"}
-    assert {row.record.case.cache for row in report.results} == {"cold (working set)"}
+    assert {row.record.measures.cold_by for row in report.results} == {"working set"}
     assert len(clock.shares) == 3 * 8  # a warm-up each, then in turn; the third is the ceiling's probe
     for first, name in enumerate(("sdpa:flash", "dense")):
         busy = clock.shares[3 + first :: 3]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hsbench.errors import UnavailableError, UsageError
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.captured import open_captured
 from hsbench.problem.workload import Workload, make_workload
 from hsbench.run.plan import SCHEMA, MethodsGoneError, Plan, TensorsGoneError, make_plan
@@ -24,7 +25,7 @@ DECODE, PREFILL = (
 
 
 def plan(*workloads: Workload, methods: list[str] | None = None, settings: Settings | None = None) -> Plan:
-    return make_plan([(workload, None) for workload in workloads], methods, "cpu", settings)
+    return make_plan([(workload, None) for workload in workloads], methods, CPU, settings)
 
 
 def through_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def test_a_variant_that_one_phase_lacks() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UnavailableError, match="--device cuda"):
-        make_plan([(DECODE, None)], None, "cuda")
+        make_plan([(DECODE, None)], None, CUDA)
 
 
 @pytest.mark.parametrize("methods", [None, ["sdpa", "dense"]])
@@ -113,7 +114,7 @@ def test_another_device_has_the_methods_that_were_asked_for(monkeypatch: pytest.
     values = through_json(plan(DECODE, methods=["sdpa"]).to_dict())
     moved = Plan.from_dict(values, "cuda")
     assert moved.device == "cuda" and "sdpa:cudnn" in moved.cells[0].methods
-    there = make_plan([(DECODE, None)], ["sdpa:cudnn"], "cuda").to_dict()
+    there = make_plan([(DECODE, None)], ["sdpa:cudnn"], CUDA).to_dict()
     with pytest.raises(MethodsGoneError, match="it has flash"):
         Plan.from_dict(there, "cpu")
 
@@ -128,7 +129,7 @@ def test_captured_tensors_are_looked_for(tmp_path: Path) -> None:
     save(96)
     captured = open_captured(path).last(1)
     workload = make_workload("decode", seq=96, q_heads=4, kv_heads=2, head_dim=64, tensors=captured.source)
-    made = make_plan([(workload, captured)], ["sdpa:flash"], "cpu")
+    made = make_plan([(workload, captured)], ["sdpa:flash"], CPU)
     values = through_json(made.to_dict())
     assert Plan.from_dict(values) == made
     save(128)

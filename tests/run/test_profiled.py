@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from hsbench import measure
+from hsbench.kernels.device import CPU
 from hsbench.problem.workload import make_workload
 from hsbench.run.plan import make_plan
 from hsbench.run.profiled import profile_cell
@@ -26,9 +27,9 @@ def test_few_samples_no_times_nothing_sustained(monkeypatch: pytest.MonkeyPatch)
         log.append("closed")
 
     workload = make_workload("decode", seq=300, q_heads=4, kv_heads=2, head_dim=64)
-    plan = make_plan([(workload, None)], ["sdpa:flash", "sdpa:math"], "cpu", Settings(cache="warm", sustain_s=0.3))
+    plan = make_plan([(workload, None)], ["sdpa:flash", "sdpa:math"], CPU, Settings(cache="warm", sustain_s=0.3))
     with measure.recorder() as seen:
-        report = profile_cell(plan.cells[0], "cpu", plan.settings, recording(), 2)
+        report = profile_cell(plan.cells[0], CPU, plan.settings, recording(), 2)
     assert log == ["opened", "closed"]
     assert set(sustained) == {0.0}, "whatever the plan says: that is for clocks of what is timed"
     paths = seen.opened()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hsbench.errors import UnavailableError, UnsupportedError
+from hsbench.kernels.device import CPU
 from hsbench.methods import find_methods
 from hsbench.problem.phase import DECODE
 from hsbench.problem.workload import make_workload
@@ -16,10 +17,10 @@ WORKLOAD = make_workload("decode", seq=300, q_heads=4, kv_heads=2, head_dim=64)
 
 
 def packed(name: str) -> tuple[stages.Packed, stages.Reference]:
-    (method,) = find_methods([name], DECODE, "cpu")
-    row = stages.plan(stages.Asked(method), WORKLOAD, "cpu", Fit(WORKLOAD, "cpu", cold=False, ceiling=False))
+    (method,) = find_methods([name], DECODE, CPU)
+    row = stages.plan(stages.Asked(method), WORKLOAD, CPU, Fit(WORKLOAD, "cpu", cold=False, ceiling=False))
     assert isinstance(row, stages.Planned)
-    inputs = stages.load(WORKLOAD, None, "cpu")
+    inputs = stages.load(WORKLOAD, None, CPU)
     return stages.prepare(row, WORKLOAD, inputs), stages.Reference(inputs, WORKLOAD.seed)
 
 
@@ -53,9 +54,9 @@ def test_dense_methods_share_one_reference() -> None:
     ],
 )
 def test_known_failures_are_rows(error: Exception, status: str) -> None:
-    assert stages.refused(error, "cpu").status == status
+    assert stages.refused(error, CPU).status == status
 
 
 def test_a_bug_is_none() -> None:
     with pytest.raises(ZeroDivisionError):
-        stages.refused(ZeroDivisionError("a bug"), "cpu")
+        stages.refused(ZeroDivisionError("a bug"), CPU)
