@@ -2,9 +2,9 @@
 
     python tools/house_measures.py
 
-What counts is a tracked file that names a *member*: ``HSB_SPARSE_2_4``, ``FP16``, ``"decode"``. What handles the type and
-asks the value (``phase.causal``, ``element.nbytes``) needs no change when there is one more, and does not count. Exit code
-1 if a count is above its limit.
+What counts is a tracked file that names a *member*: ``HSB_SPARSE_2_4``, ``FP16``, ``"decode"``. What handles the type
+and asks the value (``phase.causal``, ``element.nbytes``) needs no change when there is one more, and does not count.
+Exit code 1 if a count is above its limit.
 """
 
 from __future__ import annotations

@@ -529,6 +529,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
+@pytest.mark.slow
 def test_torch_profiler_for_real(standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]) -> None:
     # Long enough for the product to be among the few operators that the summary names: less is overhead.
     code, out, err = run_small(capsys, "--profiler", "torch", seq="16k")
@@ -547,6 +548,7 @@ def test_torch_profiler_for_real(standin: Standin, importable: None, capsys: pyt
     assert "time" in out and "no timing" not in out, "the table is the unprofiled run's"
 
 
+@pytest.mark.slow
 def test_the_run_under_nsys_times_nothing(
     standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -568,6 +570,7 @@ def plan_file(folder: Path, *methods: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
     path = plan_file(tmp_path, "sdpa:flash", "sdpa:math")
     command = child.command(path, profiling.Orders("nsys", 2, tmp_path / "x"))
@@ -635,6 +638,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_whole_hand_off(
     standin: Standin, importable: None, tmp_path: Path, number: int, code: int

@@ -117,6 +117,7 @@ def test_a_run_in_another_thread_leaves_signals_alone(bench: object, capsys: obj
     assert codes == [0] and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_on_a_terminal(tmp_path: Path, number: int) -> None:
     """Rows are kept, and the cursor that the bar hides is shown again."""

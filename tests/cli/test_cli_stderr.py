@@ -145,6 +145,7 @@ def spawn(kind: str, *argv: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=120, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gone", "full", "all closed"])
 def test_a_process_writes_its_results(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "r.csv"
@@ -156,6 +157,7 @@ def test_a_process_writes_its_results(tmp_path: Path, kind: str) -> None:
     assert json.loads((tmp_path / "r.manifest.json").read_text())["run"]["cells"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gone", "full", "closed"])
 def test_a_process_keeps_its_exit_code(kind: str) -> None:
     ran = spawn(kind, "decode", "--sparsity", "0.7")

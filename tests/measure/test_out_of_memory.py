@@ -385,6 +385,7 @@ def sweep(limit: int, *seqs: object, code: str | None = None) -> list[tuple[str,
     return [(row["seq"], row["method"], row["status"], row["reason"]) for row in rows]
 
 
+@pytest.mark.slow
 @linux
 def test_the_order_of_cells_does_not_decide_what_runs_under_a_limit(room: tuple[int, int]) -> None:
     limit, large = room
@@ -396,6 +397,7 @@ def test_the_order_of_cells_does_not_decide_what_runs_under_a_limit(room: tuple[
         assert status == "ok" or "GiB is free under ulimit -v: give a smaller --seq" in reason
 
 
+@pytest.mark.slow
 @linux
 def test_a_sweep_that_did_not_see_it_coming_goes_on(room: tuple[int, int]) -> None:
     """Without estimates, the large cell meets the limit by itself."""

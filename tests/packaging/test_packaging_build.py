@@ -18,6 +18,8 @@ from tiny_project import (
     needs_nvcc,
 )
 
+pytestmark = pytest.mark.slow  # builds, and processes of their own
+
 
 # ---- Without a compiler ------------------------------------------------------------------------------------
 @needs_build_tools

@@ -11,6 +11,8 @@ import pytest
 
 from tiny_project import CSRC, NO_NVCC, Project, needs_build_tools, needs_compiler, needs_nvcc
 
+pytestmark = pytest.mark.slow  # builds, and processes of their own
+
 # One bit per rule of IEEE 754 that the kernels count on, and that a flag lets the compiler break.
 KERNEL = """
 #include "cpu/tiny/tiny.h"

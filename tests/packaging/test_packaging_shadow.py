@@ -14,6 +14,8 @@ import pytest
 from hsbench.kernels import library
 from tiny_project import CSRC, ROOT
 
+pytestmark = pytest.mark.slow  # builds, and processes of their own
+
 METADATA = "Metadata-Version: 2.1\nName: hsbench\nVersion: 0.1.0\n"
 WHY = "from hsbench.kernels import library; print(library.why_missing('cpu'), library.why_missing('cuda'), sep='\\n')"
 LEAVE = "run the command `hsbench`, leave that folder, or start Python as `python -P`"

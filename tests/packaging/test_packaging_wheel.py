@@ -14,6 +14,8 @@ import pytest
 
 from tiny_project import NO_COMPILER, ROOT, Project, needs_build_tools
 
+pytestmark = pytest.mark.slow  # builds, and processes of their own
+
 
 # ---- What a wheel holds ------------------------------------------------------------------------------------
 @pytest.fixture
@@ -46,6 +48,7 @@ def test_the_wheel_holds_every_module_and_the_shapes(installed: Path, python_in:
         return {str(path.relative_to(root)) for path in root.rglob("*.py")}
 
     assert modules(installed / "hsbench") == modules(ROOT / "hsbench")
+    assert (installed / "hsbench" / "py.typed").is_file(), "type checkers would not read its hints"
     names = sorted(path.stem for path in (ROOT / "hsbench" / "problem" / "shapes").glob("*.toml"))
     assert len(names) >= 3
     assert sorted(path.stem for path in (installed / "hsbench" / "problem" / "shapes").glob("*.toml")) == names

@@ -112,6 +112,7 @@ def test_outliers_are_few_fixed_large_channels_of_k() -> None:
     assert first != second
 
 
+@pytest.mark.slow
 def test_generating_starts_no_thread_pool_of_torch() -> None:
     # Copies above torch's grain size would start an OpenMP pool in each of the generating threads.
     code = """

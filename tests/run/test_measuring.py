@@ -224,6 +224,7 @@ def check_rows(report: Report) -> None:
         )
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_decode(dtype: str) -> None:
@@ -420,6 +421,7 @@ def test_a_throttled_or_shared_gpu_is_one_warning() -> None:
     assert "sw_power_cap" in text and "process 7" in text and "cores" not in text
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_method(register: Any) -> None:
     def blocks(size: int) -> Callable[..., None]:
         return lambda n=0: torch.ones(size << 18).sum()  # MiB of fp32, and gone
@@ -436,6 +438,7 @@ def test_memory_is_that_of_the_method(register: Any) -> None:
     assert 190 <= peaks["fake:prepares"] < 250 and 315 <= peaks["fake:runs"] < 380 and peaks["fake:frugal"] < 64
 
 
+@pytest.mark.slow
 @needs_native
 def test_estimates_hold() -> None:
     """For every method of decode, at a size where the caches are what counts."""
@@ -607,6 +610,7 @@ def test_tensors_that_are_not_finite_end_the_run(register: Any) -> None:
         run(decode(), "fake")
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_tensors_that_overflow_fp32_are_said_to(phase: str, tmp_path: Path) -> None:
@@ -801,6 +805,7 @@ class Listener:
         return measure.HostClock().time(run)
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 @pytest.mark.parametrize(
