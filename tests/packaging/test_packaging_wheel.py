@@ -62,11 +62,6 @@ def test_without_any_library_the_package_says_what_to_do(python_in: Callable[[st
     assert "\n" not in said and "pip install" in said
 
 
-@needs_build_tools
-def test_type_checkers_are_told_to_read_the_hints(installed: Path) -> None:
-    assert (installed / "hsbench" / "py.typed").is_file()
-
-
 def test_the_shapes_are_found_from_here() -> None:
     """From wherever the package under test lies, installed or in its source tree."""
     from hsbench.problem.shapes import load_shapes
@@ -194,3 +189,8 @@ def test_building_into_the_source_folder_deletes_nothing(project: Project) -> No
     assert (others / "module.py").exists()
     assert all((project.root / name).exists() for name in FILES)
     assert checkout.wheel() >= in_wheel(FILES)
+
+
+@needs_build_tools
+def test_type_checkers_are_told_to_read_the_hints(installed: Path) -> None:
+    assert (installed / "hsbench" / "py.typed").is_file()
