@@ -110,9 +110,7 @@ class AttentionMeasures:
     memory_clock_mhz: float | None = measure("GPU: the same", "state", "MHz")
     power_w: float | None = measure("GPU: the same", "state", "W")
     temperature_c: float | None = measure("GPU: the same", "state", "C")
-    throttled: bool | None = measure(
-        "whether something held the clocks down, or a CPU quota stopped threads, in any sample", "state"
-    )
+    throttled: bool | None = measure("whether any sample had clocks held down or threads stopped by a quota", "state")
     throttle_reasons: str | None = measure("its names: NVML's joined by `+`, or `cpu_quota`", "state")
     throttled_share: float | None = measure("in which share of the samples", "state")
     shared: bool | None = measure("whether others used the device meanwhile; empty where that cannot be told", "state")

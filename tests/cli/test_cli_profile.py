@@ -22,7 +22,7 @@ import hsbench as package
 import profiler_standin
 from hsbench import profiling
 from hsbench.cli.main import main
-from hsbench.kernels.device import CPU, CUDA
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.machine import software
 from hsbench.measure import nvtx
 from hsbench.problem.workload import make_workload
@@ -584,11 +584,12 @@ def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
 def test_a_row_that_fails_under_the_profiler_alone_fails_the_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def profile_cell(cell: Cell, device: str, settings: Settings, recording: object, rounds: int) -> Report:
-        assert (device, rounds, cell.methods) == ("cpu", 2, ("dense", "hierarchical"))
+    def profile_cell(cell: Cell, device: Device, settings: Settings, recording: object, rounds: int) -> Report:
+        assert (device, rounds, cell.methods) == (CPU, 2, ("dense", "hierarchical"))
+        asked = {"device": device, "cache": "cold", "sustain_s": 0.0}
         rows = [
-            Record.of(cell.workload, method="dense", device=device, status="ok"),
-            Record.of(cell.workload, method="hierarchical", device=device, status="oom", reason="made to be oom"),
+            Record.of(cell.workload, method="dense", status="ok", **asked),
+            Record.of(cell.workload, method="hierarchical", status="oom", reason="made to be oom", **asked),
         ]
         return Report(cell.workload, [Result(row) for row in rows])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.methods import find_methods
 from hsbench.problem.phase import DECODE
 
@@ -138,8 +139,8 @@ def test_another_device(hsbench: Run, bench: object, recorded: Any) -> None:
     assert replay(hsbench, path).code == 0, "what ran on the CPU stays there"
     ran = replay(hsbench, path, "--device", "cuda")
     assert "device was cpu, is cuda" in ran.err and "gpu name was unset, is Test GPU" in ran.err
-    assert [call["device"] for call in bench.calls] == ["cpu", "cuda"]
-    suit = [method.name for method in find_methods(None, DECODE, "cuda")]
+    assert [call["device"] for call in bench.calls] == [CPU, CUDA]
+    suit = [method.name for method in find_methods(None, DECODE, CUDA)]
     assert bench.calls[1]["methods"] == suit, "all that suit the device, as was asked for then"
     bench.cuda = False
     ran = replay(hsbench, path, "--device", "cuda")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from hsbench.cli.main import main
+from hsbench.kernels.device import CPU
 from hsbench.methods import find_methods
 from hsbench.problem.phase import DECODE
 from hsbench.results import COLUMNS
@@ -32,8 +33,8 @@ def test_decode_by_default(hsbench: Run, bench: object) -> None:
     assert "hierarchical" in ran.out and "Llama-3.1-8B" in ran.out
     (call,) = bench.calls
     assert (call["workload"].phase.name, call["workload"].seq, call["workload"].q_len) == ("decode", 32768, 1)
-    assert (call["device"], call["captured"]) == ("cpu", None)
-    assert call["methods"] == [method.name for method in find_methods(None, DECODE, "cpu")], "every row by its name"
+    assert (call["device"], call["captured"]) == (CPU, None)
+    assert call["methods"] == [method.name for method in find_methods(None, DECODE, CPU)], "every row by its name"
     assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (4.0, "cold", 0.0)
 
 
@@ -218,14 +219,14 @@ def test_an_interrupt_of_the_first_cell_names_the_rows(hsbench: Run, bench: obje
     ran = hsbench("decode", "--format", "csv")
     assert ran.code == 130
     assert {row["status"] for row in rows(ran.out)} == {"interrupted"}
-    assert [row["method"] for row in rows(ran.out)] == [method.name for method in find_methods(None, DECODE, "cpu")]
+    assert [row["method"] for row in rows(ran.out)] == [method.name for method in find_methods(None, DECODE, CPU)]
 
 
 def test_an_interrupt_before_anything(hsbench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(name: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hsbench.run.plan.resolve_device", interrupt)
+    monkeypatch.setattr("hsbench.machine.hardware.resolve_device", interrupt)
     ran = hsbench("decode")
     assert (ran.code, ran.out, ran.err) == (130, "", "hsbench: interrupted\n")
 

@@ -337,7 +337,7 @@ def ran_out_at(at: int, real: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def test_ceilings_do_not_outlive_their_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(ceilings, "_PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr(ceilings, "_PROBE_BYTES", {CPU.kind: 1 << 20})
     monkeypatch.setattr(measure, "last_level_cache_bytes", lambda device: 1 << 16)
     ceiling = ceilings.ceiling(CPU, "read")
     gone = weakref.ref(ceiling.run)

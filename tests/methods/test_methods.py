@@ -261,7 +261,9 @@ def test_unstructured_prefill_says_why_not() -> None:
 @pytest.mark.parametrize("change", [{"head_dim": 96}, {"q_heads": 34, "kv_heads": 2}])
 @pytest.mark.parametrize("family", ["dense", "hierarchical", "unstructured"])
 def test_shapes_that_our_kernels_do_not_take(family: str, change: dict[str, int]) -> None:
-    workload = replace(make(DECODE, CASES["decode"][1], "fp16"), **change)
+    workload = make(DECODE, CASES["decode"][1], "fp16")
+    for name, value in change.items():
+        object.__setattr__(workload, name, value)  # past its own check, which knows no shape that only torch takes
     (method,) = find_methods([family], DECODE, CPU)
     reason = method.unsupported(workload, CPU)
     named = "head_dim 96" if "head_dim" in change else "17 query heads per kv head"

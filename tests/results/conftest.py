@@ -19,7 +19,7 @@ OK: dict[str, Any] = {
 
 
 def changed(**changes: Any) -> Workload:
-    return dataclasses.replace(make_workload("decode", seq="128k"), **changes)
+    return dataclasses.replace(make_workload("decode", seq=131072), **changes)
 
 
 def record(workload: Workload | None = None, status: str = "ok", reason: str | None = None, **given: Any) -> Record:

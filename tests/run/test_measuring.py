@@ -90,10 +90,10 @@ def nothing(_: int) -> None:
     pass
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FakePrepared(Prepared):
-    right: torch.Tensor | None = None
-    method: FakeMethod | None = None
+    right: torch.Tensor
+    method: FakeMethod
     runs: int = 0
 
     def run(self) -> None:
@@ -127,7 +127,7 @@ class FakeMethod(Method):
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         self.on_prepare()
         right = attention(inputs.q, inputs.k, inputs.v)[0].to(inputs.q.dtype)
-        return FakePrepared(torch.empty_like(right), memory={"dense": 1000}, right=right, method=self)
+        return FakePrepared(out=torch.empty_like(right), memory={"dense": 1000}, right=right, method=self)
 
 
 @pytest.fixture

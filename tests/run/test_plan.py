@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hsbench.errors import UnavailableError, UsageError
-from hsbench.kernels.device import CPU, CUDA
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.problem.captured import open_captured
 from hsbench.problem.workload import Workload, make_workload
 from hsbench.run.plan import SCHEMA, MethodsGoneError, Plan, TensorsGoneError, make_plan
@@ -58,7 +58,7 @@ def test_a_variant_that_one_phase_lacks() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(UnavailableError, match="--device cuda"):
-        make_plan([(DECODE, None)], None, CUDA)
+        Plan.from_dict(plan(DECODE).to_dict(), "cuda")
 
 
 @pytest.mark.parametrize("methods", [None, ["sdpa", "dense"]])
@@ -110,10 +110,10 @@ def test_what_is_no_plan(change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_another_device_has_the_methods_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsbench.run.plan.resolve_device", lambda name: name)
+    monkeypatch.setattr("hsbench.run.plan.resolve_device", lambda name: Device(name))
     values = through_json(plan(DECODE, methods=["sdpa"]).to_dict())
     moved = Plan.from_dict(values, "cuda")
-    assert moved.device == "cuda" and "sdpa:cudnn" in moved.cells[0].methods
+    assert moved.device == CUDA and "sdpa:cudnn" in moved.cells[0].methods
     there = make_plan([(DECODE, None)], ["sdpa:cudnn"], CUDA).to_dict()
     with pytest.raises(MethodsGoneError, match="it has flash"):
         Plan.from_dict(there, "cpu")

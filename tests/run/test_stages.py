@@ -18,7 +18,7 @@ WORKLOAD = make_workload("decode", seq=300, q_heads=4, kv_heads=2, head_dim=64)
 
 def packed(name: str) -> tuple[stages.Packed, stages.Reference]:
     (method,) = find_methods([name], DECODE, CPU)
-    row = stages.plan(stages.Asked(method), WORKLOAD, CPU, Fit(WORKLOAD, "cpu", cold=False, ceiling=False))
+    row = stages.plan(stages.Asked(method), WORKLOAD, CPU, Fit(WORKLOAD, CPU, cold=False, ceiling=False))
     assert isinstance(row, stages.Planned)
     inputs = stages.load(WORKLOAD, None, CPU)
     return stages.prepare(row, WORKLOAD, inputs), stages.Reference(inputs, WORKLOAD.seed)
