@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <unistd.h>
 #include <algorithm>
 #include <atomic>
@@ -7,7 +8,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <pthread.h>
 #include <thread>
 
 namespace hsb::cpu {
