@@ -155,7 +155,7 @@ typedef struct hsb_probe_params {
     int32_t isa;                /* CPU: an hsb_isa */
     const void *src;            /* [bytes], 64-byte aligned */
     void *dst;                  /* [bytes], or NULL to read only */
-    uint64_t *sink;             /* [1]: a value that depends on every byte read, so the reads cannot be dropped */
+    uint64_t *checksum;         /* [1]: a value that depends on every byte read, so the reads cannot be dropped */
     void *stream;               /* CUDA */
     int32_t way;                /* CUDA: an hsb_probe_way */
     int32_t reserved;

@@ -52,21 +52,21 @@ def _native_probes(device: Device, size: int, *, copy: bool) -> list[dict[str, A
         return [{}]
     source = memory.empty((size,), torch.uint8, str(device)).fill_(1)
     target = memory.empty((size if copy else 0,), torch.uint8, str(device)).fill_(0)
-    sink = torch.zeros(1, dtype=torch.int64, device=str(device))
+    checksum = torch.zeros(1, dtype=torch.int64, device=str(device))
 
     def by(way: int) -> dict[str, Any]:
         params = library.make(
             "hsb_probe_params",
             bytes=size,
             src=source,
-            sink=sink,
+            checksum=checksum,
             way=way,
             **library.on_device(source.device),
             **({"dst": target} if copy else {}),
         )
         operation = library.Operation("probe", source.device, params)
 
-        def run(_alive: tuple[torch.Tensor, ...] = (source, target, sink)) -> None:
+        def run(_alive: tuple[torch.Tensor, ...] = (source, target, checksum)) -> None:
             operation.run()
 
         return {"run": run, "bytes_moved": size * (2 if copy else 1)}

@@ -28,10 +28,10 @@ WAYS = [(way, False) for way in library.PROBE_WAYS] + [("loads", True)]
 """How it reads, and whether it copies."""
 
 
-def probe_params(src: Tensor, sink: Tensor, way: str, dst: Tensor | None = None) -> Any:
+def probe_params(src: Tensor, checksum: Tensor, way: str, dst: Tensor | None = None) -> Any:
     fields = {} if dst is None else {"dst": dst}
     params = library.make(
-        "hsb_probe_params", bytes=src.nbytes, src=src, sink=sink, way=library.PROBE_WAYS[way], **fields
+        "hsb_probe_params", bytes=src.nbytes, src=src, checksum=checksum, way=library.PROBE_WAYS[way], **fields
     )
     params.stream = torch.cuda.current_stream().cuda_stream
     return params
@@ -43,9 +43,9 @@ def test_every_byte_is_read_and_copied(way: str, copies: bool, pages: int) -> No
     words = pages * 4096 // 8
     src = torch.randint(-(2**62), 2**62, (words,), dtype=torch.int64, device="cuda")
     dst = torch.full((words + 16,), -1, dtype=torch.int64, device="cuda")
-    sink = torch.zeros(1, dtype=torch.int64, device="cuda")
-    library.load("cuda").call("hsb_cuda_probe", probe_params(src, sink, way, dst if copies else None))
-    assert int(sink) == xor_of(src)
+    checksum = torch.zeros(1, dtype=torch.int64, device="cuda")
+    library.load("cuda").call("hsb_cuda_probe", probe_params(src, checksum, way, dst if copies else None))
+    assert int(checksum) == xor_of(src)
     assert torch.equal(dst[:words], src) == copies
     assert (dst[words:] == -1).all()
 
@@ -55,11 +55,11 @@ def test_what_lies_beyond_is_not_read(way: str) -> None:
     """Nothing of a larger buffer but the bytes asked for changes the result."""
     src = torch.randint(-(2**62), 2**62, (1 << 20,), dtype=torch.int64, device="cuda")
     part = src[: 37 * 512]
-    sinks = torch.zeros(2, dtype=torch.int64, device="cuda")
+    checksums = torch.zeros(2, dtype=torch.int64, device="cuda")
     for i in range(2):
-        library.load("cuda").call("hsb_cuda_probe", probe_params(part, sinks[i:], way))
+        library.load("cuda").call("hsb_cuda_probe", probe_params(part, checksums[i:], way))
         src[len(part) :] += 1
-    assert int(sinks[0]) == int(sinks[1]) == xor_of(part)
+    assert int(checksums[0]) == int(checksums[1]) == xor_of(part)
 
 
 def test_reads_are_a_ceiling_that_copies_do_not_pass() -> None:
@@ -79,4 +79,4 @@ def test_bad_sizes_are_refused() -> None:
     x = torch.zeros(1024, dtype=torch.int64, device="cuda")
     for size in (0, -4096, 100):
         with pytest.raises(library.NativeError, match="multiple of 4096"):
-            library.load("cuda").call("hsb_cuda_probe", library.make("hsb_probe_params", bytes=size, src=x, sink=x))
+            library.load("cuda").call("hsb_cuda_probe", library.make("hsb_probe_params", bytes=size, src=x, checksum=x))

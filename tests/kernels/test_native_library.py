@@ -278,8 +278,8 @@ def test_an_unknown_hsbench_isa(best: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 @needs_native
 def test_the_library_refuses_an_instruction_set_that_it_does_not_know() -> None:
-    source, sink = torch.zeros(4096, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    params = library.make("hsb_probe_params", bytes=4096, threads=1, isa=17, src=source, sink=sink)
+    source, checksum = torch.zeros(4096, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    params = library.make("hsb_probe_params", bytes=4096, threads=1, isa=17, src=source, checksum=checksum)
     with pytest.raises(NativeError, match=r"isa"):
         library.load("cpu").call("hsb_cpu_probe", params)
 

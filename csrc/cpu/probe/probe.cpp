@@ -11,7 +11,7 @@ extern "C" int hsb_cpu_probe(const hsb_probe_params *p) {
     using namespace hsb::cpu;
     return hsb::guarded([&] {
         constexpr std::int64_t kPiece = 1 << 20;
-        HSB_CHECK(p->src && p->sink, "src and sink are required");
+        HSB_CHECK(p->src && p->checksum, "src and checksum are required");
         HSB_CHECK(p->bytes > 0 && p->bytes % 4096 == 0, "bytes must be a positive multiple of 4096");
         const auto *src = static_cast<const std::byte *>(p->src);
         auto *dst = static_cast<std::byte *>(p->dst);
@@ -24,6 +24,6 @@ extern "C" int hsb_cpu_probe(const hsb_probe_params *p) {
                 all ^= move_bytes<Isa>(src + first, dst ? dst + first : nullptr, bytes);
             });
         });
-        *p->sink = all;
+        *p->checksum = all;
     });
 }

@@ -13,11 +13,12 @@ void read_by_ring(const hsb_probe_params &p, const Device &device) {
         decode::choose_ring(kProbeHalfBytes, kProbeHalfBytes, device.shared_bytes, decode::kMaxWarps,
                             longest < decode::kMaxWarps ? static_cast<int>(longest) : decode::kMaxWarps, 1);
     launch(probe_ring_kernel, static_cast<unsigned>(parts), shape.warps * 32, shape.shared_bytes(), p.stream,
-           static_cast<const unsigned char *>(p.src), p.bytes, shape, reinterpret_cast<unsigned long long *>(p.sink));
+           static_cast<const unsigned char *>(p.src), p.bytes, shape,
+           reinterpret_cast<unsigned long long *>(p.checksum));
 }
 
 void probe(const hsb_probe_params &p) {
-    HSB_CHECK(p.src && p.sink, "src and sink are required");
+    HSB_CHECK(p.src && p.checksum, "src and checksum are required");
     HSB_CHECK(p.bytes > 0 && p.bytes % 4096 == 0, "bytes must be a positive multiple of 4096");
     for (const void *buffer : {p.src, static_cast<const void *>(p.dst)})
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(buffer) % 16 == 0, "buffers must be 16-byte aligned");
@@ -32,18 +33,18 @@ void probe(const hsb_probe_params &p) {
     const auto stream = static_cast<cudaStream_t>(p.stream);
     const auto *src = static_cast<const uint4 *>(p.src);
     auto *dst = static_cast<uint4 *>(p.dst);
-    auto *sink = reinterpret_cast<unsigned long long *>(p.sink);
+    auto *checksum = reinterpret_cast<unsigned long long *>(p.checksum);
     if (dst)
-        probe_kernel<true><<<blocks, kProbeThreads, 0, stream>>>(src, dst, chunks, sink);
+        probe_kernel<true><<<blocks, kProbeThreads, 0, stream>>>(src, dst, chunks, checksum);
     else
-        probe_kernel<false><<<blocks, kProbeThreads, 0, stream>>>(src, nullptr, chunks, sink);
+        probe_kernel<false><<<blocks, kProbeThreads, 0, stream>>>(src, nullptr, chunks, checksum);
     HSB_CUDA(cudaGetLastError());
 }
 
 }  // namespace
 }  // namespace hsb::cuda
 
-// sink is xored with what was read: the caller needs no particular value there.
+// checksum is xored with what was read: the caller needs no particular value there.
 extern "C" int hsb_cuda_probe(const hsb_probe_params *p) {
     return hsb::guarded([&] { hsb::cuda::probe(*p); });
 }

@@ -5,11 +5,11 @@
 
 namespace hsb::cuda {
 
-// What a thread has read, xored, into the sink: every byte counts.
-__device__ __forceinline__ void hand_in(uint4 all, unsigned long long *sink) {
+// What a thread has read, xored, into the checksum: every byte counts.
+__device__ __forceinline__ void hand_in(uint4 all, unsigned long long *checksum) {
     const unsigned low = __reduce_xor_sync(~0u, all.x ^ all.z);
     const unsigned high = __reduce_xor_sync(~0u, all.y ^ all.w);
-    if (threadIdx.x % 32 == 0) atomicXor(sink, static_cast<unsigned long long>(high) << 32 | low);
+    if (threadIdx.x % 32 == 0) atomicXor(checksum, static_cast<unsigned long long>(high) << 32 | low);
 }
 
 constexpr int kProbeThreads = 512;
@@ -21,7 +21,7 @@ constexpr int kProbePerMultiprocessor = 2;
 template <bool Copy>
 __global__ void __launch_bounds__(kProbeThreads, kProbePerMultiprocessor)
     probe_kernel(const uint4 *__restrict__ src, uint4 *__restrict__ dst, std::int64_t chunks,
-                 unsigned long long *__restrict__ sink) {
+                 unsigned long long *__restrict__ checksum) {
     constexpr std::int64_t kRun = kProbeThreads * kProbeLoads;
     uint4 all = {0, 0, 0, 0};
     for (std::int64_t run = blockIdx.x * kRun; run < chunks; run += gridDim.x * kRun) {
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kProbeThreads, kProbePerMultiprocessor)
             all.x ^= x[i].x, all.y ^= x[i].y, all.z ^= x[i].z, all.w ^= x[i].w;
         }
     }
-    hand_in(all, sink);
+    hand_in(all, checksum);
 }
 
 }  // namespace hsb::cuda

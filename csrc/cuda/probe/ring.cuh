@@ -21,7 +21,7 @@ constexpr int kProbeStageBytes = 2 * kProbeHalfBytes;
 // `bytes`: a multiple of 4096. A stage's bytes, and each half of them, may end early: the buffer's last.
 __global__ void __launch_bounds__(decode::kMaxWarps * 32, 1)
     probe_ring_kernel(const unsigned char *__restrict__ src, std::int64_t bytes,
-                      const __grid_constant__ decode::RingShape shape, unsigned long long *__restrict__ sink) {
+                      const __grid_constant__ decode::RingShape shape, unsigned long long *__restrict__ checksum) {
     extern __shared__ __align__(decode::kStageAlign) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = shape.warps;
     unsigned char *const own = shared + warp * shape.stages * kProbeStageBytes;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(decode::kMaxWarps * 32, 1)
             phase ^= 1;
         }
     }
-    hand_in(all, sink);
+    hand_in(all, checksum);
 }
 
 }  // namespace hsb::cuda
