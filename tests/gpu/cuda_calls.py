@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapTensor
-from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
+from hsbench.cache.block_map import entries_of, is_kind, slots_of
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import Operand, plan_blocks
 from hsbench.kernels import library
@@ -104,14 +104,13 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)
     entries = pages.map.flatten()
-    for kind, name in ((BlockKind.DENSE, "dense"), (BlockKind.SPARSE_2_4, "sparse")):
-        old = getattr(pages, name)
+    for kind, old in list(pages.pools.items()):
         if not len(old):
             continue
         new = torch.full((2 * len(old) + 1, old.shape[1]), 0xFF, dtype=torch.uint8, device=DEVICE)
         slots = torch.randperm(len(new), generator=generator)[: len(old)].to(DEVICE)
         new[slots] = old
-        setattr(pages, name, new)
+        pages.pools[kind] = new
         of_kind = is_kind(entries, kind)
         entries[of_kind] = entries_of(slots[slots_of(entries[of_kind])], kind)
     return pages, pruned

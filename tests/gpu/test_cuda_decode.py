@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cuda_calls import Call, Case, assert_close, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
 from hsbench.kernels import library
+from hsbench.problem.elements import FP16
 
 pytestmark = pytest.mark.gpu
 
@@ -129,7 +130,7 @@ def test_a_side_stream_is_used() -> None:
     ],
 )
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
-    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=library.FP16) | change
+    shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=FP16.code) | change
     params = library.make("hsb_decode_params", **shape)
     with pytest.raises(library.NativeError, match=message):
         library.load("cuda").number("hsb_cuda_decode_workspace", params)

@@ -15,9 +15,10 @@ import torch
 from hsbench import measure
 from hsbench.cli.main import main
 from hsbench.kernels.device import CUDA
-from hsbench.machine import diagnosis, hardware
+from hsbench.machine import hardware
 from hsbench.problem.workload import make_workload
 from hsbench.report.doctor import document
+from hsbench.run import diagnosis
 from hsbench.run.measuring import run_workload
 from hsbench.run.settings import Settings
 
@@ -28,7 +29,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def telemetry() -> measure.Telemetry:
-    found = measure.Telemetry("cuda")
+    found = measure.Telemetry(CUDA)
     if found.missing:
         pytest.skip(found.missing)
     return found
@@ -54,7 +55,7 @@ def test_a_reading_and_its_summary(telemetry: measure.Telemetry) -> None:
 
 def test_memory_that_is_taken_shows(telemetry: measure.Telemetry) -> None:
     before = telemetry.memory_used_bytes()
-    footprint = measure.Footprint("cuda")
+    footprint = measure.Footprint(CUDA)
     with footprint.preparing():
         kept = torch.ones(512 * MIB, dtype=torch.uint8, device="cuda")
         del kept
@@ -104,7 +105,7 @@ def test_a_run_tells_what_the_gpu_did() -> None:
     report = run_workload(make_workload("decode", seq=32768), device=CUDA, settings=settings)
     rows = [result.record for result in report.results if result.record.status == "ok"]
     assert {"dense", "hierarchical"} <= {row.method for row in rows}
-    known = measure.Telemetry("cuda").missing is None
+    known = measure.Telemetry(CUDA).missing is None
     for row in rows:
         assert (row.measures.sm_clock_mhz is not None) == (row.measures.memory_clock_mhz is not None) == known
         assert bool(row.measures.throttle_reasons) == bool(row.measures.throttled)
@@ -127,7 +128,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     libraries = {item["name"]: item["version"] for item in found["libraries"]}
     assert libraries["cuda"] == torch.version.cuda
     assert found["machine"]["gpu"]["compute_capability"] == "{}.{}".format(*torch.cuda.get_device_capability())
-    if measure.Telemetry("cuda").missing is None:
+    if measure.Telemetry(CUDA).missing is None:
         assert libraries["driver"] and found["now"]["sm_clock_mhz"] > 0 and found["now"]["memory_used_bytes"] > 0
     assert main(["doctor", "--no-probe"]) == 0
     assert "GPU now" in capsys.readouterr().out

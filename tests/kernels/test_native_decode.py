@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
-from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
+from hsbench.cache.block_map import entries_of, is_kind, slots_of
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import Operand, plan_blocks
 from hsbench.kernels import library
@@ -69,12 +69,11 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)
     entries = pages.map.flatten()
-    for kind, name in ((BlockKind.DENSE, "dense"), (BlockKind.SPARSE_2_4, "sparse")):
-        old = getattr(pages, name)
+    for kind, old in list(pages.pools.items()):
         new = torch.full((2 * len(old) + 1, old.shape[1]), 0xFF, dtype=torch.uint8)
         slots = torch.randperm(len(new), generator=generator)[: len(old)]
         new[slots] = old
-        setattr(pages, name, new)
+        pages.pools[kind] = new
         of_kind = is_kind(entries, kind)
         if len(old):
             entries[of_kind] = entries_of(slots[slots_of(entries[of_kind])], kind)
