@@ -5,7 +5,8 @@
 //   prefill, both   the reference is the margin above a maximum, and rises once a score exceeds it by 1
 //
 // In powers of 2. A larger margin rises less often and leaves less room in 16 bits: probabilities reach 2^margin in
-// decode, and in prefill weights below 2^-(25 - margin) of the largest count as 0 in fp16.
+// decode, and in prefill weights below 2^-(25 - margin) of the largest count as 0 in fp16. Of bf16 all probabilities are
+// lower still, by a reserve (reserve.cuh).
 #pragma once
 
 namespace hsb::cuda {

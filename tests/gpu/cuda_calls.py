@@ -8,9 +8,11 @@ mistake, shows.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -208,6 +210,40 @@ def assert_close(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor, *, messag
     nan = error.isnan().any()
     assert (error <= tolerance).all(), f"{message}: relative error up to {error.max():.2e}, NaN is {nan}"
     torch.testing.assert_close(got[1].double(), lse, rtol=1e-5, atol=5e-5, msg=lambda text: f"{message}: lse: {text}")
+
+
+# ---- Values whose sums could overflow ---------------------------------------------------------------------------
+def near_the_largest() -> Iterator[tuple[str, Change]]:
+    """V the largest that its type has, of one sign or of both, under scores that a lazy maximum meets in many ways: the
+    output is finite, for it is a mean; sums that are not yet divided need not be."""
+
+    def direction(q: Tensor) -> Tensor:
+        return q[:, :, 0, :1].sign()
+
+    def ramp(k: Tensor, begin: float, end: float) -> Tensor:
+        return torch.linspace(begin, end, k.shape[2], device=k.device).view(1, 1, -1, 1).to(k.dtype)
+
+    def changed(score: Any, sign: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = score(q, k)
+        return q, k, sign(v) * torch.finfo(v.dtype).max
+
+    scores = {
+        "any": lambda q, k: (q, k),
+        "equal": lambda q, k: (torch.zeros_like(q), k),
+        "rising": lambda q, k: (q, direction(q) * ramp(k, 0, 20)),
+        "falling": lambda q, k: (q, direction(q) * ramp(k, 20, 0)),
+        # 2^30 times head_dim, beside which a few powers of 2 vanish
+        "huge and equal": lambda q, k: (torch.full_like(q, 2.0**15), torch.full_like(k, 2.0**15)),
+        "hugely negative": lambda q, k: (torch.full_like(q, 2.0**15), torch.full_like(k, -(2.0**15))),
+    }
+    values = {"positive": torch.ones_like, "negative": lambda v: -torch.ones_like(v), "mixed": torch.sign}
+    for (of_scores, score), (of_values, sign) in itertools.product(scores.items(), values.items()):
+        yield f"scores {of_scores}, values {of_values}", partial(changed, score, sign)
+
+
+def small_values(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where room is made for the largest values, it is not taken from the small ones."""
+    return q, k, v * 2.0**-80
 
 
 # ---- What every kernel promises ------------------------------------------------------------------------------

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_calls import Call, Case, assert_close, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
+from cuda_calls import (
+    Call,
+    Case,
+    assert_close,
+    assert_keeps_to_its_stream,
+    assert_repeats,
+    assert_replays,
+    make_case,
+    near_the_largest,
+    small_values,
+)
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 
@@ -96,6 +106,22 @@ def test_extreme_inputs_stay_finite(sparsity: float) -> None:
 
     out, lse = decode(make_case(torch.float16, 128, 1000, mix=(sparsity, sparsity), change=extreme)).run()
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("seq", [1, 65, 64 * 300 + 3])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_near_the_largest(dtype: torch.dtype, head_dim: int, seq: int) -> None:
+    for (what, change), mix in itertools.product(near_the_largest(), ((0.0, 0.0), (0.5, 0.5))):
+        case = make_case(dtype, head_dim, seq, kv_heads=1, group=9, mix=mix, change=change)
+        for group in (1, 9):  # one column of 8 query heads, and two
+            got = decode(case, group).run()
+            assert_close(got, case.out[:, :, :group], case.lse[:, :, :group], message=f"{what}, mix {mix}")
+
+
+def test_small_values_keep_their_precision() -> None:
+    case = make_case(torch.bfloat16, 128, 64 * 300 + 3, change=small_values)
+    assert_close(decode(case).run(), case.out, case.lse)
 
 
 @pytest.mark.parametrize("scale", [-0.2, 0.0, 1.5])

@@ -20,6 +20,8 @@ from cuda_calls import (
     assert_repeats,
     assert_replays,
     attention,
+    near_the_largest,
+    small_values,
 )
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
 from hsbench.kernels import library
@@ -56,8 +58,8 @@ def compressed(x: Tensor, sparsity: float) -> tuple[BitmapTensor, Tensor]:
     return BitmapTensor(packed.name, packed.shape, packed.bitmap, packed.offset, values, packed.keep), packed.unpack()
 
 
-def decode(q: Tensor, k: BitmapTensor, v: BitmapTensor) -> Call:
-    return Call("decode_bitmap", q, {"k_bitmap": k, "v_bitmap": v}, counters=0)
+def decode(q: Tensor, k: BitmapTensor, v: BitmapTensor, **fields: Any) -> Call:
+    return Call("decode_bitmap", q, {"k_bitmap": k, "v_bitmap": v}, counters=0, **fields)
 
 
 @pytest.mark.parametrize("seq", SEQS)
@@ -86,6 +88,44 @@ def test_degenerate_caches(dtype: torch.dtype) -> None:
         packed_k, pruned_k = compressed(keys, key_sparsity)
         packed_v, pruned_v = compressed(v, 0.5)
         assert_close(decode(q, packed_k, packed_v).run(), *attention(q, pruned_k, pruned_v))
+
+
+@pytest.mark.parametrize("seq", [1, 65, 64 * 100 + 3])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_values_near_the_largest(dtype: torch.dtype, head_dim: int, seq: int) -> None:
+    inputs = make_qkv(dtype, head_dim, seq, batch=1, kv_heads=1, group=9)
+    for what, change in near_the_largest():
+        q, k, v = change(*inputs)
+        packed_k, pruned_k = compressed(k, 0.5)
+        packed_v, pruned_v = compressed(v, 0.5)
+        out, lse = attention(q, pruned_k, pruned_v)
+        for group in (1, 9):  # one column of 8 query heads, and two
+            got = decode(q[:, :, :group], packed_k, packed_v).run()
+            assert_close(got, out[:, :, :group], lse[:, :, :group], message=what)
+
+
+def test_small_values_keep_their_precision() -> None:
+    q, k, v = small_values(*make_qkv(torch.bfloat16, 128, 64 * 100 + 3, group=4))
+    packed_k, pruned_k = compressed(k, 0.5)
+    packed_v, pruned_v = compressed(v, 0.5)
+    assert_close(decode(q, packed_k, packed_v).run(), *attention(q, pruned_k, pruned_v))
+
+
+def test_extreme_inputs_stay_finite() -> None:
+    """Sums of signs tie in many tokens, and rounding tells such scores apart: only finiteness can be asked."""
+    q, k, v = (x.sign() * 65504 for x in make_qkv(torch.float16, 128, 1000, group=4))
+    out, lse = decode(q, compressed(k, 0.5)[0], compressed(v, 0.5)[0]).run()
+    assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("scale", [-0.2, 0.0, 1.5])
+def test_any_scale(scale: float) -> None:
+    q, k, v = make_qkv(torch.float16, 64, 777, group=4)
+    packed_k, pruned_k = compressed(k, 0.5)
+    packed_v, pruned_v = compressed(v, 0.5)
+    got = decode(q, packed_k, packed_v, scale=scale).run()
+    assert_close(got, *attention(q, pruned_k, pruned_v, scale=scale))
 
 
 def test_values_of_nothing_are_zero() -> None:

@@ -24,6 +24,8 @@ from cuda_calls import (
     assert_replays,
     attention,
     make_case,
+    near_the_largest,
+    small_values,
 )
 from hsbench.attention import calls
 from hsbench.cache.prune import BLOCK
@@ -221,6 +223,20 @@ def test_extreme_inputs_stay_finite(sparsity: float, seq: int, kernel: str) -> N
 
     out, lse = prefill(make_case(torch.float16, 128, seq, q_len=300, mix=(sparsity,) * 2, change=extreme), kernel).run()
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+@pytest.mark.parametrize(("q_len", "seq"), [(1, 1), (65, 65), (130, 3000), (96, 3008)])  # the last: pages of one kind
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_near_the_largest(dtype: torch.dtype, q_len: int, seq: int, kernel: str) -> None:
+    mixes = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.3, 0.3))
+    for (what, change), head_dim, mix in itertools.product(near_the_largest(), (64, 128), mixes):
+        case = make_case(dtype, head_dim, seq, q_len=q_len, kv_heads=1, group=2, mix=mix, change=change)
+        check_case(case, kernel, message=f"{what}, head_dim {head_dim}, mix {mix}")
+
+
+@pytest.mark.parametrize("mix", [(0.0, 0.0), (0.5, 0.5), (0.3, 0.3)], ids=str)
+def test_small_values_keep_their_precision(mix: tuple[float, float], kernel: str) -> None:
+    check_case(make_case(torch.bfloat16, 128, 3008, q_len=130, mix=mix, change=small_values), kernel)
 
 
 @pytest.mark.parametrize("scale", [-0.2, 0.0, 1.5])

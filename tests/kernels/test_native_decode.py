@@ -6,6 +6,7 @@ Outputs, workspaces and unused pool slots are poisoned: what is not written, or 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import mmap
 from collections.abc import Iterator
@@ -209,6 +210,36 @@ def test_degenerate_scores(sparsity: float, isa: str) -> None:
     pages, *_ = make_pages(k.sign() * largest, v.sign() * largest, sparsity, sparsity)
     out, lse = run("hsb_cpu_decode", q.sign() * largest, seq, isa=isa, **pages)
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("seq", [1, 65, 64 * 20 + 5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_near_the_largest(dtype: torch.dtype, seq: int, sparsity: float) -> None:
+    """Their mean is finite, so that the output is, whatever the scores; sums of them, not yet divided, need not be."""
+    q, k, v = (x[:1, :1] for x in make_kv(dtype, 64, seq, group=4))
+    rising = q[:, :, :1].sign() * torch.linspace(0, 20, seq).view(1, 1, -1, 1).to(dtype)
+    huge = torch.full_like(k, 2.0**15)  # scores of 2^33, beside which a few powers of 2 vanish
+    queries = [(q, k), (q * 0, k), (q, rising), (q, rising.flip(2)), (q * 0 + 2.0**15, huge)]
+    largest = torch.full_like(v, torch.finfo(dtype).max)
+    for (some_q, keys), values in itertools.product(queries, (largest, -largest, largest * v.sign())):
+        for function, make in (("hsb_cpu_decode", make_pages), ("hsb_cpu_decode_bitmap", make_bitmaps)):
+            operands, *pruned = make(keys, values, sparsity, sparsity)
+            reference = attention(some_q, *pruned)
+            for isa in isas():
+                assert_close(run(function, some_q, seq, isa=isa, **operands), reference)
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_tiny_values_keep_their_precision(isa: str) -> None:
+    """What makes room for the largest values takes none from small ones."""
+    seq = 64 * 20 + 5
+    q, k, v = make_kv(torch.bfloat16, 64, seq, group=4)
+    for scale in (2.0**-100, 2.0**100):
+        pages, *pruned = make_pages(k, v * scale, 0.5, 0.5)
+        out, lse = run("hsb_cpu_decode", q, seq, isa=isa, **pages)
+        reference, reference_lse = attention(q, *pruned)
+        assert_close((out / scale, lse), (reference / scale, reference_lse))
 
 
 @pytest.mark.parametrize("isa", isas())

@@ -6,6 +6,7 @@ Outputs, workspaces and unused pool slots are poisoned: what is not written, or 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -235,6 +236,23 @@ def test_degenerate_scores(share: float, isa: str) -> None:
     keys, values = make_pages(k.sign() * largest, "k", share), make_pages(v.sign() * largest, "v", share)
     out, lse = run(q.sign() * largest, keys, values, isa=isa)
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize(("q_len", "seq"), [(1, 1), (65, 65), (70, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_near_the_largest(dtype: torch.dtype, q_len: int, seq: int, share: float) -> None:
+    """Their mean is finite, so that the output is, whatever the scores; sums of them, not yet divided, need not be."""
+    q, k, v = (x[:1, :1] for x in make_qkv(dtype, 64, q_len, seq, group=3))
+    rising = q[:, :, 0, :1].sign() * torch.linspace(0, 20, seq).view(1, 1, -1, 1).to(dtype)
+    huge = torch.full_like(k, 2.0**15)  # scores of 2^33, beside which a few powers of 2 vanish
+    queries = [(q, k), (q * 0, k), (q, rising), (q, rising.flip(2)), (q * 0 + 2.0**15, huge)]
+    largest = torch.full_like(v, torch.finfo(dtype).max)
+    for (some_q, key), value in itertools.product(queries, (largest, -largest, largest * v.sign())):
+        keys, values = make_pages(key, "k", share), make_pages(value, "v", share)
+        reference = attention(some_q, keys.pruned, values.pruned)
+        for isa in isas():
+            assert_close(run(some_q, keys, values, isa=isa), reference)
 
 
 @pytest.mark.parametrize(

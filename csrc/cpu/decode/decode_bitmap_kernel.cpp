@@ -1,5 +1,6 @@
 #include "decode.h"
 
+#include "attention_shape.h"
 #include "cpu/simd/isa.h"
 #include "softmax.h"
 #include "tile.h"
@@ -65,8 +66,9 @@ class DecodeBitmaps {
 
 public:
     DecodeBitmaps(const hsb_decode_params &p, const DecodeUnit &unit)
-        : p_(p), unit_(unit), group_(p.q_heads / p.kv_heads), head_dim_(p.head_dim), parts_(p.head_dim / kChunk),
-          s_(unit.scratch, group_, p.head_dim), first_(unit.first_block * kBlock),
+        : p_(p), unit_(unit), group_(p.q_heads / p.kv_heads), head_dim_(p.head_dim),
+          reserve_(sum_reserve(p.dtype, p.seq)), parts_(p.head_dim / kChunk), s_(unit.scratch, group_, p.head_dim),
+          first_(unit.first_block * kBlock),
           tokens_((unit.last_block * kBlock < p.seq ? unit.last_block * kBlock : p.seq) - first_),
           k_(p.k_bitmap, unit.head * p.seq + first_, tokens_, parts_),
           v_(p.v_bitmap, unit.head * p.seq + first_, tokens_, parts_) {}
@@ -80,7 +82,7 @@ public:
                 const int whole = k_.whole_tokens(first, tokens, parts_);
                 score<heads, false>(first, score<heads, true>(first, 0, whole, head), tokens, head);
             });
-            update_softmax<Isa>(s_, group_, head_dim_, tokens);
+            update_softmax<Isa>(s_, group_, head_dim_, tokens, reserve_);
             for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
                 constexpr int heads = decltype(chunk)::value;
                 const int whole = v_.whole_tokens(first, tokens, parts_);
@@ -167,6 +169,7 @@ private:
     const DecodeUnit &unit_;
     const int group_;
     const int head_dim_;
+    const float reserve_;
     const int parts_;
     const DecodeScratch s_;
     const std::int64_t first_, tokens_;

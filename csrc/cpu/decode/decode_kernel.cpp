@@ -1,5 +1,6 @@
 #include "decode.h"
 
+#include "attention_shape.h"
 #include "cpu/page_pool.h"
 #include "cpu/simd/isa.h"
 #include "softmax.h"
@@ -27,8 +28,8 @@ class Decode {
 public:
     Decode(const hsb_decode_params &p, const DecodeUnit &unit)
         : p_(p), unit_(unit), group_(p.q_heads / p.kv_heads), head_dim_(p.head_dim),
-          s_(unit.scratch, group_, p.head_dim), k_(p.k, unit.head, ceil_div(p.seq, kBlock)),
-          v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
+          reserve_(sum_reserve(p.dtype, p.seq)), s_(unit.scratch, group_, p.head_dim),
+          k_(p.k, unit.head, ceil_div(p.seq, kBlock)), v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
 
     void run() {
         start_unit<Isa, Type>(p_, unit_, s_);
@@ -37,7 +38,7 @@ public:
             const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
             for (std::int64_t block = first; block < last; ++block) score_block(block, first);
             const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
-            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock));
+            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), reserve_);
             for (std::int64_t block = first; block < last; ++block) weigh_block(block, first);
         }
         finish_unit<Isa>(p_, unit_, s_);
@@ -122,6 +123,7 @@ private:
     const DecodeUnit &unit_;
     const int group_;
     const int head_dim_;
+    const float reserve_;
     const DecodeScratch s_;
     const Pages k_, v_;
 };
@@ -160,7 +162,7 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
         const float y = partials[d] / sum;
         out[d] = p.dtype == HSB_FP16 ? from_float(y, Fp16{}) : from_float(y, Bf16{});
     }
-    p.lse[head] = (max + __builtin_log2f(sum)) * kLn2;
+    p.lse[head] = (max + (__builtin_log2f(sum) + sum_reserve(p.dtype, p.seq))) * kLn2;
 }
 
 template void attend_pages<Isa>(const hsb_decode_params &, const DecodeUnit &);

@@ -34,9 +34,10 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
 }
 
 // Turns a run's scores into probabilities relative to the maximum so far, and brings max, sum and out up to it. Of
-// the scores only the first `valid` are read; the rest of the last block gets probability 0.
+// the scores only the first `valid` are read; the rest of the last block gets probability 0. `reserve`: sum_reserve().
+// It is subtracted after the maximum, beside which it could vanish.
 template <class Isa>
-void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid) {
+void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, float reserve) {
     using Float = typename Isa::Float;
     constexpr int width = Isa::width;
     const int tokens = static_cast<int>(ceil_div(valid, kBlock)) * kBlock;
@@ -54,10 +55,10 @@ void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid) 
             s.sum[h] *= shrink;
             s.max[h] = largest;
         }
-        const Float reference = Isa::set(s.max[h]);
+        const Float reference = Isa::set(s.max[h]), lower = Isa::set(reserve);
         Float total = Isa::zero();
         for (int t = 0; t < tokens; t += width) {
-            const Float p = Isa::exp2(Isa::sub(Isa::load(scores + t), reference));
+            const Float p = Isa::exp2(Isa::sub(Isa::sub(Isa::load(scores + t), reference), lower));
             Isa::store(scores + t, p);
             total = Isa::add(total, p);
         }

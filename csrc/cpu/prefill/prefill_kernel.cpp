@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "attention_shape.h"
 #include "cpu/simd/isa.h"
 #include "products.h"
 #include "softmax.h"
@@ -91,14 +92,15 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
         const auto factor = Isa::set(1.0f / sum);
         for (int d = 0; d < head_dim; d += Isa::width)
             Isa::store(out + d, Isa::mul(factor, Isa::load(line + d)), Type{});
-        rows.p.lse[index] = s.reference(t)[lane] * kLn2 + logf(sum);
+        rows.p.lse[index] = s.reference(t)[lane] * kLn2 + (logf(sum) + sum_reserve(rows.p.dtype, rows.p.seq) * kLn2);
     }
 }
 
 // One block of K and V for one tile. `start`: the block's first token; `token`: the last that the tile's first query
 // sees.
 template <class Isa>
-void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std::int64_t start, std::int64_t token) {
+void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std::int64_t start, std::int64_t token,
+            float reserve) {
     constexpr int kLanes = Tile<Isa>::lanes;
     float *scores = s.at(s.scores);
     float rescale[kLanes];
@@ -109,7 +111,7 @@ void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std:
         mask_future<Isa>(scores, last);
     }
     const bool raised = raise_reference<Isa>(scores, s.reference(t), s.sum(t), rescale);
-    exponentiate<Isa>(scores, s.reference(t), s.sum(t));
+    exponentiate<Isa>(scores, s.reference(t), s.sum(t), reserve);
     multiply_add<Isa>(v, scores, s.output(t), raised ? rescale : nullptr);
 }
 
@@ -143,6 +145,7 @@ void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byt
     const std::int32_t *k_map = p.k.map + unit.head * blocks;
     const std::int32_t *v_map = p.v.map + unit.head * blocks;
     const std::int64_t seen = rows.last_token(unit.last_row - 1) / kBlock + 1;
+    const float reserve = sum_reserve(p.dtype, p.seq);
     int from = 0;  // tiles before it have seen all they see
     for (std::int64_t block = 0; block < seen; ++block) {
         const std::int64_t start = block * kBlock;
@@ -154,7 +157,7 @@ void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byt
             // Between tiles, so that memory has all of this block's time to bring the next one.
             prefetch(stored_page(p.k, k_map[next]), t - from, tiles - from);
             prefetch(stored_page(p.v, v_map[next]), t - from, tiles - from);
-            attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)));
+            attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)), reserve);
         }
     }
     for (int t = 0; t < tiles; ++t) store_tile<Isa, Type>(rows, s, t, first_row(t), used(t));

@@ -57,15 +57,17 @@ bool raise_reference(const float *scores, float *reference, float *sum, float *r
     return true;
 }
 
-// Scores to exponentials, in place; adds them to the sums.
+// Scores to exponentials, in place; adds them to the sums. `reserve`: sum_reserve(). It is subtracted after the
+// reference, beside which it could vanish.
 template <class Isa>
-void exponentiate(float *scores, const float *reference, float *sum) {
+void exponentiate(float *scores, const float *reference, float *sum, float reserve) {
+    const auto lower = Isa::set(reserve);
     for (int v = 0; v < Tile<Isa>::vectors; ++v) {
         const auto base = Isa::load(reference + v * Isa::width);
         auto total = Isa::load(sum + v * Isa::width);
         float *score = scores + v * Isa::width;
         for (int token = 0; token < kBlock; ++token, score += Tile<Isa>::lanes) {
-            const auto y = Isa::exp2(Isa::sub(Isa::load(score), base));
+            const auto y = Isa::exp2(Isa::sub(Isa::sub(Isa::load(score), base), lower));
             Isa::store(score, y);
             total = Isa::add(total, y);
         }

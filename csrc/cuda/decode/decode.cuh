@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
 
             std::uint32_t p[Tiles][2][4];
-            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.margin);
+            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.margin, a.reserve);
 
             const std::uint32_t value = pages.wait_value();
             multiply<T, ValuePage<HeadDim>>(pages.value_kind(), running.out, value, p, lane);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             const WarpResults<HeadDim, Tiles> results{shared, result_at, h};
             const auto merged = merge<HeadDim>(results, warps, a.log2_scale, lane);
             if (parts == 1) {
-                store_result(out + h * HeadDim, a.lse + q_head + h, merged, a.scale, lane);
+                store_result(out + h * HeadDim, a.lse + q_head + h, merged, a.scale, a.reserve, lane);
                 continue;
             }
             store_dims(partial + h * HeadDim + lane * (HeadDim / 32), merged.out);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             if (__shfl_sync(~0u, before, 0) == others) {
                 const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
                 store_result(out + h * HeadDim, a.lse + q_head + h, merge<HeadDim>(partials, parts, a.log2_scale, lane),
-                             a.scale, lane);
+                             a.scale, a.reserve, lane);
             }
         }
 

@@ -24,6 +24,7 @@ struct Arguments {
     float scale;              // of the scores; not negative, q's sign is flipped instead
     float log2_scale;
     float margin;        // kDecodeMargin in units of the scores
+    float reserve;       // powers of 2 by which probabilities are kept lower: sum_reserve() and kDecodeMargin, or 0
     std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
 };
 

@@ -6,13 +6,14 @@
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
 // it by kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at most,
-// or twice that exponent where scores are so large that adding kMargin rounds: well within fp16.
+// less the reserve: well within fp16.
 #pragma once
 
 #include "cuda/fragments.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/reserve.cuh"
 #include "cuda/softmax_margin.h"
 
 namespace hsb::cuda::decode {
@@ -53,7 +54,7 @@ struct Running {
                 // From -inf (nothing seen yet) the factor is 0. The difference first: it is exact where it matters.
                 const float factor = ptx::exp2_approx((max[tile][head] - higher) * log2_scale);
                 max[tile][head] = higher;
-                limit[tile][head] = higher + margin;
+                limit[tile][head] = __fadd_rd(higher, margin);  // where scores are so large that it rounds: down
                 sum[tile][head] *= factor;
 #pragma unroll
                 for (int strip = 0; strip < kStrips; ++strip) {
@@ -80,7 +81,8 @@ __device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, in
 // A C fragment's tile of 8 tokens x 8 heads, transposed, is exactly a B register.
 template <class T, int HeadDim, int Tiles>
 __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
-                                        Running<HeadDim, Tiles> &running, float log2_scale, float margin) {
+                                        Running<HeadDim, Tiles> &running, float log2_scale, float margin,
+                                        float reserve) {
     float highest[Tiles][2];
     bool rises = false;
 #pragma unroll
@@ -101,7 +103,8 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
         for (int strip = 0; strip < 4; ++strip) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const float probability = ptx::exp2_approx((s[tile][strip][i] - running.max[tile][i % 2]) * log2_scale);
+                const float above = s[tile][strip][i] - running.max[tile][i % 2];
+                const float probability = ptx::exp2_approx(exponent<T>(above, log2_scale, reserve));
                 running.sum[tile][i % 2] += probability;
                 s[tile][strip][i] = probability;
             }

@@ -1,7 +1,10 @@
+#include <cmath>
+
 #include "api.h"
 #include "attention_shape.h"
 #include "cuda/dispatch.h"
 #include "cuda/runtime.h"
+#include "cuda/score_scale.h"
 #include "launch.h"
 
 namespace hsb::cuda::decode_bitmap {
@@ -60,7 +63,8 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
         HSB_CHECK(p->q && p->out && p->lse && p->workspace, "q, out, lse and workspace are required");
         HSB_CHECK(p->k_bitmap.bitmap && p->k_bitmap.offset && p->v_bitmap.bitmap && p->v_bitmap.offset,
                   "bitmaps and offsets are required");
-        constexpr float kLog2e = 1.44269504088896f;
+        HSB_CHECK(std::isfinite(p->scale), "scale must be finite");
+        const hsb::cuda::ScoreScale scale = hsb::cuda::score_scale(p->scale);
         const Arguments args{operand_of(p->k_bitmap),
                              operand_of(p->v_bitmap),
                              p->q,
@@ -72,7 +76,10 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
                              static_cast<std::int32_t>(plan.tiles),
                              plan.splits,
                              plan.group,
-                             p->scale * kLog2e};
+                             scale.scale,
+                             scale.log2,
+                             hsb::sum_reserve(p->dtype, p->seq),
+                             scale.flip};
         with_kernel_shape(*p, [&](auto type, auto head_dim, auto columns) {
             launch_decode_bitmap<decltype(type), head_dim(), columns()>(args, plan.heads, p->stream);
         });

@@ -16,11 +16,9 @@
 // product is their transpose, made by movmatrix.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
+#include "cuda/fragments.cuh"
 #include "cuda/launch.h"
 #include "cuda/ptx/bytes.cuh"
 #include "cuda/ptx/cp_async.cuh"
@@ -28,18 +26,10 @@
 #include "cuda/ptx/matrix.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/shared.cuh"
+#include "cuda/reserve.cuh"
 #include "tile_stream.cuh"
 
 namespace hsb::cuda::decode_bitmap {
-
-__device__ __forceinline__ std::uint32_t pack_pair(float low, float high, __half) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t *>(&pair);
-}
-__device__ __forceinline__ std::uint32_t pack_pair(float low, float high, __nv_bfloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t *>(&pair);
-}
 
 // Scores of 16 tokens from `token` of the tile on.
 template <class T, int HeadDim, int Tiles>
@@ -108,10 +98,11 @@ struct RunningSoftmax {
         for (auto &of_tile : maximum) of_tile[0] = of_tile[1] = -INFINITY;
     }
 
-    // Takes in scores of some runs of 16 tokens and turns them into probabilities, packed as operand B.
+    // Takes in scores of some runs of 16 tokens and turns them into probabilities, packed as operand B. The difference
+    // from the maximum comes first: it is exact where it matters, however large the scores.
     template <class T, int Runs>
     __device__ __forceinline__ void update(float (&scores)[Runs][Tiles][4], std::uint32_t (&p)[Runs][Tiles][2],
-                                           float scale_log2) {
+                                           float log2_scale, float reserve) {
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
             float now[2];
@@ -124,12 +115,12 @@ struct RunningSoftmax {
 #pragma unroll
                 for (int lanes = 4; lanes < 32; lanes *= 2)
                     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
-                now[head] = fmaxf(maximum[tile][head], largest * scale_log2);
+                now[head] = fmaxf(maximum[tile][head], largest);
             }
             if (__any_sync(~0u, now[0] > maximum[tile][0] || now[1] > maximum[tile][1])) {
 #pragma unroll
                 for (int head = 0; head < 2; ++head) {
-                    const float shrink = ptx::exp2_approx(maximum[tile][head] - now[head]);
+                    const float shrink = ptx::exp2_approx((maximum[tile][head] - now[head]) * log2_scale);
                     maximum[tile][head] = now[head];
                     sum[tile][head] *= shrink;
 #pragma unroll
@@ -144,11 +135,11 @@ struct RunningSoftmax {
                 float e[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    e[i] = ptx::exp2_approx(fmaf(scores[run][tile][i], scale_log2, -now[i % 2]));
+                    e[i] = ptx::exp2_approx(exponent<T>(scores[run][tile][i] - now[i % 2], log2_scale, reserve));
                     sum[tile][i % 2] += e[i];
                 }
-                p[run][tile][0] = ptx::movmatrix_trans(pack_pair(e[0], e[1], T()));
-                p[run][tile][1] = ptx::movmatrix_trans(pack_pair(e[2], e[3], T()));
+                p[run][tile][0] = ptx::movmatrix_trans(pack(e[0], e[1], T()));
+                p[run][tile][1] = ptx::movmatrix_trans(pack(e[2], e[3], T()));
             }
         }
     }
@@ -216,8 +207,8 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
             if (in_group < a.group)
                 four = *reinterpret_cast<const uint2 *>(static_cast<const std::uint16_t *>(a.q) +
                                                         (std::int64_t{head} * a.group + in_group) * HeadDim + dim);
-            q[columns][step][0] = four.x;
-            q[columns][step][1] = four.y;
+            q[columns][step][0] = four.x ^ a.flip;
+            q[columns][step][1] = four.y ^ a.flip;
         }
     }
     const LaneElements<4> key_elements(lane % 4 * 4);
@@ -252,7 +243,7 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
                     if (token + i / 2 * 8 >= a.seq) scores[run][columns][i] = -INFINITY;
         }
         std::uint32_t p[kRuns][Tiles][2];
-        running.template update<T>(scores, p, a.scale_log2);
+        running.template update<T>(scores, p, a.log2_scale, a.reserve);
 
         __syncwarp();
         if (next < end_tile) v.load(next, at, key_stage);
@@ -286,7 +277,7 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kTileWarps; ++w) {
-            weight[w] = ptx::exp2_approx(of_warp(w)[kHeads * (HeadDim + 1) + in_group] - largest);
+            weight[w] = ptx::exp2_approx((of_warp(w)[kHeads * (HeadDim + 1) + in_group] - largest) * a.log2_scale);
             sum += weight[w] * of_warp(w)[kHeads * (HeadDim + 2) + in_group];
         }
         for (int dim = threadIdx.x; dim < HeadDim; dim += kTileWarps * 32) {
@@ -321,13 +312,14 @@ __global__ void __launch_bounds__(HeadDim) combine_splits(Arguments a) {
     float out = 0, sum = 0;
 #pragma unroll 8
     for (int i = 0; i < a.splits; ++i) {
-        const float weight = ptx::exp2_approx(partial[i * floats + a.group * HeadDim + in_group] - largest);
+        const float weight =
+            ptx::exp2_approx((partial[i * floats + a.group * HeadDim + in_group] - largest) * a.log2_scale);
         sum += weight * partial[i * floats + a.group * (HeadDim + 1) + in_group];
         out += weight * partial[i * floats + in_group * HeadDim + threadIdx.x];
     }
-    store_value(a.out, row * HeadDim + threadIdx.x, out / sum, T());
+    store_value(a.out, row * HeadDim + threadIdx.x, within(out / sum, T()), T());
     constexpr float kLn2 = 0.693147180559945f;
-    if (threadIdx.x == 0) a.lse[row] = largest * kLn2 + logf(sum);
+    if (threadIdx.x == 0) a.lse[row] = largest * a.scale + (logf(sum) + a.reserve * kLn2);
 }
 
 template <class T, int HeadDim, int Tiles>

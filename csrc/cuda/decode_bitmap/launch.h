@@ -24,7 +24,10 @@ struct Arguments {
     std::int32_t tiles;       // per head
     std::int32_t splits;
     std::int32_t group;
-    float scale_log2;  // scale * log2 e
+    float scale;         // of the scores; not negative, q's sign is flipped instead
+    float log2_scale;    // powers of 2 per unit of the scores
+    float reserve;       // sum_reserve(): powers of 2 by which probabilities are kept lower
+    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
 };
 
 // Kernels for groups of up to Tiles * 8 query heads: how many CTAs a multiprocessor of the current device takes, and their

@@ -16,7 +16,7 @@
 // first value, and one byte per 16 elements: twice the number of values before them.
 //
 // Workspace:  partial float [batch * kv_heads * splits][group * (head_dim + 2)]: output [group][head_dim], not yet divided
-//             by its sum; maximum (of scores times log2 e), sum [group]
+//             by its sum; maximum (of the unscaled scores), sum [group]
 #pragma once
 
 #include <cstddef>

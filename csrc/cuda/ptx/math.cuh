@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 namespace hsb::cuda::ptx {
 
 // 2^x in one instruction, subnormal results flushed to zero; 2^-inf is 0.
@@ -18,6 +20,20 @@ __device__ __forceinline__ float log2_approx(float x) {
 __device__ __forceinline__ float reciprocal_approx(float x) {
     float y;
     asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The larger of each of two bf16; NaN is the largest.
+__device__ __forceinline__ std::uint32_t max_bf16x2(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t y;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
+// The same of whole numbers (sm_90 and newer); two in a row are one instruction.
+__device__ __forceinline__ std::uint32_t max_u16x2(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t y;
+    asm("max.u16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 

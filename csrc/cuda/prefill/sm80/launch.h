@@ -22,7 +22,10 @@ struct Arguments {
     std::int32_t tiles;  // per head
     float scale;         // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
     float inverse_scale;
-    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
+    float reserve;          // prefill_reserve() (cuda/reserve.cuh)
+    float margin;           // kPrefillSm80Margin + reserve
+    std::uint32_t largest;  // largest_probabilities()
+    std::uint32_t flip;     // xor of a pair of q's values: their sign bits, or 0
 };
 
 // `a` lacks only what depends on the pages' bytes: ring and tiles.

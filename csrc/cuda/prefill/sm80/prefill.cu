@@ -1,6 +1,8 @@
 #include "cuda/dispatch.h"
 #include "cuda/prefill/prefill.h"
+#include "cuda/reserve.cuh"
 #include "cuda/score_scale.h"
+#include "cuda/softmax_margin.h"
 #include "launch.h"
 
 namespace hsb::cuda::prefill {
@@ -14,6 +16,9 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.heads = p.batch * p.q_heads;
     a.scale = scale.log2;
     a.inverse_scale = 1.0f / scale.log2;
+    a.reserve = prefill_reserve(p.dtype, p.seq);
+    a.margin = kPrefillSm80Margin + a.reserve;
+    a.largest = largest_probabilities(a.reserve);
     a.flip = scale.flip;
     dispatch(p.dtype, p.head_dim,
              [&](auto type, auto head_dim) { sm80::launch_prefill<decltype(type), head_dim()>(p, a, device); });

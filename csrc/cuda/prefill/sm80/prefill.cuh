@@ -30,12 +30,14 @@ namespace hsb::cuda::prefill::sm80 {
 
 constexpr int kReadAhead = 1;  // tiles of A that are read before their use
 
-// Before sm_90, where ptxas has fewer registers to spare, a lane is asked for anew rather than kept.
+// Where ptxas has no register to spare, a lane is asked for anew rather than kept: before sm_90, and where there is a
+// reserve. Which way it is asked for decides only whether ptxas spills.
+template <class T>
 __device__ __forceinline__ int lane_again([[maybe_unused]] int lane) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
     return ptx::thread_index() % 32;
 #else
-    return lane;
+    return kHasReserve<T> ? ptx::lane() : lane;
 #endif
 }
 
@@ -151,21 +153,22 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
                                             Scores<Tiles> &next, const PagePair &pair, const PagePair &next_pair,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
                                             std::int32_t page, const Arguments &a, int lane_kept) {
-    const int lane = lane_again(lane_kept);
+    const int lane = lane_again<T>(lane_kept);
     const auto prepare = [&](bool raise) {
         const int token = page * kBlock + Half * 32 + lane / 4;
         mask_future<Tiles>(s, WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token);
-        if (raise) running.raise(s, a.scale, a.inverse_scale, warp_references<Tiles>(), lane);
+        const float reserve = kHasReserve<T> ? a.reserve : 0.0f, margin = kHasReserve<T> ? a.margin : kMargin;
+        if (raise) running.raise(s, a.scale, a.inverse_scale, reserve, margin, warp_references<Tiles>(), lane);
         if (running.large) running.subtract_from(s, warp_references<Tiles>(), lane);
     };
     Probabilities<Tiles> p;
     if (page >= sight.whole || running.large) prepare(false);
-    SoftmaxSteps<T, Tiles> softmax(p, s, running, a.scale);
+    SoftmaxSteps<T, Tiles> softmax(p, s, running, a.scale, a.largest);
     multiply_key<T, HeadDim, 1 - Half>(next, stream, next_pair, q, lane, softmax);
     if (softmax.too_high()) {
         multiply_key<T, HeadDim, Half>(s, stream, pair, q, lane, NothingBetween());
         prepare(true);
-        SoftmaxSteps<T, Tiles> again(p, s, running, a.scale);
+        SoftmaxSteps<T, Tiles> again(p, s, running, a.scale, a.largest);
         again(0, 1);
         running.add(again.sum);
     } else {

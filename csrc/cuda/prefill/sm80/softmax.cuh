@@ -3,18 +3,20 @@
 //
 // The reference that scores are taken relative to is a bound, and raised late: probabilities are computed first, and
 // only if one reaches 2 is the page done again, with a reference kMargin (in powers of 2) above the highest score so
-// far. After the first pages that hardly happens. No maximum is needed until then: a 16-bit float of at least 2, of
-// either type, has its bit 14 set, so the check is one OR per pair.
+// far. After the first pages that hardly happens. No maximum is needed until then: cuda/reserve.cuh has the check. In
+// bf16 all of this is 2^reserve lower.
 //
 // Exponents are computed as s * scale - offset with offset = reference * scale, one FMA. The rounding of offset is the
 // same for all tokens and drops out of the result, but it must stay small beside 1, or 2^exponent overflows. Once an
-// offset passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters.
+// offset passes kLargeOffset the warp subtracts first, s - reference, which is exact where it matters, and only the
+// reserve remains for the offset.
 #pragma once
 
 #include "cuda/fragments.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/reserve.cuh"
 #include "cuda/softmax_margin.h"
 #include "cuda/unrolled.cuh"
 
@@ -40,7 +42,8 @@ struct Running {
     float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
     float offset[Tiles][2];        // of queries 2t, 2t + 1, in powers of 2; the same in all lanes of one t
     float sum[Tiles][2];           // over this thread's tokens only
-    bool large;                    // the same in all lanes: offsets are 0, references are subtracted from the scores
+    bool large;                    // the same in all lanes: offsets are the reserve, references are subtracted from the
+                                   // scores
 
     __device__ __forceinline__ void clear() {
         large = false;
@@ -68,13 +71,13 @@ struct Running {
     // What the sums and outputs of a query are relative to, in powers of 2.
     __device__ __forceinline__ float offset_log2(int tile, int i, float scale, const float *references,
                                                  int lane) const {
-        return large ? references[tile * 8 + lane % 4 * 2 + i] * scale : offset[tile][i];
+        return large ? fmaf(references[tile * 8 + lane % 4 * 2 + i], scale, offset[tile][i]) : offset[tile][i];
     }
 
     // Raises the references to kMargin above the scores. Each query has seen a token by now: the first page holds
-    // token 0.
-    __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale, float inverse_scale, float *references,
-                                          int lane) {
+    // token 0. `reserve`: 0 where T has none; `margin`: kMargin and the reserve.
+    __device__ __forceinline__ void raise(const Scores<Tiles> &s, float scale, float inverse_scale, float reserve,
+                                          float margin, float *references, int lane) {
         float highest[Tiles][2];
         bool will_be_large = large;
 #pragma unroll
@@ -95,16 +98,16 @@ struct Running {
                 const float old = offset[tile][i];
                 float fall;  // of what is relative to the old reference, in powers of 2; at first -inf
                 if (!will_be_large) {
-                    offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), kMargin));
+                    offset[tile][i] = fmaxf(old, __fadd_rn(__fmul_rn(highest[tile][i], scale), margin));
                     fall = old - offset[tile][i];
                 } else {
                     float &reference = references[tile * 8 + lane % 4 * 2 + i];
-                    const float before = large ? reference : old * inverse_scale;
+                    const float before = large ? reference : (old - reserve) * inverse_scale;
                     const float after = fmaxf(before, highest[tile][i] + kMargin * inverse_scale);
-                    fall = large ? (before - after) * scale : fmaf(-after, scale, old);
+                    fall = large ? (before - after) * scale : fmaf(-after, scale, old - reserve);
                     __syncwarp();
                     reference = after;  // the same in all lanes of one t
-                    offset[tile][i] = 0.0f;
+                    offset[tile][i] = reserve;
                 }
                 const float factor = ptx::exp2_approx(fall);
                 sum[tile][i] *= factor;
@@ -150,8 +153,8 @@ class SoftmaxSteps {
 public:
     template <int HeadDim>
     __device__ __forceinline__ SoftmaxSteps(Probabilities<Tiles> &p, Scores<Tiles> &s,
-                                            const Running<HeadDim, Tiles> &running, float scale)
-        : p_(p), s_(s), scale_(scale) {
+                                            const Running<HeadDim, Tiles> &running, float scale, std::uint32_t largest)
+        : p_(p), s_(s), scale_(scale), largest_(largest) {
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -170,10 +173,9 @@ public:
         });
     }
 
-    // Whether a probability reaches 2 in any lane: then nothing here is of use.
+    // Whether a probability is too high in any lane: then nothing here is of use.
     __device__ __forceinline__ bool too_high() const {
-        constexpr std::uint32_t kAtLeast2 = 0x40004000;
-        return __any_sync(~0u, (seen_ & kAtLeast2) != 0);
+        return __any_sync(~0u, hsb::cuda::too_high<T, false>(seen_, largest_));
     }
 
     float sum[Tiles][2];
@@ -195,7 +197,7 @@ private:
 #pragma unroll
         for (int i = 0; i < 2; ++i) sum[tile_of(pair)][i] += score(pair, i);
         const std::uint32_t packed = pack(score(pair, 0), score(pair, 1), T());
-        seen_ |= packed;
+        seen_ = highest_of<T, false>(seen_, packed);
         const int j = strip_of(pair) * 2 + pair % 2;
         p_[tile_of(pair)][0][j] = ptx::movmatrix_trans(packed);
     }
@@ -203,6 +205,7 @@ private:
     Probabilities<Tiles> &p_;
     Scores<Tiles> &s_;
     float scale_;
+    std::uint32_t largest_;
     float offset_[Tiles][2];
     std::uint32_t seen_ = 0;
 };

@@ -178,6 +178,11 @@ private:
         mask_future(s_, a_.seq - a_.q_len + first_row_ + lane % 4 * 2 - (page * kBlock + group_.warp * 16 + lane / 4));
     }
 
+    // The same either way; with the other one, ptxas spills a register.
+    __device__ __forceinline__ float margin() const {
+        if constexpr (!kHasReserve<T>) return kMargin;
+        return Cut::kGroups == 2 ? kMargin + a_.reserve : a_.margin;
+    }
     __device__ __forceinline__ float scale() const { return shifted_ ? kShiftedScale : a_.log2_scale; }
     __device__ __forceinline__ std::uint32_t shift_of(int query) const {
         return Shared::shift_at(base_, group_.index, query);
@@ -186,7 +191,7 @@ private:
     // The page's probabilities, into the current buffer; whether any passed its reference.
     __device__ __forceinline__ bool store_probabilities(float log2_scale) {
         return softmax_.template store_probabilities<T>(s_, probability_ + buffer_ * kPanel + store_at_, log2_scale,
-                                                        a_.never);
+                                                        a_.largest, a_.never);
     }
 
     // Syncs the group; whether any of its threads says so.
@@ -299,7 +304,7 @@ private:
             for (int c = 0; c < kColumns; ++c) {
                 constexpr float kLn2 = 0.69314718056f;
                 const int query = query_of(c, lane), row = first_row_ + query;
-                const float reference = shifted_ ? -kMargin : softmax_.reference.at(c);
+                const float reference = shifted_ ? -margin() : softmax_.reference.at(c);
                 const float shift = ptx::load_shared_f32(shift_of(query)) * a_.log2_scale;
                 const float lse = (ptx::log2_approx(softmax_.sum[c]) - reference - shift) * kLn2;
                 if (row < a_.q_len) a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] = lse;

@@ -1,6 +1,8 @@
 #include "cuda/dispatch.h"
 #include "cuda/prefill/prefill.h"
+#include "cuda/reserve.cuh"
 #include "cuda/score_scale.h"
+#include "cuda/softmax_margin.h"
 #include "launch.h"
 
 namespace hsb::cuda::prefill {
@@ -24,6 +26,9 @@ void run_prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
     a.log2_scale = scale.log2;
+    a.reserve = prefill_reserve(p.dtype, p.seq);
+    a.margin = kPrefillSm90Margin + a.reserve;
+    a.largest = largest_probabilities(a.reserve);
     a.flip = scale.flip;
     const int pair = a.has_one_kind() ? sm90::pair_kind(a.k.one_kind(), a.v.one_kind()) : sm90::kAnyPair;
     dispatch(p.dtype, p.head_dim,

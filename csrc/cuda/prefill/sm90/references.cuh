@@ -7,7 +7,7 @@
 
 namespace hsb::cuda::prefill::sm90 {
 
-// The references of the tile's first page, kMargin above the maxima of its columns. Where one is too large, or is
+// The references of the tile's first page, a margin above the maxima of its columns. Where one is too large, or is
 // none, the reference stays infinite, which sends the page to raise(). No probabilities are stored yet.
 template <class T, int HeadDim, int Pair>
 __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
@@ -26,7 +26,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
 #pragma unroll
         for (int c = 0; c < kPart; ++c)
             if (fabsf(max[c] * a_.log2_scale) <= References::kLarge)
-                softmax_.reference.set(begin + c, References::rounded(-fmaf(max[c], a_.log2_scale, kMargin)));
+                softmax_.reference.set(begin + c, References::rounded(-fmaf(max[c], a_.log2_scale, margin())));
     }
 }
 
@@ -66,14 +66,14 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     for (int c = 0; c < kColumns; ++c) {
         const int query = query_of(c, lane);
         const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference.at(c);
-        float now = References::rounded(fminf(old, -fmaf(max, a_.log2_scale, kMargin))), down = old - now;
+        float now = References::rounded(fminf(old, -fmaf(max, a_.log2_scale, margin()))), down = old - now;
         if (shifted_) {
             // The shift is the negative of a maximum, exactly, so that what it leaves of that score is 0.
             const float before =
-                was_shifted ? -ptx::load_shared_f32(shift_of(query)) : -(old + kMargin) / a_.log2_scale;
+                was_shifted ? -ptx::load_shared_f32(shift_of(query)) : -(old + margin()) / a_.log2_scale;
             const float top = fmaxf(max, before);
-            now = -kMargin;
-            down = was_shifted ? (top - before) * a_.log2_scale : fmaf(top, a_.log2_scale, old + kMargin);
+            now = -margin();
+            down = was_shifted ? (top - before) * a_.log2_scale : fmaf(top, a_.log2_scale, old + margin());
             if (group_.warp == 0 && lane < 4) ptx::store_shared_f32(shifts + query * 4, -top);
         }
         // Sums may have become infinite; where the old reference was so low, they do not count any more.

@@ -5,11 +5,10 @@
 // would cost a reduction through shared memory for every page. The reference that scores are taken relative to is
 // therefore lazy:
 //
-//   - Probabilities 2^(score - reference) are stored as they come. One of 2 or more has bit 14 set in its 16 bits, in
-//     fp16 and in bf16 alike, an infinite one too: all of a thread's, or-ed, tell whether a score passed its reference
-//     by 1.
+//   - Probabilities 2^(score - reference) are stored as they come, in bf16 2^reserve lower. cuda/reserve.cuh tells
+//     whether a score passed its reference by 1.
 //   - If one did, which the group learns at the barrier that publishes the probabilities, the page is done again: its
-//     scores recomputed, its column maxima found, references raised to kMargin above them, O and the sums scaled.
+//     scores recomputed, its column maxima found, references raised to a margin above them, O and the sums scaled.
 //
 // The first page's maxima are found before its probabilities, so that it is not done again. Weights below
 // 2^-(25 - kMargin) of a query's largest one so far count as 0 in fp16.
@@ -23,6 +22,7 @@
 #include "cuda/ptx/order.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/ptx/wgmma.cuh"
+#include "cuda/reserve.cuh"
 #include "cuda/softmax_margin.h"
 #include "plan.h"
 
@@ -30,8 +30,8 @@
 
 namespace hsb::cuda::prefill::sm90 {
 
-constexpr float kMargin = kPrefillSm90Margin;  // by which a raised reference exceeds the maximum
-constexpr std::uint32_t kTwoOrMore = 0x40004000u;
+// Powers of 2 by which a raised reference exceeds the maximum; in bf16, more by the reserve.
+constexpr float kMargin = kPrefillSm90Margin;
 
 // Scores may be so large, in powers of 2, that rounding score * scale and the reference apart could cost more than the
 // margin; References and PackedReferences say from where on. From the first of them on a group takes the maximum of a
@@ -111,13 +111,13 @@ struct Softmax {
     }
 
     // Probabilities of a page, added to the sums and stored as the B tile [queries][64 tokens] of the product with
-    // V^T; `to`: where this lane stores. Returns whether one is 2 or more.
+    // V^T; `to`: where this lane stores. Returns whether one is 2 or more, in bf16 above `largest`.
     //
     // Written as a pipeline, a step's exponentials beside the additions, packing and stores of the step two before. The
     // compiler would undo it: with two groups, where nothing else hides what an exponential takes, it may not.
     template <class T>
     __device__ __forceinline__ bool store_probabilities(Scores &s, std::uint32_t to, float log2_scale,
-                                                        std::uint32_t never) {
+                                                        std::uint32_t largest, std::uint32_t never) {
         constexpr int kPairs = kScores / 2, kStep = 2, kAhead = 2 * kStep;
         constexpr bool kKeepOrder = Cut::kGroups == 2;
         static_assert(kPairs % kStep == 0, "whole steps");
@@ -126,7 +126,7 @@ struct Softmax {
             ptx::keep_order(never);
         else if (never)
             return true;
-        std::uint32_t packed[4], all = 0;
+        std::uint32_t packed[4], seen = 0;
 #pragma unroll
         for (int step = -kAhead; step < kPairs; step += kStep) {
 #pragma unroll
@@ -138,14 +138,14 @@ struct Softmax {
                 sum[column_of(2 * pair)] += s[2 * pair];
                 sum[column_of(2 * pair + 1)] += s[2 * pair + 1];
                 packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
-                all |= packed[pair % 4];
+                seen = highest_of<T, true>(seen, packed[pair % 4]);
                 if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
                 if (pair == kPairs - 1 && kPairs % 4 == 2)
                     ptx::stmatrix_x2_trans(to + pair / 4 * (16 * 128), packed[0], packed[1]);
             }
             if (kKeepOrder) ptx::keep_order(never);
         }
-        return all & kTwoOrMore;
+        return too_high<T, true>(seen, largest);
     }
 };
 
