@@ -31,7 +31,7 @@ def empty_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def inputs(workload: Workload, device: str) -> Inputs:
         def normal(heads: int, tokens: int) -> torch.Tensor:
             shape = (workload.batch, heads, tokens, workload.head_dim)
-            return torch.randn(shape, dtype=torch.float16, device=device)
+            return torch.randn(shape, dtype=torch.float16, device=str(device))
 
         q, k, v = normal(workload.q_heads, workload.q_len), *(normal(workload.kv_heads, workload.seq) for _ in "kv")
         return Inputs(q, k, v, source=workload.tensors)
