@@ -60,7 +60,13 @@ MEASURES = (
         r'\bHSB_(FP|BF)16\b|\b(FP|BF|Fp|Bf)16\b|"(fp|bf)16"|\b__half\b|\b__nv_bfloat16\b|\btorch\.b?float16\b',
         CODE,
     ),
-    Measure("phase", 4, r'\b(DECODE|PREFILL)\b|"(decode|prefill)"', PYTHON),
+    # A phase's own command is a new file with a new phase.
+    Measure(
+        "phase",
+        4,
+        r'\b(DECODE|PREFILL)\b|"(decode|prefill)"',
+        (*PYTHON, ":!hsbench/cli/decode.py", ":!hsbench/cli/prefill.py"),
+    ),
     Measure("command", 4, r"\bhsbench\.cli\.(decode|prefill|compare|doctor)\b", PYTHON),
     # A format's own module, and the method that stores by it, are new files with a new format.
     Measure(
