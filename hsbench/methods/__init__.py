@@ -1,16 +1,7 @@
 """How to attend: one file per method, behind one small protocol (``base``), found through the registry below.
 
-Adding a method:
-
-1. Write ``hsbench/methods/<name>.py`` with a subclass of :class:`hsbench.methods.base.Method` (what it can do, how many
-   bytes it will need) and one of :class:`hsbench.methods.base.Prepared` (``run()``, and the pruned K and V that its
-   output is checked against).
-2. Give the module ``methods(phase, device) -> list[Method]``: one entry per row that it adds to the table, and those
-   that should run only when asked for by name (``on_request``).
-3. Name the family in ``FAMILIES``, in the order in which rows should stand, and in ``DENSE_FAMILIES`` if it is dense.
-4. Run ``pytest tests/test_methods.py``: every registered method goes through the shared matrix there.
-
-Nothing else knows the methods by name: checks, timing, memory and the report come with the protocol.
+CONTRIBUTING.md says how to add one. Nothing else knows the methods by name: checks, timing, memory and the report
+come with the protocol.
 """
 
 from __future__ import annotations

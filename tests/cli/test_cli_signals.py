@@ -152,7 +152,8 @@ def test_a_process_on_a_terminal(tmp_path: Path, number: int) -> None:
 # ---- At the start ------------------------------------------------------------------------------------------
 def console_script() -> list[str]:
     """What the installed ``hsbench`` does."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    project = Path(__file__).parents[2] / "pyproject.toml"  # of the sources, also where hsbench is installed elsewhere
+    scripts = tomllib.loads(project.read_text())["project"]["scripts"]
     module, _, function = scripts["hsbench"].partition(":")
     return ["-c", f"import sys\nfrom {module} import {function}\nsys.exit({function}())"]
 

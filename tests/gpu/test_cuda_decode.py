@@ -1,4 +1,7 @@
-"""CUDA decode over pages against attention in fp64 on the unpacked tensors. What is poisoned: see cuda_calls.py."""
+"""CUDA decode over pages against attention in fp64 on the unpacked tensors.
+
+What is poisoned: see kernel_cases.py and cuda_calls.py.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_calls import (
-    Call,
-    Case,
-    assert_close,
-    assert_keeps_to_its_stream,
-    assert_repeats,
-    assert_replays,
-    make_case,
-    near_the_largest,
-    small_values,
-)
+from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
+from kernel_cases import DEGENERATE, Case, assert_close, extreme, near_the_largest, small_values
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +30,7 @@ SHAPES = ((1, 1), (2, 3))
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
     heads = q[..., 0].numel()  # a counter of 4 bytes each
-    return Call("decode", q, {"k": case.k, "v": case.v}, counters=-(-4 * heads // 64) * 64, **fields)
+    return Call("decode", q, case.operands, counters=-(-4 * heads // 64) * 64, **fields)
 
 
 @pytest.mark.parametrize("seq", SEQS)
@@ -66,44 +60,25 @@ def test_every_way_to_cut_the_work(batch: int, kv_heads: int, seq: int, mix: tup
     call.check_bounds()
 
 
-DEGENERATE = {
-    "queries are zero": lambda q, k, v: (torch.zeros_like(q), k, v),
-    "keys are zero": lambda q, k, v: (q, torch.zeros_like(k), v),
-    "values are the most negative": lambda q, k, v: (q, k, torch.full_like(v, -torch.finfo(v.dtype).max)),
-    "scores are huge and equal": lambda q, k, v: (torch.full_like(q, 65504), torch.full_like(k, -65504), v),
-    "one score is huge, early": lambda q, k, v: (q, with_peak(q, k, 0), v),
-    "one score is huge, in the middle": lambda q, k, v: (q, with_peak(q, k, k.shape[2] // 2), v),
-    "one score is huge, in the tail": lambda q, k, v: (q, with_peak(q, k, k.shape[2] - 1), v),
-    "scores rise": lambda q, k, v: (q, rising(q, k), v),
-}
-
-
-def with_peak(q: Tensor, k: Tensor, token: int) -> Tensor:
-    k = k.clone()
-    k[:, :, token] = 60 * q[:, :, 0, 0].sign()
-    return k
-
-
-def rising(q: Tensor, k: Tensor) -> Tensor:
+def rising(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every block beats the reference maximum of those before."""
-    return q[:, :, 0].sign() * torch.linspace(0, 40, k.shape[2], device=k.device, dtype=k.dtype).view(1, 1, -1, 1)
+    ramp = torch.linspace(0, 40, k.shape[2], device=k.device, dtype=k.dtype).view(1, 1, -1, 1)
+    return q, q[:, :, 0].sign() * ramp, v
+
+
+HARD = DEGENERATE | {"scores rise steeply": rising}
 
 
 @pytest.mark.parametrize("seq", [300, 64 * 200 + 3])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
-@pytest.mark.parametrize("what", DEGENERATE)
+@pytest.mark.parametrize("what", HARD)
 def test_degenerate_inputs(what: str, sparsity: float, seq: int) -> None:
-    case = make_case(torch.float16, 64, seq, mix=(sparsity, sparsity), change=DEGENERATE[what])
+    case = make_case(torch.float16, 64, seq, mix=(sparsity, sparsity), change=HARD[what])
     assert_close(decode(case).run(), case.out, case.lse)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_extreme_inputs_stay_finite(sparsity: float) -> None:
-    """Sums of signs tie in many tokens, and rounding tells such scores apart: only finiteness can be asked."""
-
-    def extreme(*tensors: Tensor) -> list[Tensor]:
-        return [x.sign() * 65504 for x in tensors]
-
     out, lse = decode(make_case(torch.float16, 128, 1000, mix=(sparsity, sparsity), change=extreme)).run()
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
 

@@ -1,6 +1,6 @@
 """CUDA prefill, each of its kernels, against causal attention in fp64 on the unpacked tensors.
 
-What is poisoned: see cuda_calls.py.
+What is poisoned: see kernel_cases.py and cuda_calls.py.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ import hsbench
 from cuda_calls import (
     DEVICE,
     Call,
-    Case,
-    assert_close,
     assert_keeps_to_its_stream,
     assert_repeats,
     assert_replays,
-    attention,
     make_case,
-    near_the_largest,
-    small_values,
 )
 from hsbench.attention import calls
 from hsbench.cache.prune import BLOCK
 from hsbench.kernels import library
 from hsbench.run.check import TOLERANCE
+from kernel_cases import Case, assert_close, attention, near_the_largest, small_values
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +52,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 def prefill(case: Case, kernel: str, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
-    return Call("prefill", q, {"k": case.k, "v": case.v}, path=library.PATHS[kernel], **fields)
+    return Call("prefill", q, case.operands, path=library.PATHS[kernel], **fields)
 
 
 def check_case(case: Case, kernel: str, group: int | None = None, *, message: str = "", **fields: Any) -> None:
