@@ -37,6 +37,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             raise pytest.UsageError(reason)
 
 
+@pytest.fixture(autouse=True)
+def processes_find_what_is_tested(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that a test starts imports the hsbench under test, not the source tree that it may start in."""
+    if "packaging" not in request.path.parts:  # whose processes start in places of their own, for what is found there
+        entries = [str(library.LIB.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     reason = _why_no_gpu() if marked else None
