@@ -7,70 +7,43 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import compress_cases
+from compress_cases import (
+    BAD_PARAMETERS,
+    DTYPES,
+    KINDS,
+    LOSSES,
+    OPERANDS,
+    SEQS,
+    bitmap_params,
+    blocks_dropping,
+    by_loss,
+    compress_params,
+    every_dtype,
+    every_tensor,
+    keeps,
+    make_data,
+    plans,
+    with_non_finite,
+)
 from hsbench.cache import bitmap, cuda_layout
 from hsbench.cache.block_map import BlockKind, entries_of, is_kind
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
 from hsbench.kernels import library
-from hsbench.problem.elements import INPUTS, element_by
-
-DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 
 DEVICE = "cuda"
 MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
-POISON = 0xA5
-GUARD = 256  # bytes past a buffer's end, which nothing may touch
-
-
-# ---- Data --------------------------------------------------------------------------------------------------
-def from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    return bits.to(torch.int16).view(dtype)
-
-
-def make_data(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Finite tensors on the CPU: ``gaussian``; ``ties``, few magnitudes of either sign; ``zeros`` of either sign;
-    ``subnormals``; ``wide``, every exponent of the dtype alike."""
-    random = torch.Generator().manual_seed(seed)
-    sign = torch.randint(2, shape, generator=random) << 15
-    if kind == "gaussian":
-        return torch.randn(shape, generator=random).to(dtype)
-    if kind == "ties":
-        values = torch.tensor([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -3.0], dtype=dtype)
-        return values[torch.randint(len(values), shape, generator=random)]
-    if kind == "zeros":
-        return from_bits(sign, dtype)
-    mantissa_bits, infinity = {torch.float16: (10, 0x7C00), torch.bfloat16: (7, 0x7F80)}[dtype]
-    largest = {"subnormals": 2 << mantissa_bits, "wide": infinity}[kind]
-    return from_bits(sign | torch.randint(largest, shape, generator=random), dtype)
-
-
-KINDS = ("gaussian", "ties", "zeros", "subnormals", "wide")
-
-
 # ---- Calls, with poisoned and guarded outputs --------------------------------------------------------------
-class Buffer:
-    """``nbytes`` of poison on the device, and a guard behind them."""
-
-    def __init__(self, nbytes: int) -> None:
-        self._all = torch.full((nbytes + GUARD,), POISON, dtype=torch.uint8, device=DEVICE)
-        self.bytes = self._all[:nbytes]
-
-    def data_ptr(self) -> int:
-        return self._all.data_ptr()
-
-    def check_guard(self) -> None:
-        assert bool((self._all[len(self.bytes) :] == POISON).all()), "written past the end"
-
-    def cpu(self, dtype: torch.dtype) -> Tensor:
-        return self.bytes.cpu().view(dtype)
+Buffer = partial(compress_cases.Buffer, device=DEVICE)
 
 
 def stream() -> int:
@@ -79,32 +52,14 @@ def stream() -> int:
 
 @dataclass
 class Pages:
-    map: Buffer
-    dense: Buffer
-    sparse: Buffer
-    non_finite: Buffer
+    map: compress_cases.Buffer
+    dense: compress_cases.Buffer
+    sparse: compress_cases.Buffer
+    non_finite: compress_cases.Buffer
 
     def check_guards(self) -> None:
         for buffer in (self.map, self.dense, self.sparse, self.non_finite):
             buffer.check_guard()
-
-
-def compress_params(x: Tensor, operand: Operand, plan: BlockPlan, **buffers: Any) -> Any:
-    batch, kv_heads, seq, head_dim = x.shape
-    return library.make(
-        "hsb_compress_params",
-        batch=batch,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        operand=library.KEY if operand == "k" else library.VALUE,
-        seq=seq,
-        first_eligible=plan.first,
-        last_eligible=plan.last,
-        sparse_per_head=plan.sparse,
-        dtype=element_by(x.dtype).code,
-        x=x,
-        **buffers,
-    )
 
 
 def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
@@ -148,27 +103,17 @@ def check_pages(x: Tensor, operand: Operand, plan: BlockPlan) -> None:
 
 @dataclass
 class Bitmaps:
-    bitmap: Buffer
-    offset: Buffer
-    total: Buffer
-    non_finite: Buffer
+    bitmap: compress_cases.Buffer
+    offset: compress_cases.Buffer
+    total: compress_cases.Buffer
+    non_finite: compress_cases.Buffer
 
 
 def first_call(x: Tensor, keep: int) -> tuple[Any, Bitmaps]:
     batch, kv_heads, seq, head_dim = x.shape
     chunks = batch * kv_heads * seq * head_dim // bitmap.CHUNK
     out = Bitmaps(bitmap=Buffer(chunks * 8), offset=Buffer(chunks * 4), total=Buffer(8), non_finite=Buffer(8))
-    params = library.make(
-        "hsb_compress_bitmap_params",
-        batch=batch,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        keep=keep,
-        seq=seq,
-        dtype=element_by(x.dtype).code,
-        x=x,
-        **vars(out),
-    )
+    params = bitmap_params(x, keep, **vars(out))
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_bitmap_workspace", params))
     params.workspace = scratch.data_ptr()
     params.stream = stream()
@@ -197,30 +142,12 @@ def check_bitmap(x: Tensor, keep: int) -> None:
 
 
 # ---- Pages -------------------------------------------------------------------------------------------------
-OPERANDS: tuple[Operand, ...] = ("k", "v")
-SEQS = (1, 63, 64, 65, 256, 1000)
-every_tensor = [
-    pytest.param(operand, dtype, head_dim, id=f"{operand}-{str(dtype)[6:]}-{head_dim}")
-    for operand, dtype, head_dim in itertools.product(OPERANDS, DTYPES, (64, 128))
-]
-
-
-@dataclass(frozen=True)
-class Prune:
-    sparsity: float
-    sink: int = 0
-    local: int = 0
-
-
-PRUNES = (Prune(0), Prune(0.5), Prune(0.25), Prune(0.15, sink=70, local=100), Prune(0.5, sink=64, local=1))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("operand", "dtype", "head_dim"), every_tensor)
+@every_tensor
 def test_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_dim: int, kind: str) -> None:
     for seq in SEQS:
         x = make_data(kind, (1, 2, seq, head_dim) if seq > 256 else (2, 2, seq, head_dim), dtype, seed=seq)
-        for plan in {plan_blocks(seq, p.sparsity, sink=p.sink, local=p.local) for p in PRUNES}:
+        for plan in plans(seq):
             check_pages(x, operand, plan)
 
 
@@ -232,54 +159,11 @@ def test_more_blocks_than_the_choice_has_threads(operand: Operand) -> None:
     check_pages(x, operand, BlockPlan(1100, 3, 1099, 601))
 
 
-def blocks_dropping(losses: list[list[float]], operand: Operand) -> Tensor:
-    """bf16 ``[1, 1, 64 x blocks, 64]``: block i drops the elements ``losses[i]`` (at most 2048) and zeros."""
-    x = torch.zeros(len(losses), BLOCK, 16, 4, dtype=torch.float64)
-    x[..., :2] = 2.0**120
-    for block, dropped in zip(x, losses, strict=True):
-        groups = block.view(-1, 4)
-        for i, value in enumerate(dropped):
-            groups[7 * i % len(groups), 2 + i // len(groups)] = -value if i % 2 else value
-    x = x.flatten(-2)
-    x = (x if operand == "k" else x.mT).contiguous()
-    assert torch.equal(x.to(torch.bfloat16).to(torch.float64), x)
-    return x.to(torch.bfloat16).view(1, 1, -1, BLOCK)
-
-
-# Both add up to 2^40 + 1: one within the window of the fast sum, the other only in digits.
-TIE_NARROW = [129.0] + [2.0**e for e in range(7, 40)]
-TIE_WIDE = [2.0**40, 2.0**-120, 2.0**-120] + [2.0**-e for e in range(1, 120)]
-LAST_PLACE = [[2.0**100, 2.0**-126], [2.0**100], [2.0**100, 2.0**-133], [2.0**100, 2.0**-125]]
-NINE = [1.0 - 2.0**-8] * 9
-# Exponents 32 and 33 below the largest: the last that the fast sum holds, and the first that it does not.
-WINDOW = [
-    [1.0, 255 * 2.0**-39],
-    [1.0, 255 * 2.0**-40],
-    [1.0, 2.0**-32],
-    [1.0, 2.0**-33],
-    [1.0, 129 * 2.0**-40],
-]
-
-
 @pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize(
-    "losses",
-    [
-        pytest.param(LAST_PLACE, id="last-place"),
-        pytest.param([[2.0**-133], [], [2.0**-132], [2.0**-133, 2.0**-133]], id="subnormal"),
-        pytest.param([TIE_NARROW, TIE_WIDE, [2.0**40, 2.0], [2.0**40]], id="both-paths-tie"),
-        pytest.param([TIE_WIDE, TIE_NARROW, [2.0**40], [2.0**40, 0.5]], id="both-paths-tie-reversed"),
-        pytest.param([[2.0**119] * 2000, [2.0**119] * 1999 + [2.0**118] * 2, [2.0**119] * 1999], id="carry"),
-        pytest.param([[*NINE, 2.0**-40], NINE, [2.0**64], [2.0**63, 2.0**63]], id="limbs"),
-        pytest.param(WINDOW, id="window"),
-        pytest.param([[2.0**-100] * 3, [2.0**-99, 2.0**-100], [2.0**-100, 2.0**-133]], id="small"),
-        pytest.param([*LAST_PLACE, *LAST_PLACE, *LAST_PLACE], id="equal-digits"),
-    ],
-)
+@pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES)
 def test_blocks_whose_losses_differ_in_the_last_place(losses: list[list[float]], operand: Operand) -> None:
     x = blocks_dropping(losses, operand)
-    exact = [sum(map(Fraction, dropped), Fraction(0)) for dropped in losses]
-    order = sorted(range(len(losses)), key=lambda i: (exact[i], i))
+    order = by_loss(losses)
     for sparse in range(1, len(losses)):
         plan = BlockPlan(len(losses), 0, len(losses), sparse)
         check_pages(x, operand, plan)
@@ -293,11 +177,9 @@ def test_blocks_whose_losses_differ_in_the_last_place(losses: list[list[float]],
 def test_the_first_non_finite_element_is_named(operand: Operand, seq: int) -> None:
     random = torch.Generator().manual_seed(seq)
     for dtype, sparsity in itertools.product(DTYPES, (0.0, 0.25, 0.5)):
-        x = make_data("wide", (2, 2, seq, 64), dtype, seed=seq)
-        places = torch.randint(x.numel(), (3,), generator=random)
-        x.view(-1)[places] = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=dtype)
+        x, first = with_non_finite(seq, dtype, random)
         pages = compress(x.to(DEVICE), operand, plan_blocks(seq, sparsity))
-        assert int(pages.non_finite.cpu(torch.int64)) == int(places.min()), (dtype, sparsity)
+        assert int(pages.non_finite.cpu(torch.int64)) == first, (dtype, sparsity)
 
 
 def test_the_tail_is_scanned_too() -> None:
@@ -308,17 +190,7 @@ def test_the_tail_is_scanned_too() -> None:
         assert int(pages.non_finite.cpu(torch.int64)) == x.numel() - 1
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("head_dim", 96),
-        ("dtype", 2),
-        ("operand", 2),
-        ("sparse_per_head", 3),
-        ("last_eligible", 3),
-        ("first_eligible", -1),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), BAD_PARAMETERS)
 def test_bad_parameters_are_refused(field: str, value: int) -> None:
     x = torch.zeros(1, 1, 150, 64, dtype=torch.float16, device=DEVICE)
     params = compress_params(x, "k", plan_blocks(150, 0.5))
@@ -358,16 +230,15 @@ def test_pages_in_a_graph() -> None:
 # ---- Bitmaps -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@every_dtype
 def test_bitmaps_equal_the_definition(dtype: torch.dtype, head_dim: int, kind: str) -> None:
     for seq in SEQS:
         x = make_data(kind, (1, 2, seq, head_dim), dtype, seed=seq)
-        half = head_dim // 2
-        for keep in (half, half + 3, 1) if seq > 256 else (0, 1, 7, half, head_dim - 1, head_dim):
+        for keep in keeps(seq, head_dim):
             check_bitmap(x, keep)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@every_dtype
 def test_bitmaps_over_more_runs_than_the_scan_has_threads(dtype: torch.dtype) -> None:
     """140,000 tokens are 1094 runs."""
     check_bitmap(make_data("ties", (2, 1, 70000, 64), dtype, seed=0), 37)
