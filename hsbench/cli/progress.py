@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hsbench.cli.signals import held
 from hsbench.cli.streams import say, stderr
 from hsbench.run.observer import Observer
 
@@ -28,7 +29,8 @@ class Progress(Observer):
     """A bar on stderr where that is a terminal; only warnings where not. A context manager.
 
     It is drawn when the run reports something, which it does between samples, and never by a thread of
-    its own: a thread that redraws ten times a second would run into the samples.
+    its own: a thread that redraws ten times a second would run into the samples. Signals wait while it is drawn: a
+    bar that one had left half started could not be stopped, and its cursor would stay hidden.
 
     Args:
         cells: how many there are; the bar counts them where there is more than one.
@@ -71,31 +73,40 @@ class Progress(Observer):
         if self._bar is None or not self._bar.live.is_started:
             yield
             return
-        self._bar.stop()
+        with held():
+            self._bar.stop()
         try:
             yield
         finally:
-            self._bar.start()
+            with held():
+                self._bar.start()
 
     def __enter__(self) -> Progress:
         if self._bar:
-            self._bar.start()
+            try:
+                with held():
+                    self._bar.start()
+            except BaseException:
+                self._bar.stop()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with held():
+                self._bar.stop()
 
     def _draw(self, text: str, *, completed: int | None = None, now: bool = False) -> None:
         if self._bar is None:
             return
         shown = " · ".join(part for part in (self._label, text) if part)
-        self._bar.update(self._task, description=shown, completed=completed)
-        if now or time.monotonic() - self._drawn > _REDRAW_S:
-            self._drawn = time.monotonic()
-            self._bar.refresh()
+        with held():
+            self._bar.update(self._task, description=shown, completed=completed)
+            if now or time.monotonic() - self._drawn > _REDRAW_S:
+                self._drawn = time.monotonic()
+                self._bar.refresh()
 
 
 def _bar(cells: int) -> Any:

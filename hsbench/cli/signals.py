@@ -73,7 +73,29 @@ class Interruptible:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
+        if held.depth and not held.late:  # a second one does not wait: what is held may hang
+            held.late = number
+            return
         raise Stopped(number)
+
+
+class held:  # noqa: N801 - a context manager, used as a function
+    """Calls in here are not left half done: a signal that comes meanwhile is raised at the end. For libraries whose
+    state an exception would break, and for short calls only."""
+
+    depth = 0
+    late = 0
+
+    def __enter__(self) -> None:
+        held.depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held.depth -= 1
+        if held.late and not held.depth:
+            number, held.late = held.late, 0
+            raise Stopped(number)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,20 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 TINY = [
     "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense", "--device", "cpu", "--time", "0.1",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """As at a terminal, also where the tests run under nohup or in a script's background, whose processes inherit that
+    signals are ignored."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in heard}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, heard[number])
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number: int) -> None:
@@ -147,6 +161,45 @@ def test_a_process_on_a_terminal(tmp_path: Path, number: int) -> None:
     found = statuses(path.read_text())
     assert len(found) == len(sizes) and found[0] == "ok" and found[-1] == "interrupted"
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l") and b"Traceback" not in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+CURSOR = {"hidden": "\x1b[?25l", "shown": "\x1b[?25h"}
+
+
+@pytest.mark.parametrize("call", ["set_live", "push_render_hook", "clear_live", "pop_render_hook"])
+@pytest.mark.parametrize("time_of_it", [1, 2])
+def test_a_signal_while_the_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, call: str, time_of_it: int) -> None:
+    """Wherever in rich it comes: the run is stopped, and the bar is taken away."""
+    from rich.console import Console
+
+    from hsbench.cli import progress
+    from hsbench.cli.signals import Interruptible, Stopped, held
+
+    real, calls = getattr(Console, call), []
+
+    def signalled(*arguments: object) -> object:
+        calls.append(call)
+        if len(calls) == time_of_it:
+            send(signal.SIGTERM)
+        return real(*arguments)
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "stderr", lambda: terminal)
+    monkeypatch.setattr(Console, call, signalled)
+    with Interruptible() as signals, pytest.raises(Stopped), progress.Progress(2, print) as bar:
+        bar.cell(0, "a cell")
+        with bar.aside():
+            pass
+    assert (signals.exit_code, held.depth, held.late) == (143, 0, 0)
+    assert len(calls) >= time_of_it
+    shown = terminal.getvalue()
+    assert shown.rindex(CURSOR["shown"]) > shown.rindex(CURSOR["hidden"])
 
 
 # ---- At the start ------------------------------------------------------------------------------------------
