@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hsbench.cache.prune import check_finite, keep_unstructured, kept_per_token, raise_if_non_finite
+from hsbench.cache.compressor import PairCompressor, TensorCompressor
+from hsbench.cache.prune import check_finite, keep_unstructured, kept_per_token
 from hsbench.cache.storage import Shape, StoredKV
 from hsbench.kernels import forks, library, memory
-from hsbench.problem.elements import element_by
 
 CHUNK = 64
 PAD = 8
@@ -85,16 +85,15 @@ class BitmapKV(StoredKV[BitmapTensor]):
         return 1 - (self.k.keep + self.v.keep) / (2 * self.k.shape[-1])
 
 
-class BitmapCompressor:
-    """One tensor bound to the bitmaps that it becomes, with the native kernels of its device. The first ``run`` counts,
-    allocates the values and fills them; later ones do the same work without allocating.
+class BitmapCompressor(TensorCompressor):
+    """One tensor bound to the bitmaps that it becomes. The first ``run`` counts, allocates the values and fills them;
+    later ones do the same work without allocating.
 
     Raises:
         UnavailableError: there is no native library for the device.
     """
 
     def __init__(self, x: Tensor, name: str, sparsity: float) -> None:
-        self._x, self._name = x.contiguous(), name
         batch, kv_heads, seq, head_dim = x.shape
         chunks = (batch, kv_heads, seq, head_dim // CHUNK)
         self._bitmap = memory.empty(chunks, torch.int64, x.device)
@@ -102,23 +101,8 @@ class BitmapCompressor:
         self._values: Tensor | None = None
         self._keep = kept_per_token(sparsity, head_dim)
         self._total = torch.zeros(1, dtype=torch.int64, device=x.device)
-        self._non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
-        params = library.make(
-            "hsb_compress_bitmap_params",
-            batch=batch,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            keep=self._keep,
-            seq=seq,
-            dtype=element_by(x.dtype).code,
-            x=self._x,
-            bitmap=self._bitmap,
-            offset=self._offset,
-            total=self._total,
-            non_finite=self._non_finite,
-            **library.on_device(x.device),
-        )
-        self._operation = library.Operation("compress_bitmap", x.device, params)
+        outputs = dict(bitmap=self._bitmap, offset=self._offset, total=self._total)
+        super().__init__("compress_bitmap", x, name, keep=self._keep, **outputs)
 
     def run(self) -> None:
         """Prunes and packs."""
@@ -131,10 +115,6 @@ class BitmapCompressor:
             self._operation.params.values = self._values.data_ptr()
             self._operation.run()
 
-    def check(self) -> None:
-        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
-        raise_if_non_finite(self._name, int(self._non_finite), self._x.shape)
-
     @property
     def result(self) -> BitmapTensor:
         """What the runs fill; there is none before the first."""
@@ -143,27 +123,18 @@ class BitmapCompressor:
         return BitmapTensor(self._name, _shape(self._x), self._bitmap, self._offset, self._values, self._keep)
 
 
-class BitmapKVCompressor:
+class BitmapKVCompressor(PairCompressor):
     """A KV cache bound to the bitmaps that it becomes, see :class:`BitmapCompressor`."""
 
     def __init__(self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float) -> None:
         self._key = BitmapCompressor(k, "k", key_sparsity)
         self._value = BitmapCompressor(v, "v", value_sparsity)
+        super().__init__(self._key, self._value)
 
     @property
     def kv(self) -> BitmapKV:
         """What the runs fill; there is none before the first."""
         return BitmapKV(self._key.result, self._value.result)
-
-    def run(self) -> None:
-        """Fills ``kv``."""
-        self._key.run()
-        self._value.run()
-
-    def check(self) -> None:
-        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
-        self._key.check()
-        self._value.check()
 
 
 def compress_bitmap(x: Tensor, name: str, sparsity: float) -> BitmapTensor:

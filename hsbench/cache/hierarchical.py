@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import BlockKind, entries_of, kinds_of, slots_of
+from hsbench.cache.compressor import PairCompressor, TensorCompressor
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
@@ -23,7 +24,6 @@ from hsbench.cache.prune import (
     check_finite,
     choose_blocks,
     plan_blocks,
-    raise_if_non_finite,
     split_blocks,
 )
 from hsbench.cache.storage import Shape, StoredKV
@@ -167,46 +167,27 @@ def check_kv(k: Tensor, v: Tensor) -> None:
         raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")
 
 
-class PageCompressor:
-    """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs, with the native
-    kernels of its device, as often as it is called.
+class PageCompressor(TensorCompressor):
+    """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs.
 
     Raises:
         UnavailableError: there is no native library for the device.
     """
 
     def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan) -> None:
-        self._x = x.contiguous()
         self.pages = pages = PagedTensor.empty(x, operand, plan)
-        batch, kv_heads, seq, head_dim = x.shape
-        self._non_finite = torch.full((1,), -1, dtype=torch.int64, device=x.device)
-        params = library.make(
-            "hsb_compress_params",
-            batch=batch,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+        super().__init__(
+            "compress",
+            x,
+            operand,
             operand=library.KEY if operand == "k" else library.VALUE,
-            seq=seq,
             first_eligible=plan.first,
             last_eligible=plan.last,
             sparse_per_head=plan.sparse,
-            dtype=element_by(x.dtype).code,
-            x=self._x,
             dense=pages.dense,
             sparse=pages.sparse,
             map=pages.map,
-            non_finite=self._non_finite,
-            **library.on_device(x.device),
         )
-        self._operation = library.Operation("compress", x.device, params)
-
-    def run(self) -> None:
-        """Fills the pages."""
-        self._operation.run()
-
-    def check(self) -> None:
-        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
-        raise_if_non_finite(self.pages.operand, int(self._non_finite), self._x.shape)
 
 
 def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
@@ -238,26 +219,16 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     return pages
 
 
-class KVCompressor:
-    """A KV cache bound to the pages that it becomes, see :class:`PageCompressor`."""
+class KVCompressor(PairCompressor):
+    """A KV cache bound to the pages that it becomes, ``kv``, which each run fills; see :class:`PageCompressor`."""
 
     def __init__(
         self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
     ) -> None:
         key = PageCompressor(k, "k", plan_blocks(k.shape[2], key_sparsity, sink=sink, local=local))
         value = PageCompressor(v, "v", plan_blocks(v.shape[2], value_sparsity, sink=sink, local=local))
-        self._parts = (key, value)
+        super().__init__(key, value)
         self.kv = HierarchicalKV(key.pages, value.pages)
-
-    def run(self) -> None:
-        """Fills ``kv``."""
-        for part in self._parts:
-            part.run()
-
-    def check(self) -> None:
-        """Raises :class:`NonFiniteError` if the last run met a NaN or an infinity."""
-        for part in self._parts:
-            part.check()
 
 
 def compress_kv(

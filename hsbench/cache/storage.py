@@ -1,11 +1,6 @@
 """What every way to store a KV cache offers, whatever its bytes are: one protocol, and what follows from it.
 
-Adding a storage format:
-
-1. Write ``hsbench/cache/<name>.py``: a :class:`StoredTensor` for one of K and V, a :class:`StoredKV` of two, and a
-   :class:`Compressor` that fills it, by the kernels of the device.
-2. Declare its struct in ``csrc/params.h`` (Python reads it there), and write its kernels.
-3. Give it a call in ``hsbench/attention/calls.py`` and a method in ``hsbench/methods/``.
+CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations

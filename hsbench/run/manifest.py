@@ -1,6 +1,6 @@
 """What a run leaves of itself, enough to repeat it: written beside a CSV, and within a JSON document.
 
-    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/3", "started": UTC, "command": [words],
+    {"schema": "hsbench-manifest/1", "rows_schema": "hsbench/4", "started": UTC, "command": [words],
      "run": the plan, see :mod:`hsbench.run.plan`,
      "machine": {"cpu", "gpu"}, "versions", "libraries" (SHA-256), "git": {"commit", "dirty"} or null,
      "environment": {switches that are set}}
