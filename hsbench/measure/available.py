@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hsbench.kernels.device import Device
 
-from . import cgroup
+from . import cgroup, procfs
 
 _DEFAULT_STACK = 8 << 20  # of a thread, where there is no limit for it
 
@@ -46,14 +46,14 @@ def free_memory(device: Device, root: Path = Path("/")) -> FreeMemory | None:
 
         kept = torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device))
         return FreeMemory(int(torch.cuda.mem_get_info(str(device))[0]) + max(kept, 0))
-    meminfo = _kib_fields(root / "proc/meminfo")
+    meminfo = procfs.kib_fields(root / "proc/meminfo")
     found = [FreeMemory(meminfo["MemAvailable"])] if "MemAvailable" in meminfo else []
     if (left := cgroup.memory_left(root)) is not None:
         found.append(FreeMemory(left, "the memory limit of the control group"))
     if {"CommitLimit", "Committed_AS"} <= meminfo.keys() and _strict(root):
         promised = max(meminfo["CommitLimit"] - meminfo["Committed_AS"], 0)
         found.append(FreeMemory(promised, "vm.overcommit_memory=2"))
-    found += _within_limits(_kib_fields(root / "proc/self/status"))
+    found += _within_limits(procfs.kib_fields(root / "proc/self/status"))
     return min(found, key=lambda free: free.nbytes, default=None)
 
 
@@ -86,18 +86,4 @@ def _within_limits(status: dict[str, int]) -> list[FreeMemory]:
 
 
 def _strict(root: Path) -> bool:
-    try:
-        return (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2"
-    except (OSError, ValueError):
-        return False
-
-
-def _kib_fields(path: Path) -> dict[str, int]:
-    """The lines "name: value kB" of a file, in bytes."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError):
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    sizes = {name.strip(): value.split() for name, _, value in pairs}
-    return {n: int(v[0]) * 1024 for n, v in sizes.items() if len(v) == 2 and v[1] == "kB" and v[0].isdecimal()}
+    return procfs.text(root / "proc/sys/vm/overcommit_memory") == "2"

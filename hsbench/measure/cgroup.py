@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from . import procfs
+
 ROOT = Path("/")
 
 # The files of a limit and of what counts towards it. Beyond memory.high a group is not refused memory but stalled until
@@ -83,9 +85,9 @@ def _memory(root: Path) -> Iterator[tuple[int, int]]:
 def _quotas(root: Path) -> Iterator[tuple[Path, float]]:
     """Each level that has a CPU quota, with its cores."""
     for folder in _folders(root, "cpu"):
-        quota, period = ((_text(folder / "cpu.max")).split() + ["", ""])[:2]
+        quota, period = ((procfs.text(folder / "cpu.max")).split() + ["", ""])[:2]
         if not quota:
-            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+            quota, period = procfs.text(folder / "cpu.cfs_quota_us"), procfs.text(folder / "cpu.cfs_period_us")
         if quota.isdecimal() and period.isdecimal() and int(period):  # "max" and -1 are no limit
             yield folder, int(quota) / int(period)
 
@@ -112,7 +114,7 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
 
 def _paths(root: Path, controller: str) -> Iterator[tuple[str, int]]:
     """This process's path in the hierarchy of a controller and in that of version 2, with the version."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in procfs.text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, colon, path = rest.partition(":")
         if colon and not controllers:
@@ -125,7 +127,7 @@ def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str, int]]:
     """Where hierarchies are mounted: the folder, the path within the hierarchy that it shows, the version. Where the
     system does not list its mounts, the usual places."""
     listed = False
-    for line in _text(root / "proc/self/mountinfo").splitlines():
+    for line in procfs.text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
@@ -152,20 +154,13 @@ def _unescaped(path: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError):
-        return ""
-
-
 def _number(path: Path) -> int | None:
     """The number in a file; None for "max" and where there is none."""
-    text = _text(path)
+    text = procfs.text(path)
     return int(text) if text.isdecimal() else None
 
 
 def _fields(path: Path) -> dict[str, int]:
     """The lines "name value" of a file."""
-    pairs = (line.split() for line in _text(path).splitlines())
+    pairs = (line.split() for line in procfs.text(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

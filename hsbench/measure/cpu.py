@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroup
+from . import cgroup, procfs
 from .cache import usable_cpus
 
 
@@ -43,9 +43,8 @@ def cpu_facts(root: Path = Path("/")) -> CpuFacts:
         root: where /proc and /sys are; another folder in tests.
     """
     cpus = usable_cpus()
-    cpuinfo = _fields(root / "proc/cpuinfo")
-    meminfo = _fields(root / "proc/meminfo")
-    total = _kib(meminfo.get("MemTotal"))
+    cpuinfo = procfs.fields(root / "proc/cpuinfo")
+    total = procfs.kib_fields(root / "proc/meminfo").get("MemTotal")
     limit = cgroup.memory_limit(root)
     flags = cpuinfo.get("flags")
     return CpuFacts(
@@ -53,32 +52,8 @@ def cpu_facts(root: Path = Path("/")) -> CpuFacts:
         logical_cores=os.cpu_count(),
         usable_cores=len(cpus),
         quota_cores=cgroup.quota_cores(root),
-        governor=_text(root / f"sys/devices/system/cpu/cpu{cpus[0]}/cpufreq/scaling_governor"),
+        governor=procfs.text(root / f"sys/devices/system/cpu/cpu{cpus[0]}/cpufreq/scaling_governor") or None,
         memory_total_bytes=total,
         memory_limit_bytes=limit if limit is not None and (total is None or limit < total) else None,
         hypervisor=None if flags is None else "hypervisor" in flags.split(),
     )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except (OSError, ValueError):
-        return None
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """The lines "name : value" of a file, the first of each name."""
-    found: dict[str, str] = {}
-    for line in (_text(path) or "").splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            found.setdefault(name.strip(), value.strip())
-    return found
-
-
-def _kib(value: str | None) -> int | None:
-    try:
-        return None if value is None else int(value.split()[0]) * 1024
-    except (ValueError, IndexError):
-        return None

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from hsbench.kernels.device import Device
 
+from . import procfs
+
 _PROCESS = Path("/proc/self")
 
 
@@ -116,11 +118,7 @@ class _Resident:
     def peak(self) -> int | None:
         if not self._resets:
             return None  # it would be the peak of everything so far
-        try:
-            lines = (_PROCESS / "status").read_text().splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-        except (OSError, ValueError, IndexError, StopIteration):
-            return None
+        return procfs.kib_fields(_PROCESS / "status").get("VmHWM")
 
     def reset(self) -> None:
         try:
