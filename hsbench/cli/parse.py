@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from hsbench.errors import UsageError, unknown
 from hsbench.problem.workload import check_size, check_sparsity
@@ -17,13 +18,20 @@ _SIZE = re.compile(r"(\d+)(?:\.(\d+))?([kKmM]?)", re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _FIELD = re.compile(r"`(\w+)`")
 
-#: Fields whose options are not called after them.
-_OPTIONS = {"budget_s": "--time", "sustain_s": "--sustain"}
+#: Settings that are typed under another name.
+_TYPED_AS = {"budget_s": "time", "sustain_s": "sustain"}
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def typed_as(field: str) -> str:
+    """The field of a request that fills a field."""
+    return _TYPED_AS.get(field, field)
 
 
 def flag(field: str) -> str:
     """The option that fills a field."""
-    return _OPTIONS.get(field, "--" + field.replace("_", "-"))
+    return "--" + typed_as(field).replace("_", "-")
 
 
 def as_option(error: UsageError) -> UsageError:
@@ -81,7 +89,7 @@ def parse_number(text: str) -> float:
         return float("nan")
 
 
-def parse_choice(text: str, field: str, choices: Sequence[str]) -> str:
+def parse_choice(text: str, field: str, choices: Sequence[Choice]) -> Choice:
     """Read one of ``choices``, in any case.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsbench.cli.parse import typed_as
 from hsbench.errors import UsageError
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -13,9 +14,6 @@ DEFAULT_PROFILE_DIR = "profiles/out"
 #: What ``compare`` takes lists of, slowest-changing first. Sparsity changes fastest: cells that differ only
 #: in it have the same tensors.
 LISTS = ("workload", "dtype", "seq", "batch", "sparsity")
-
-#: Options that fill a field of another name.
-_FILLS = {"budget_s": "time", "sustain_s": "sustain"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class Request:
 
     def as_typed(self, error: UsageError) -> UsageError:
         """The error with the value as it was typed, ``2k`` for 2048; one of a list stays as it is."""
-        typed = self.given().get(_FILLS.get(error.option, error.option))
+        typed = self.given().get(typed_as(error.option))
         if not isinstance(typed, str) or ("," in typed and error.option in LISTS):
             return error
         return UsageError(error.option, typed.strip() or '""', error.remedy)

@@ -133,10 +133,7 @@ def _task(
 
 
 def _settings(request: Request) -> Settings:
-    cache = CACHES[0]
-    if request.cache is not None:
-        wanted = parse_choice(request.cache, "cache", CACHES)
-        cache = next(state for state in CACHES if state == wanted)
+    cache = CACHES[0] if request.cache is None else parse_choice(request.cache, "cache", CACHES)
     budget_s = Settings.budget_s if request.time is None else parse_number(request.time)
     sustain_s = Settings.sustain_s if request.sustain is None else parse_number(request.sustain)
     try:
