@@ -8,6 +8,7 @@ On a machine without a compiler an installed hsbench has no library, and tests t
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,6 +45,17 @@ def processes_find_what_is_tested(request: pytest.FixtureRequest, monkeypatch: p
         entries = [str(library.LIB.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
         monkeypatch.setenv("PYTHONSAFEPATH", "1")
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """For modules of many small operations: torch's threads only cost time there, and spin in the way of ours."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +34,7 @@ every_block = [
     for operand, dtype, head_dim in itertools.product(OPERANDS, INFINITY, (64, 128))
 ]
 MISSING = library.why_missing("cpu")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 NEEDS_NATIVE = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 PAGERS = [
     pytest.param(compress_tensor_torch, id="torch"),
@@ -43,15 +44,6 @@ BITMAPPERS = [
     pytest.param(compress_bitmap_torch, id="torch"),
     pytest.param(compress_bitmap, id="native", marks=NEEDS_NATIVE),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Threads only cost time on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- Data and oracles --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -34,15 +33,7 @@ INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 MANTISSA = {torch.float16: 10, torch.bfloat16: 7}
 SMALLEST = {torch.float16: Fraction(1, 2**24), torch.bfloat16: Fraction(1, 2**133)}
 EVERY_DTYPE = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in INFINITY]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Threads only cost time on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 # ---- Data and oracles --------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import hsbench as package
 import profiler_standin
 from hsbench import profiling
 from hsbench.cli.main import main
@@ -522,15 +521,8 @@ def run_small(capsys: pytest.CaptureFixture[str], *argv: str, seq: str = "512") 
     return code, *capsys.readouterr()
 
 
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run under a profiler is a process of its own, and finds the package under test."""
-    root = str(Path(package.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
-
-
 @pytest.mark.slow
-def test_torch_profiler_for_real(standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torch_profiler_for_real(standin: Standin, capsys: pytest.CaptureFixture[str]) -> None:
     # Long enough for the product to be among the few operators that the summary names: less is overhead.
     code, out, err = run_small(capsys, "--profiler", "torch", seq="16k")
     assert code == 0, err
@@ -549,9 +541,7 @@ def test_torch_profiler_for_real(standin: Standin, importable: None, capsys: pyt
 
 
 @pytest.mark.slow
-def test_the_run_under_nsys_times_nothing(
-    standin: Standin, importable: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_run_under_nsys_times_nothing(standin: Standin, capsys: pytest.CaptureFixture[str]) -> None:
     """The stand-in runs what it is given; its exit code, had anything in it failed, would be the profiler's."""
     standin.install("nsys")
     standin.run_the_command()
@@ -574,8 +564,7 @@ def plan_file(folder: Path, *methods: str) -> Path:
 def test_a_profiled_run_prints_no_number(tmp_path: Path) -> None:
     path = plan_file(tmp_path, "sdpa:flash", "sdpa:math")
     command = child.command(path, profiling.Orders("nsys", 2, tmp_path / "x"))
-    env = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1])}
-    ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     assert list(tmp_path.iterdir()) == [path]
     assert ran.stdout == "".join(f"{name}: ok, profiled run, no timing\n" for name in ("sdpa:flash", "sdpa:math"))
@@ -641,9 +630,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_whole_hand_off(
-    standin: Standin, importable: None, tmp_path: Path, number: int, code: int
-) -> None:
+def test_a_signal_ends_the_whole_hand_off(standin: Standin, tmp_path: Path, number: int, code: int) -> None:
     """A terminal's Ctrl-C, or a supervisor's SIGTERM, while a tool that takes its time runs: the signal's exit code,
     the results, no report, and no tool that runs on."""
     tool = tmp_path / "bin" / "nsys"

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import pytest
 
-import hsbench as package
 from hsbench.cli import streams
 from hsbench.cli.main import main
 from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
-ROOT = Path(package.__file__).parents[1]
 TINY = [
     "--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense", "--device", "cpu",
     "--time", "0.1",
@@ -139,10 +137,9 @@ def stderr_of(kind: str) -> Iterator[tuple[list[str], int | None]]:
 
 
 def spawn(kind: str, *argv: str) -> subprocess.CompletedProcess[bytes]:
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
     with stderr_of(kind) as (before, stderr):
         command = [*before, sys.executable, "-m", "hsbench", *argv]
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=120, check=False)
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, timeout=120, check=False)
 
 
 @pytest.mark.slow
@@ -173,7 +170,6 @@ assert main({argv!r}) == 1
 assert "torch" not in sys.modules
 """
     command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", code]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env, timeout=60, check=False)
+    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.startswith("hsbench: error: stdout is closed: ") and ran.stderr.count("\n") == 1

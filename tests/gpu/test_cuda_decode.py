@@ -15,7 +15,7 @@ from torch import Tensor
 from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
-from kernel_cases import DEGENERATE, Case, assert_close, extreme, near_the_largest, small_values
+from kernel_cases import BAD_DECODE_SHAPES, DEGENERATE, Case, assert_close, extreme, near_the_largest, small_values
 
 pytestmark = pytest.mark.gpu
 
@@ -120,16 +120,7 @@ def test_a_side_stream_is_used() -> None:
     assert_keeps_to_its_stream(decode(case), case.out, case.lse)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"head_dim": 96}, "head_dim must be 64 or 128"),
-        ({"q_heads": 3}, "q_heads must be"),
-        ({"q_heads": 34}, "q_heads must be"),
-        ({"seq": 0}, "sizes must be positive"),
-        ({"dtype": 2}, "dtype must be"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), BAD_DECODE_SHAPES)
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
     shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=FP16.code) | change
     params = library.make("hsb_decode_params", **shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import hsbench
 from hsbench.profiling import PROFILERS
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(hsbench.__file__).parents[1]
 
 
 def profile(tmp_path: Path, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +23,6 @@ def profile(tmp_path: Path, name: str, *argv: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         timeout=600,
         check=False,
     )

@@ -159,6 +159,16 @@ def assert_rounded(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> None
     torch.testing.assert_close(got[1].double(), lse, rtol=2e-6, atol=2e-5)
 
 
+BAD_DECODE_SHAPES = (
+    ({"head_dim": 96}, "head_dim must be 64 or 128"),
+    ({"q_heads": 3}, "q_heads must be"),
+    ({"q_heads": 34}, "q_heads must be"),
+    ({"seq": 0}, "sizes must be positive"),
+    ({"dtype": 2}, "dtype must be"),
+)
+"""What is changed of a sound shape, and what is said of it."""
+
+
 # ---- Inputs that are hard on a running maximum ------------------------------------------------------------------
 def with_peak(q: Tensor, k: Tensor, token: int) -> Tensor:
     """One key with a huge score for the last query of a group's first head."""

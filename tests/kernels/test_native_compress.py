@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,16 +39,7 @@ from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
 
-pytestmark = needs_library
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """torch's threads spin between its many small operations here, in the way of ours."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [needs_library, pytest.mark.usefixtures("one_torch_thread")]
 
 
 # ---- Data --------------------------------------------------------------------------------------------------

@@ -17,7 +17,17 @@ from cpu_calls import ISAS, make_case, needs_library, run, variants
 from hsbench.cache.bitmap import BitmapTensor
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
-from kernel_cases import DEGENERATE, Case, Pack, assert_rounded, extreme, near_the_largest, padded_bitmap, scattered
+from kernel_cases import (
+    BAD_DECODE_SHAPES,
+    DEGENERATE,
+    Case,
+    Pack,
+    assert_rounded,
+    extreme,
+    near_the_largest,
+    padded_bitmap,
+    scattered,
+)
 
 pytestmark = needs_library
 
@@ -124,17 +134,7 @@ def against_a_guard_page(bitmap: BitmapTensor) -> Any:
     return memory, room
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"head_dim": 96}, "head_dim must be 64 or 128"),
-        ({"q_heads": 3}, "q_heads must be"),
-        ({"q_heads": 34}, "q_heads must be"),
-        ({"seq": 0}, "sizes must be positive"),
-        ({"dtype": 2}, "dtype must be"),
-        ({"threads": 0}, "threads must be positive"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), (*BAD_DECODE_SHAPES, ({"threads": 0}, "threads must be positive")))
 def test_bad_shapes_are_refused(change: dict[str, int], message: str) -> None:
     shape = dict(batch=1, q_heads=2, kv_heads=2, head_dim=64, seq=64, dtype=FP16.code, threads=1) | change
     params = library.make("hsb_decode_params", **shape)

@@ -5,7 +5,6 @@ Tried with 2022.4.2 and 2023.4.4, Debian's.
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import hsbench
 from hsbench.kernels.device import CPU
 from hsbench.machine.software import find_tool
 from hsbench.measure.ranges import DOMAIN
@@ -28,11 +26,9 @@ METHODS = ("sdpa:flash", "sdpa:math")
 
 
 @pytest.fixture(autouse=True)
-def nsys(monkeypatch: pytest.MonkeyPatch) -> Nsys:
+def nsys() -> Nsys:
     if find_tool("nsys") is None:
         pytest.skip("Nsight Systems is not installed: tests/tools/install_nsys does that on Debian, without a GPU")
-    root = str(Path(hsbench.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
     return Nsys()
 
 
