@@ -12,6 +12,7 @@ from torch import Tensor
 from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels import forks
+from hsbench.problem.elements import DEFAULT_INPUT, TORCH_INPUTS
 
 _ALIGNMENT = 16
 """Bytes: the vector loads of CUDA kernels."""
@@ -101,7 +102,8 @@ def _check_kind(name: str, value: Any) -> None:
     if value.layout != torch.strided:
         raise UsageError(name, f"of layout {value.layout}", f"needs a strided tensor; give {name}.to_dense()")
     if value.is_quantized:
-        raise UsageError(name, "quantised", f"needs torch.float16 or torch.bfloat16; give {name}.dequantize().half()")
+        remedy = f"give {name}.dequantize().to(torch.{DEFAULT_INPUT.torch_name})"
+        raise UsageError(name, "quantised", f"needs {TORCH_INPUTS}; {remedy}")
     if value.requires_grad and torch.is_grad_enabled():
         remedy = f"the kernels have no backward; give {name}.detach(), or call under torch.no_grad()"
         raise UsageError(name, "that requires a gradient", remedy)

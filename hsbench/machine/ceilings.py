@@ -9,10 +9,14 @@ import torch
 from hsbench import measure
 from hsbench.kernels import library, memory
 from hsbench.kernels.device import CPU, CUDA, Device
+from hsbench.problem.elements import DEFAULT_INPUT, FP32
 from hsbench.problem.phase import Phase
 
 # On a GPU so many that a launch and the last CTAs to end, some 5 us, are 1 % of a probe: else long decodes pass it.
 _PROBE_BYTES = {CPU.kind: 512 << 20, CUDA.kind: 2 << 30}
+
+# What a device's prefill multiplies in: a CPU widens its inputs, and tensor cores take all 16-bit types at one rate.
+_PRODUCTS = {CPU.kind: FP32, CUDA.kind: DEFAULT_INPUT}
 
 
 def ceiling(device: Device, kind: str, size: int | None = None) -> measure.Ceiling:
@@ -20,7 +24,8 @@ def ceiling(device: Device, kind: str, size: int | None = None) -> measure.Ceili
     far more than the caches hold. Its buffers live as long as it does: a cell that kept them would leave less to the
     cells after it."""
     if kind == "gemm":
-        return measure.gemm_ceiling(device)
+        element = _PRODUCTS[device.kind]
+        return measure.gemm_ceiling(device, element.torch_dtype, element.name)
     make = {"read": measure.read_ceiling, "copy": measure.copy_ceiling}[kind]
     ways = [make(device, **way) for way in _native_probes(device, size or _probe_size(device), copy=kind == "copy")]
     return ways[0] if len(ways) == 1 else measure.fastest(ways, measure.clock_for(device))
@@ -34,7 +39,9 @@ def ceiling_of(phase: Phase, device: Device) -> measure.Ceiling:
 
 def ceiling_bytes(phase: Phase, device: Device) -> int:
     """Memory that :func:`ceiling_of` takes, known before it is made."""
-    return measure.gemm_bytes(device) if phase.ceiling == "gemm" else _probe_size(device)
+    if phase.ceiling == "gemm":
+        return measure.gemm_bytes(device, _PRODUCTS[device.kind].nbytes(1))
+    return _probe_size(device)
 
 
 def _probe_size(device: Device) -> int:

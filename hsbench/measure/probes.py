@@ -21,7 +21,7 @@ from .clock import Clock, take_sample
 if TYPE_CHECKING:
     import torch
 
-_GEMM = {"cpu": ("fp32", 2048), "cuda": ("fp16", 8192)}
+_GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 _FEWEST = 4  # samples, whatever they cost: a half of them still has a median
 
 
@@ -101,43 +101,37 @@ def read_ceiling(device: Device, run: Callable[[], None] | None = None, bytes_mo
     return Ceiling("read", "GB/s", bytes_moved / 1e9, run, source)
 
 
-def gemm_ceiling(device: Device, dtype: str | None = None, size: int | None = None) -> Ceiling:
+def gemm_ceiling(device: Device, dtype: torch.dtype, name: str, size: int | None = None) -> Ceiling:
     """A square matrix product through torch, in TFLOP/s, counting 2 size^3 operations.
 
     The values are random: constant ones draw less power and would show a clock that real work does not get.
 
     Args:
         device: whose.
-        dtype: "fp32", "fp16" or "bf16"; None for fp32 on a CPU and fp16 on CUDA.
+        dtype: of both operands and of the result.
+        name: what the dtype is called in the ceiling's name.
         size: rows and columns; None for 2048 on a CPU and 8192 on CUDA.
-
-    Raises:
-        ValueError: another dtype.
     """
     import torch
 
-    default_dtype, default_size = _GEMM[device.kind]
-    dtype, size = dtype or default_dtype, size or default_size
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise ValueError(f"dtype {dtype} must be one of {', '.join(dtypes)}")
+    size = size or _GEMM_SIZE[device.kind]
     generator = torch.Generator(str(device)).manual_seed(0)
     a, b = (
-        torch.randn(size, size, device=str(device), dtype=torch.float32, generator=generator).to(dtypes[dtype])
+        torch.randn(size, size, device=str(device), dtype=torch.float32, generator=generator).to(dtype)
         for _ in range(2)
     )
-    out = torch.empty(size, size, device=str(device), dtype=dtypes[dtype])
+    out = torch.empty(size, size, device=str(device), dtype=dtype)
 
     def run() -> None:
         torch.matmul(a, b, out=out)
 
-    return Ceiling(f"gemm {dtype}", "TFLOP/s", 2 * size**3 / 1e12, run, "torch")
+    return Ceiling(f"gemm {name}", "TFLOP/s", 2 * size**3 / 1e12, run, "torch")
 
 
-def gemm_bytes(device: Device) -> int:
-    """Memory that `gemm_ceiling` takes at most, of its own dtype and size: two fp32 operands, and all three in it."""
-    dtype, size = _GEMM[device.kind]
-    return size * size * (2 * 4 + 3 * (4 if dtype == "fp32" else 2))
+def gemm_bytes(device: Device, itemsize: int) -> int:
+    """Memory that `gemm_ceiling` of its own size takes at most: two fp32 operands, and all three in a dtype of
+    `itemsize` bytes."""
+    return _GEMM_SIZE[device.kind] ** 2 * (2 * 4 + 3 * itemsize)
 
 
 def probe(ceiling: Ceiling, clock: Clock, *, count: int = 20, budget_s: float = 1.0) -> Probe:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hsbench.errors import UsageError
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import INPUTS
+from hsbench.problem.elements import DEFAULT_INPUT, INPUTS
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.tensor_file import damaged, holds_no_layer, open_safetensors
 from hsbench.problem.workload import check_geometry
@@ -117,7 +117,7 @@ def open_captured(path: str | Path, layer: int | None = None) -> Captured:
     """Read the geometry of one layer of a file of captured tensors; only the header is read.
 
     The file holds ``layers.N.q`` ``[batch, q_heads, q_len, head_dim]`` and ``layers.N.k``, ``layers.N.v``
-    ``[batch, kv_heads, seq, head_dim]``, all fp16 or all bf16.
+    ``[batch, kv_heads, seq, head_dim]``, all in one of ``elements.INPUTS``.
 
     Args:
         path: a safetensors file.
@@ -171,8 +171,9 @@ def _ranges(numbers: list[int]) -> str:
 def _check_dtypes(path: Path, layer: int, dtypes: dict[str, str]) -> str:
     for name, found in dtypes.items():
         if found not in _DTYPES:
-            problem = f"layers.{layer}.{name} is {found}, but fp16 or bf16 is needed"
-            remedy = "convert q, k and v with .to(torch.float16) and save them with safetensors.torch.save_file"
+            problem = f"layers.{layer}.{name} is {found}, but {' or '.join(INPUTS)} is needed"
+            convert = f"convert q, k and v with .to(torch.{DEFAULT_INPUT.torch_name})"
+            remedy = f"{convert} and save them with safetensors.torch.save_file"
             raise UsageError("kv", path, f"{problem}; {remedy}")
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{name} {_DTYPES[dtype]}" for name, dtype in dtypes.items())

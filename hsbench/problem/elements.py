@@ -1,4 +1,4 @@
-"""Element types: the one place that knows how large an element is and what each library calls it."""
+"""Element types: the one place that knows how large an element is, how precise, and what each library calls it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ class Element:
     Attributes:
         name: as typed and reported, such as ``fp16``.
         bits: of one element.
+        mantissa_bits: of these, behind the leading one.
         torch_name: torch's name, such as ``float16``.
         safetensors_name: as a safetensors header says it.
         code: the ``hsb_dtype`` of params.h; None for a type that no kernel takes.
+        tolerance: the largest relative error, ``||out - reference|| / ||reference||``, with which an attention output
+            of this type passes; None for a type that no output has.
     """
 
     name: str
     bits: int
+    mantissa_bits: int
     torch_name: str
     safetensors_name: str
     code: int | None = None
+    tolerance: float | None = None
 
     def nbytes(self, count: int) -> int:
         """Bytes of ``count`` elements, side by side."""
@@ -43,12 +48,18 @@ class Element:
         return self.name
 
 
-FP16 = Element("fp16", 16, "float16", "F16", code=0)
-BF16 = Element("bf16", 16, "bfloat16", "BF16", code=1)
-FP32 = Element("fp32", 32, "float32", "F32")
+FP16 = Element("fp16", 16, 10, "float16", "F16", code=0, tolerance=1e-3)
+BF16 = Element("bf16", 16, 7, "bfloat16", "BF16", code=1, tolerance=8e-3)
+FP32 = Element("fp32", 32, 23, "float32", "F32")
 
 INPUTS = {element.name: element for element in (FP16, BF16)}
 """What q, k and v may be, by name, the one to take where nobody asks first."""
+
+DEFAULT_INPUT = next(iter(INPUTS.values()))
+"""The one to take where nobody asks."""
+
+TORCH_INPUTS = " or ".join(f"torch.{element.torch_name}" for element in INPUTS.values())
+"""The inputs as a message says them to who has a tensor."""
 
 
 def element_of(dtype: torch.dtype) -> Element | None:

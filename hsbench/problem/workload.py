@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hsbench.errors import UsageError, unknown
-from hsbench.problem.elements import INPUTS, Element
+from hsbench.problem.elements import DEFAULT_INPUT, INPUTS, Element
 from hsbench.problem.phase import PHASES, Phase
 from hsbench.problem.shapes import find_shape
 
@@ -24,7 +24,7 @@ DEFAULT_WORKLOAD = "Llama-3.1-8B"
 DEFAULT_SEQ = 32 * 1024
 DEFAULT_BATCH = 1
 DEFAULT_SPARSITY = 0.5
-DEFAULT_DTYPE = next(iter(INPUTS))
+DEFAULT_DTYPE = DEFAULT_INPUT.name
 DEFAULT_TENSORS = TENSORS[0]
 
 # Kernels count tokens and heads in 32 bits, so a larger size is a typing error, not a benchmark.

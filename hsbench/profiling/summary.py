@@ -90,7 +90,7 @@ def by_share(lines: Iterable[Line], methods: Sequence[str]) -> list[Line]:
 def short_name(kernel: str) -> str:
     """A kernel's own name: no return type, namespaces, template or call parameters.
 
-    ``void hsb::cuda::decode_kernel<__half, 128>(Args)`` is ``decode_kernel``.
+    ``void hsb::cuda::decode_kernel<float, 128>(Args)`` is ``decode_kernel``.
     """
     plain = re.sub(r"\(anonymous namespace\)::|<unnamed>::", "", kernel).strip()
     if plain.startswith("["):  # nsys: [CUDA memset]

@@ -11,10 +11,11 @@ from torch import Tensor
 from hsbench.attention.reference import attend_head, attend_heads
 from hsbench.cache.prune import BLOCK
 from hsbench.errors import UnsupportedError
+from hsbench.problem.elements import INPUTS
 from hsbench.problem.inputs import Inputs
 
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Largest relative error, ||out - reference|| / ||reference||, that passes."""
+TOLERANCE = {e.torch_dtype: e.tolerance for e in INPUTS.values() if e.tolerance is not None}
+"""Largest relative error, ||out - reference|| / ||reference||, that passes, by the output's dtype."""
 
 LSE_TOLERANCE = 1e-3
 """Largest difference of a log-sum-exp, absolute below 1 and relative above."""

@@ -75,4 +75,4 @@ def test_a_flush_makes_a_small_read_slower(torch):
 def test_ceilings_are_those_of_a_gpu(torch):
     assert probe(copy_ceiling(CUDA), CudaClock()).value > 100
     assert probe(read_ceiling(CUDA), CudaClock()).value > 100
-    assert probe(gemm_ceiling(CUDA), CudaClock()).value > 5
+    assert probe(gemm_ceiling(CUDA, torch.float16, "fp16"), CudaClock()).value > 5
