@@ -96,7 +96,7 @@ def test_the_api(surroundings: Any, dtype: torch.dtype) -> None:
         kv = hsbench.compress(k, v, 0.3, sink=64)
         head = kv.k.head(1, 1)
         return [
-            kv.memory(), kv.achieved_sparsity, kv.unpack(), head.unpack(), kv.k.map, kv.k.dense, kv.k.sparse,
+            kv.memory(), kv.achieved_sparsity, kv.unpack(), head.unpack(), kv.k.map, *kv.k.pools.values(),
             hsbench.decode(q[:, :, -1:], kv), hsbench.prefill(q, kv), compress_bitmap(k, "k", 0.5).unpack(),
         ]  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_the_definitions(surroundings: Any) -> None:
             for operand in ("k", "v")
         ]
         return [
-            *((page.map, page.dense, page.sparse, page.unpack()) for page in pages),
+            *((page.map, *page.pools.values(), page.unpack()) for page in pages),
             compress_bitmap_torch(k, "k", 0.7).unpack(),
             prune_hierarchical(k, "k", torch.ones(2, 2, 4, dtype=torch.bool, device="cpu")),
             (expected.rows, expected.out, expected.lse),

@@ -5,19 +5,11 @@ An entry is ``slot << HSB_KIND_BITS | kind``, as ``csrc/params.h`` declares it a
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import torch
 from torch import Tensor
 
+from hsbench.cache.prune import BlockKind
 from hsbench.kernels import library
-
-
-class BlockKind(IntEnum):
-    """hsb_block_kind: how a block of 64 tokens is stored."""
-
-    DENSE = 0
-    SPARSE_2_4 = 1
 
 
 def _bits() -> int:

@@ -14,16 +14,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsbench.cache.block_map import BlockKind
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
-from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
-from hsbench.problem.elements import FP16, Element
+from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
+from hsbench.problem.elements import Element, element_by
 
 LANES = 32
 STEPS = 64
 GROUPS = STEPS // 4
 PATTERN_BYTES = 192
-SPARSE_TILE_BYTES = PATTERN_BYTES + FP16.nbytes(GROUPS * 2 * LANES)
 PATTERNS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 """Kept positions by pattern code."""
 
@@ -34,12 +32,16 @@ def tiles_per_page(head_dim: int) -> int:
     return BLOCK * head_dim // (LANES * STEPS)
 
 
-def dense_page_bytes(head_dim: int, element: Element = FP16) -> int:
+def sparse_tile_bytes(element: Element) -> int:
+    return PATTERN_BYTES + element.nbytes(GROUPS * 2 * LANES)
+
+
+def dense_page_bytes(head_dim: int, element: Element) -> int:
     return tiles_per_page(head_dim) * element.nbytes(STEPS * LANES)
 
 
-def sparse_page_bytes(head_dim: int, element: Element = FP16) -> int:
-    return tiles_per_page(head_dim) * (PATTERN_BYTES + element.nbytes(GROUPS * 2 * LANES))
+def sparse_page_bytes(head_dim: int, element: Element) -> int:
+    return tiles_per_page(head_dim) * sparse_tile_bytes(element)
 
 
 def metadata_bytes(head_dim: int) -> int:
@@ -77,7 +79,7 @@ def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
 
 def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
-    tiles = pages.reshape(pages.shape[0], -1, SPARSE_TILE_BYTES)
+    tiles = pages.reshape(pages.shape[0], -1, sparse_tile_bytes(element_by(dtype)))
     codes = _pattern_codes(tiles[..., :PATTERN_BYTES].contiguous().view(torch.int32))
     values = tiles[..., PATTERN_BYTES:].contiguous().view(torch.int16).unflatten(-1, (GROUPS, 2, LANES))
     slots = [values[..., slot, :].contiguous() for slot in range(2)]
@@ -128,7 +130,9 @@ def _pattern_codes(words: Tensor) -> Tensor:
 
 
 PAGES: PageLayout = {
-    BlockKind.DENSE: PageFormat(dense_page_bytes, no_metadata, pack_dense, unpack_dense),
-    BlockKind.SPARSE_2_4: PageFormat(sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse),
+    BlockKind.DENSE: PageFormat("dense", "dense", dense_page_bytes, no_metadata, pack_dense, unpack_dense),
+    BlockKind.SPARSE_2_4: PageFormat(
+        "sparse", "2:4 values", sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse
+    ),
 }
 """The pages by kind of block."""

@@ -15,10 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsbench.cache.block_map import BlockKind
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
-from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
-from hsbench.problem.elements import FP16, Element
+from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
+from hsbench.problem.elements import Element
 
 PANEL = 64
 """Columns of a dense panel: 128 bytes."""
@@ -33,7 +32,7 @@ PAIR_GROUPS = 16
 """Groups of 4 that one row contributes to a strip's 32 metadata registers: two steps of 32 columns."""
 
 
-def dense_page_bytes(head_dim: int, element: Element = FP16) -> int:
+def dense_page_bytes(head_dim: int, element: Element) -> int:
     return element.nbytes(BLOCK * head_dim)
 
 
@@ -42,7 +41,7 @@ def metadata_bytes(head_dim: int) -> int:
     return BLOCK * head_dim // 8
 
 
-def sparse_page_bytes(head_dim: int, element: Element = FP16) -> int:
+def sparse_page_bytes(head_dim: int, element: Element) -> int:
     return element.nbytes(BLOCK * head_dim // 2) + metadata_bytes(head_dim)
 
 
@@ -130,7 +129,9 @@ def _metadata_codes(words: Tensor, rows: int, cols: int) -> Tensor:
 
 
 PAGES: PageLayout = {
-    BlockKind.DENSE: PageFormat(dense_page_bytes, no_metadata, pack_dense, unpack_dense),
-    BlockKind.SPARSE_2_4: PageFormat(sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse),
+    BlockKind.DENSE: PageFormat("dense", "dense", dense_page_bytes, no_metadata, pack_dense, unpack_dense),
+    BlockKind.SPARSE_2_4: PageFormat(
+        "sparse", "2:4 values", sparse_page_bytes, metadata_bytes, pack_sparse, unpack_sparse
+    ),
 }
 """The pages by kind of block."""

@@ -1,4 +1,4 @@
-"""The hierarchical cache: a block map, and pools of dense and of 2:4 pages, for K and for V.
+"""The hierarchical cache: a block map, and a pool of pages for each kind of block, for K and for V.
 
 A map entry (``block_map``) says a block's kind and its slot, slots counting within the pool of that kind. Pages of one
 (batch, kv head) are contiguous in each pool and ascend with the block, so that a kernel streams them. The bytes of a
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout
-from hsbench.cache.block_map import BlockKind, entries_of, kinds_of, slots_of
+from hsbench.cache.block_map import entries_of, kinds_of, slots_of
 from hsbench.cache.compressor import PairCompressor, TensorCompressor
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
+    BlockKind,
     BlockPlan,
     Operand,
     check_finite,
     choose_blocks,
+    kinds_of_chosen,
     plan_blocks,
     split_blocks,
 )
@@ -30,14 +32,11 @@ from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
 from hsbench.kernels.device import CPU, CUDA
-from hsbench.problem.elements import element_by, element_of
+from hsbench.problem.elements import TORCH_INPUTS, element_by, element_of
 
 HEAD_DIMS = (64, 128)
 LAYOUTS: dict[str, PageLayout] = {CPU.kind: cpu_layout.PAGES, CUDA.kind: cuda_layout.PAGES}
 """What the bytes of a page are, by kind of device."""
-
-_COMPONENTS = {BlockKind.DENSE: "dense", BlockKind.SPARSE_2_4: "2:4 values"}
-"""What the bytes of a kind of pages are called, without their metadata."""
 
 
 @dataclass
@@ -79,14 +78,9 @@ class PagedTensor:
         return LAYOUTS[self.device.type]
 
     @property
-    def dense(self) -> Tensor:
-        """The dense pages."""
-        return self.pools[BlockKind.DENSE]
-
-    @property
-    def sparse(self) -> Tensor:
-        """The 2:4 pages."""
-        return self.pools[BlockKind.SPARSE_2_4]
+    def pool_fields(self) -> dict[str, Tensor]:
+        """The pools by the fields of params.h's structs that point to them."""
+        return {self.layout[kind].pool: pool for kind, pool in self.pools.items()}
 
     def params(self) -> ctypes.Structure:
         """The ``hsb_pages`` struct that kernels take."""
@@ -94,18 +88,16 @@ class PagedTensor:
         one_kind = self.plan.blocks in map(self.plan.count, self.pools)
         return library.make(
             "hsb_pages",
-            dense=self.dense,
-            sparse=self.sparse,
             map=None if self.map.is_cuda and one_kind else self.map,
-            dense_page_bytes=self.dense.shape[1],
-            sparse_page_bytes=self.sparse.shape[1],
+            **self.pool_fields,
+            **{f"{field}_page_bytes": pool.shape[1] for field, pool in self.pool_fields.items()},
         )
 
     def memory(self) -> dict[str, int]:
         """Bytes by component; they add up to the buffers' real sizes."""
         head_dim = self.shape[-1]
         metadata = {kind: len(pool) * self.layout[kind].metadata_bytes(head_dim) for kind, pool in self.pools.items()}
-        values = {_COMPONENTS[kind]: pool.nbytes - metadata[kind] for kind, pool in self.pools.items()}
+        values = {self.layout[kind].component: pool.nbytes - metadata[kind] for kind, pool in self.pools.items()}
         return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes}
 
     def head(self, batch: int, kv_head: int) -> PagedTensor:
@@ -144,14 +136,14 @@ class HierarchicalKV(StoredKV[PagedTensor]):
     @property
     def achieved_sparsity(self) -> float:
         """Share of elements pruned among the eligible blocks of K and V together, 0 to 0.5."""
-        pruned = 0.5 * (self.k.plan.sparse + self.v.plan.sparse)
+        pruned = self.k.plan.pruned + self.v.plan.pruned
         eligible = self.k.plan.eligible + self.v.plan.eligible
         return pruned / eligible if eligible else 0.0
 
 
 def check_kv(k: Tensor, v: Tensor) -> None:
-    """Raises :class:`UnsupportedError` unless k and v are an fp16 or bf16 pair, ``[batch, kv_heads, seq, 64|128]``,
-    and :class:`UnavailableError` on a device that no library is for."""
+    """Raises :class:`UnsupportedError` unless k and v are alike, of a type that kernels take, ``[batch, kv_heads, seq,
+    64|128]``, and :class:`UnavailableError` on a device that no library is for."""
     if k.device != v.device:
         raise UnsupportedError(f"k is on {k.device}, but v on {v.device}: give v.to('{k.device}')")
     if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
@@ -162,7 +154,7 @@ def check_kv(k: Tensor, v: Tensor) -> None:
     if k.device.type not in LAYOUTS:
         raise UnavailableError(f"hsbench has no kernels for {k.device.type} tensors: move k and v to cpu or cuda")
     if element_of(k.dtype) is None:
-        raise UnsupportedError(f"k and v are {k.dtype}: convert them to torch.float16 or torch.bfloat16")
+        raise UnsupportedError(f"k and v are {k.dtype}: convert them to {TORCH_INPUTS}")
     if k.shape[-1] not in HEAD_DIMS or 0 in k.shape:
         raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")
 
@@ -181,12 +173,9 @@ class PageCompressor(TensorCompressor):
             x,
             operand,
             operand=library.KEY if operand == "k" else library.VALUE,
-            first_eligible=plan.first,
-            last_eligible=plan.last,
-            sparse_per_head=plan.sparse,
-            dense=pages.dense,
-            sparse=pages.sparse,
             map=pages.map,
+            **plan.fields(),
+            **pages.pool_fields,
         )
 
 
@@ -203,12 +192,10 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> Paged
     check_finite(operand, x)
     batch, kv_heads, seq, head_dim = x.shape
     pages = PagedTensor.empty(x, operand, plan)
-    chosen = choose_blocks(x, operand, plan)
+    kinds = kinds_of_chosen(choose_blocks(x, operand, plan)).flatten()
     padded = torch.zeros(batch, kv_heads, plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
     padded[:, :, :seq] = x
     blocks = split_blocks(padded).flatten(0, 2)
-    flat = chosen.flatten()
-    kinds = torch.where(flat, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
     slots = torch.zeros_like(kinds)
     for kind, pool in pages.pools.items():
         if plan.count(kind):

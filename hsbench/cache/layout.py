@@ -1,6 +1,6 @@
 """What a page is, by kind of block: the protocol that each device's layout of pages fulfils.
 
-A layout is a table from :class:`hsbench.cache.block_map.BlockKind` to what is known of its pages, so that a new kind of
+A layout is a table from :class:`hsbench.cache.prune.BlockKind` to what is known of its pages, so that a new kind of
 block is a new entry, and a kind that a device has no pages for is one that it cannot store.
 """
 
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hsbench.cache.block_map import BlockKind
-from hsbench.cache.prune import Operand
+from hsbench.cache.prune import BlockKind, Operand
 from hsbench.problem.elements import Element
 
 
@@ -22,12 +21,16 @@ class PageFormat:
     """One kind of page on one kind of device.
 
     Attributes:
+        pool: the pool that its pages lie in, as the structs of params.h name it: ``pool`` and ``{pool}_page_bytes``.
+        component: what its bytes are called in reports, without their metadata.
         nbytes: bytes of a page, by head_dim and the type of its values.
         metadata_bytes: how many of them say which elements were kept, by head_dim.
         pack: pages, uint8 ``[pages, nbytes]``, of blocks ``[pages, 64, head_dim]``; prunes as it packs.
         unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped.
     """
 
+    pool: str
+    component: str
     nbytes: Callable[[int, Element], int]
     metadata_bytes: Callable[[int], int]
     pack: Callable[[Tensor, Operand], Tensor]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hsbench.cache.block_map import BlockKind
 from hsbench.errors import NonFiniteError
+from hsbench.problem.elements import element_by
 
 Operand = Literal["k", "v"]
 
@@ -23,6 +24,13 @@ BLOCK = 64
 """Tokens in a block."""
 
 _LIMB_BITS = 32
+
+
+class BlockKind(IntEnum):
+    """hsb_block_kind: what a block of 64 tokens becomes."""
+
+    DENSE = 0
+    SPARSE_2_4 = 1
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,18 @@ class BlockPlan:
         return {BlockKind.DENSE: self.dense, BlockKind.SPARSE_2_4: self.sparse}[kind]
 
     @property
+    def pruned(self) -> float:
+        """What pruning drops, counted in blocks: half of each 2:4 block."""
+        return 0.5 * self.sparse
+
+    @property
     def achieved_sparsity(self) -> float:
         """Share of elements pruned among eligible blocks, 0 to 0.5; 0 where no block is eligible."""
-        return 0.5 * self.sparse / self.eligible if self.eligible else 0.0
+        return self.pruned / self.eligible if self.eligible else 0.0
+
+    def fields(self) -> dict[str, int]:
+        """The fields of ``hsb_compress_params`` by which a kernel is told."""
+        return {"first_eligible": self.first, "last_eligible": self.last, "sparse_per_head": self.sparse}
 
 
 def plan_blocks(seq: int, sparsity: float, *, sink: int = 0, local: int = 0) -> BlockPlan:
@@ -127,7 +144,7 @@ def block_loss(blocks: Tensor, operand: Operand) -> Tensor:
     Returns:
         int64 ``[..., digits]``, most significant digit first: compare lexicographically.
     """
-    mantissa_bits = {torch.float16: 10, torch.bfloat16: 7}[blocks.dtype]
+    mantissa_bits = element_by(blocks.dtype).mantissa_bits
     exponents = 1 << (15 - mantissa_bits)
     bits = blocks.contiguous().view(torch.int16).to(torch.int64) & 0x7FFF
     exponent = bits >> mantissa_bits
@@ -164,6 +181,11 @@ def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
         key = loss[..., digit].gather(-1, order)
         order = order.gather(-1, key.argsort(dim=-1, stable=True))
     return chosen.scatter(-1, plan.first + order[..., : plan.sparse], True)
+
+
+def kinds_of_chosen(chosen: Tensor) -> Tensor:
+    """What each block becomes, of :func:`choose_blocks`' choice: :class:`BlockKind` as int64, of the same shape."""
+    return torch.where(chosen, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
 
 
 def prune_hierarchical(x: Tensor, operand: Operand, chosen: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hsbench.cache import cuda_layout
 from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+from hsbench.problem.elements import element_by
 
 DTYPES = (torch.float16, torch.bfloat16)
 HEAD_DIMS = (64, 128)
@@ -44,7 +45,7 @@ def test_dense_pages_give_back_every_bit(dtype: torch.dtype, head_dim: int, oper
     x = blocks_of(dtype, head_dim)
     pages = cuda_layout.pack_dense(x, operand)
     assert pages.shape == (len(x), 2 * BLOCK * head_dim) and pages.is_contiguous()
-    assert cuda_layout.dense_page_bytes(head_dim) == pages.shape[1]
+    assert cuda_layout.dense_page_bytes(head_dim, element_by(dtype)) == pages.shape[1]
     assert torch.equal(cuda_layout.unpack_dense(pages, operand, dtype, head_dim), x)
 
 
@@ -53,7 +54,7 @@ def test_sparse_pages_give_back_what_2_of_4_keeps(dtype: torch.dtype, head_dim: 
     x = blocks_of(dtype, head_dim)
     pages = cuda_layout.pack_sparse(x, operand)
     assert pages.shape == (len(x), BLOCK * head_dim * 9 // 8) and pages.is_contiguous()
-    assert cuda_layout.sparse_page_bytes(head_dim) == pages.shape[1]
+    assert cuda_layout.sparse_page_bytes(head_dim, element_by(dtype)) == pages.shape[1]
     assert cuda_layout.metadata_bytes(head_dim) * 9 == pages.shape[1]
     kept = keep_2_of_4(x, -1 if operand == "k" else -2)
     unpacked = cuda_layout.unpack_sparse(pages, operand, dtype, head_dim)

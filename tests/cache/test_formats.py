@@ -16,11 +16,12 @@ from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.bitmap import CHUNK, PAD, BitmapKV, BitmapTensor, compress_bitmap, compress_bitmap_torch
-from hsbench.cache.block_map import BlockKind, entries_of, is_kind, slots_of
+from hsbench.cache.block_map import entries_of, is_kind, slots_of
 from hsbench.cache.hierarchical import HierarchicalKV, PagedTensor, compress_tensor, compress_tensor_torch
-from hsbench.cache.prune import BLOCK, Operand, choose_blocks, plan_blocks
+from hsbench.cache.prune import BLOCK, BlockKind, Operand, choose_blocks, plan_blocks
 from hsbench.errors import NonFiniteError
 from hsbench.kernels import library
+from hsbench.problem.elements import FP16, element_by
 
 # A further layout joins all tests of its definition with one more line here.
 LAYOUTS = [
@@ -179,7 +180,7 @@ READERS: dict[ModuleType, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def test_dense_pages_come_back_bit_for_bit(layout: Any, operand: Operand, dtype: torch.dtype, head_dim: int) -> None:
     blocks = any_bits((3, BLOCK, head_dim), dtype, seed=1)
     pages = layout.pack_dense(blocks, operand)
-    assert pages.dtype == torch.uint8 and pages.shape == (3, layout.dense_page_bytes(head_dim))
+    assert pages.dtype == torch.uint8 and pages.shape == (3, layout.dense_page_bytes(head_dim, element_by(dtype)))
     back = layout.unpack_dense(pages, operand, dtype, head_dim)
     assert back.dtype == dtype and torch.equal(bits(back), bits(blocks))
 
@@ -189,7 +190,7 @@ def test_dense_pages_come_back_bit_for_bit(layout: Any, operand: Operand, dtype:
 def test_sparse_pages_come_back_bit_for_bit(layout: Any, operand: Operand, dtype: torch.dtype, head_dim: int) -> None:
     blocks = any_bits((3, BLOCK, head_dim), dtype, seed=2)
     pages = layout.pack_sparse(blocks, operand)
-    assert pages.dtype == torch.uint8 and pages.shape == (3, layout.sparse_page_bytes(head_dim))
+    assert pages.dtype == torch.uint8 and pages.shape == (3, layout.sparse_page_bytes(head_dim, element_by(dtype)))
     back = bits(layout.unpack_sparse(pages, operand, dtype, head_dim)).tolist()
     expected = [prune_block(block, operand) for block in blocks]
     assert back == expected
@@ -227,20 +228,20 @@ def test_pages_read_by_hand(layout: Any, operand: Operand, dtype: torch.dtype, h
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bytes_of_a_page(layout: Any) -> None:
-    assert layout.dense_page_bytes(128) == 16_384
-    assert layout.dense_page_bytes(64) == 8_192
+    assert layout.dense_page_bytes(128, FP16) == 16_384
+    assert layout.dense_page_bytes(64, FP16) == 8_192
     for head_dim in (64, 128):
-        values = layout.sparse_page_bytes(head_dim) - layout.metadata_bytes(head_dim)
+        values = layout.sparse_page_bytes(head_dim, FP16) - layout.metadata_bytes(head_dim)
         assert values == 64 * head_dim // 2 * 2
         # At most the two 2-bit indices per group of 4 that the hardware asks for.
         assert 0 < layout.metadata_bytes(head_dim) <= 64 * head_dim // 4 * 4 // 8
         assert layout.metadata_bytes(head_dim) * 8 >= 64 * head_dim // 4 * math.log2(6)
-    assert layout.sparse_page_bytes(128) <= 9_216
+    assert layout.sparse_page_bytes(128, FP16) <= 9_216
 
 
 def test_metadata_of_each_device() -> None:
-    assert cuda_layout.sparse_page_bytes(128) == 9_216 and cuda_layout.metadata_bytes(128) == 1_024
-    assert cpu_layout.sparse_page_bytes(128) == 4 * 2240 == 8_192 + 768
+    assert cuda_layout.sparse_page_bytes(128, FP16) == 9_216 and cuda_layout.metadata_bytes(128) == 1_024
+    assert cpu_layout.sparse_page_bytes(128, FP16) == 4 * 2240 == 8_192 + 768
     assert cpu_layout.metadata_bytes(128) == 768  # 3 bits a group: three quarters of the 1,024 of two 2-bit indices
 
 
@@ -283,12 +284,12 @@ def test_map_and_pools(pager: Any, case: tuple[Any, ...], operand: Operand, dtyp
         assert int(pages.map[b, h, block]) == next_slot[kind] << 3 | kind
         if block in (0, pages.plan.blocks // 2, pages.plan.blocks - 1):  # reading by hand is slow
             tokens = x[b, h, block * 64 : (block + 1) * 64]
-            page = bytes((pages.sparse if kind else pages.dense)[next_slot[kind]].tolist())
+            page = bytes(pages.pools[BlockKind(kind)][next_slot[kind]].tolist())
             got = (read_sparse if kind else read_dense)(page, operand, head_dim)
             padding = [[0] * head_dim] * (64 - len(tokens))  # the tail block's padding is +0.0
             assert got == (prune_block(tokens, operand) if kind else bits(tokens).tolist() + padding)
         next_slot[kind] += 1
-    assert [len(pages.dense), len(pages.sparse)] == next_slot
+    assert [len(pages.pools[kind]) for kind in BlockKind] == next_slot
 
 
 def test_map_entries_have_room() -> None:
@@ -318,8 +319,8 @@ def test_unpack_and_heads(pager: Any, case: tuple[Any, ...], operand: Operand, d
         assert head.shape == (1, 1, *x.shape[2:])
         assert torch.equal(bits(head.unpack()[0, 0]), bits(whole[b, h]))
         assert {part: size * x.shape[0] * x.shape[1] for part, size in head.memory().items()} == pages.memory()
-        slots = [[int(entry) >> 3 for entry in head.map.flatten() if int(entry) & 7 == kind] for kind in (0, 1)]
-        assert slots == [list(range(len(head.dense))), list(range(len(head.sparse)))]
+        slots = [[int(entry) >> 3 for entry in head.map.flatten() if int(entry) & 7 == kind] for kind in BlockKind]
+        assert slots == [list(range(len(head.pools[kind]))) for kind in BlockKind]
     assert torch.equal(pages.unpack(), whole), "head() wrote to the whole"
 
 
@@ -340,7 +341,7 @@ def test_bytes_of_a_cache(pager: Any, case: tuple[Any, ...]) -> None:
             "metadata": sparse * 64 * head_dim // 4 * 3 // 8,
             "map": heads * blocks * 4,
         }
-        buffers = [pages.dense, pages.sparse, pages.map]
+        buffers = [*pages.pools.values(), pages.map]
         assert sum(pages.memory().values()) == sum(buffer.untyped_storage().nbytes() for buffer in buffers)
         assert all(buffer.is_contiguous() for buffer in buffers)
     kv = HierarchicalKV(k, v)
@@ -372,7 +373,7 @@ def test_pages_of_a_transposed_tensor(pager: Any) -> None:
     x = any_bits((1, 130, 2, 64), torch.float16, seed=6).transpose(1, 2)
     plan = plan_blocks(130, 0.5)
     strided, contiguous = pager(x, "k", plan), pager(x.contiguous(), "k", plan)
-    assert torch.equal(strided.sparse, contiguous.sparse) and torch.equal(strided.dense, contiguous.dense)
+    assert all(torch.equal(strided.pools[kind], contiguous.pools[kind]) for kind in BlockKind)
 
 
 @pytest.mark.parametrize("pager", PAGERS)

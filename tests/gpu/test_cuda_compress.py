@@ -34,9 +34,10 @@ from compress_cases import (
     with_non_finite,
 )
 from hsbench.cache import bitmap, cuda_layout
-from hsbench.cache.block_map import BlockKind, entries_of, is_kind
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
+from hsbench.cache.block_map import entries_of, is_kind
+from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import element_by
 
 DEVICE = "cuda"
 MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
@@ -68,8 +69,8 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
     heads = batch * kv_heads
     pages = Pages(
         map=Buffer(heads * plan.blocks * 4),
-        dense=Buffer(heads * plan.dense * cuda_layout.dense_page_bytes(head_dim)),
-        sparse=Buffer(heads * plan.sparse * cuda_layout.sparse_page_bytes(head_dim)),
+        dense=Buffer(heads * plan.dense * cuda_layout.dense_page_bytes(head_dim, element_by(x.dtype))),
+        sparse=Buffer(heads * plan.sparse * cuda_layout.sparse_page_bytes(head_dim, element_by(x.dtype))),
         non_finite=Buffer(8),
     )
     params = compress_params(x, operand, plan, **vars(pages))
@@ -207,8 +208,8 @@ def test_pages_in_a_graph() -> None:
     x = make_data("gaussian", (1, 2, 1000, 128), torch.float16, seed=1).to(DEVICE)
     pages = Pages(
         map=Buffer(2 * plan.blocks * 4),
-        dense=Buffer(2 * plan.dense * cuda_layout.dense_page_bytes(128)),
-        sparse=Buffer(2 * plan.sparse * cuda_layout.sparse_page_bytes(128)),
+        dense=Buffer(2 * plan.dense * cuda_layout.dense_page_bytes(128, element_by(x.dtype))),
+        sparse=Buffer(2 * plan.sparse * cuda_layout.sparse_page_bytes(128, element_by(x.dtype))),
         non_finite=Buffer(8),
     )
     params = compress_params(x, "v", plan, **vars(pages))

@@ -78,8 +78,7 @@ class Buffer:
 def compress_params(x: Tensor, operand: Operand, plan: BlockPlan, **fields: Any) -> Any:
     """``hsb_compress_params`` of pages; ``fields`` are buffers and how to compute."""
     code = library.KEY if operand == "k" else library.VALUE
-    eligible = dict(first_eligible=plan.first, last_eligible=plan.last, sparse_per_head=plan.sparse)
-    return library.make("hsb_compress_params", operand=code, **eligible, **_tensor(x), **fields)
+    return library.make("hsb_compress_params", operand=code, **plan.fields(), **_tensor(x), **fields)
 
 
 def bitmap_params(x: Tensor, keep: int, **fields: Any) -> Any:

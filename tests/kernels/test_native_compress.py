@@ -34,10 +34,11 @@ from compress_cases import (
 )
 from cpu_calls import ISAS, THREADS, needs_library
 from hsbench.cache import bitmap, cpu_layout
-from hsbench.cache.block_map import BlockKind, is_kind
+from hsbench.cache.block_map import is_kind
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
+from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
+from hsbench.problem.elements import element_by
 
 pytestmark = [needs_library, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -65,10 +66,11 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: in
     """Pages of ``x`` and the index of the first non-finite element (-1: none), from the native library."""
     batch, kv_heads, _, head_dim = x.shape
     heads = batch * kv_heads
-    dense = Buffer(heads * plan.dense * cpu_layout.dense_page_bytes(head_dim))
-    sparse = Buffer(heads * plan.sparse * cpu_layout.sparse_page_bytes(head_dim))
+    sizes = {kind: page.nbytes(head_dim, element_by(x.dtype)) for kind, page in cpu_layout.PAGES.items()}
+    pools = {kind: Buffer(heads * plan.count(kind) * size) for kind, size in sizes.items()}
     block_map, bad = Buffer(heads * plan.blocks * 4), Buffer(8)
-    outputs = {"dense": dense, "sparse": sparse, "map": block_map, "non_finite": bad}
+    outputs = {cpu_layout.PAGES[kind].pool: pool for kind, pool in pools.items()}
+    outputs |= {"map": block_map, "non_finite": bad}
     params = compress_params(x, operand, plan, **how(isa, threads), **outputs)
     scratch = Buffer(library.load("cpu").number("hsb_cpu_compress_workspace", params))
     params.workspace = scratch.data_ptr()
@@ -81,10 +83,7 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: in
         x.dtype,
         plan,
         map=block_map.bytes.view(torch.int32).view(batch, kv_heads, plan.blocks),
-        pools={
-            BlockKind.DENSE: dense.bytes.view(-1, cpu_layout.dense_page_bytes(head_dim)),
-            BlockKind.SPARSE_2_4: sparse.bytes.view(-1, cpu_layout.sparse_page_bytes(head_dim)),
-        },
+        pools={kind: pool.bytes.view(-1, sizes[kind]) for kind, pool in pools.items()},
     )
     return pages, int(bad.bytes.view(torch.int64))
 
@@ -95,8 +94,9 @@ def check_pages(x: Tensor, operand: Operand, plan: BlockPlan, isas: list[str] = 
         got, bad = compress(x, operand, plan, isa, threads)
         where = f"{isa}, {threads} threads, {plan}"
         assert bad == -1, where
-        for part in ("map", "dense", "sparse"):
-            assert torch.equal(getattr(got, part), getattr(expected, part)), f"{part}: {where}"
+        assert torch.equal(got.map, expected.map), f"map: {where}"
+        for kind, pool in expected.pools.items():
+            assert torch.equal(got.pools[kind], pool), f"{kind.name}: {where}"
 
 
 def check_bitmap(x: Tensor, keep: int, isas: list[str] = ISAS) -> None:
@@ -171,7 +171,8 @@ def test_flushing_subnormals_to_zero_changes_nothing(operand: Operand) -> None:
         finally:
             torch.set_flush_denormal(False)
         assert all(torch.equal(pages.map, expected.map) for pages in found)
-        assert all(torch.equal(pages.sparse, expected.sparse) for pages in found)
+        sparse = BlockKind.SPARSE_2_4
+        assert all(torch.equal(pages.pools[sparse], expected.pools[sparse]) for pages in found)
 
 
 @pytest.mark.parametrize("operand", OPERANDS)

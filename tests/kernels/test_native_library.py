@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hsbench.cache.block_map import BlockKind
+from hsbench.cache.prune import BlockKind
 from hsbench.errors import UnavailableError
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU
