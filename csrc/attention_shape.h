@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "element.h"
 #include "error.h"
 #include "params.h"
 
@@ -14,15 +15,15 @@ void check_attention_shape(const P &p) {
     HSB_CHECK(p.q_heads % p.kv_heads == 0 && p.q_heads / p.kv_heads <= 16,
               "q_heads must be 1 to 16 times kv_heads, and a multiple");
     HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+    HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
 }
 
 // Outputs are sums of p V that are divided by the sum of p at the end. Where V is near fp32's largest number the sums
 // would overflow, though what they are divided into does not; so p is kept so many powers of 2 lower that those of all
-// tokens add up to no more than 1/2 if each alone would be no more than 1. Of 16-bit values only bf16's are so large,
-// and p in bf16 has fp32's exponents, so that it loses no precision. 0 for fp16, where it would.
+// tokens add up to no more than 1/2 if each alone would be no more than 1. Only a type with fp32's exponents has values
+// so large, and p in it loses no precision. 0 for others, where it would.
 inline float sum_reserve(std::int32_t dtype, std::int64_t seq) {
-    if (dtype == HSB_FP16) return 0.0f;
+    if (!reaches_as_far_as_fp32(dtype)) return 0.0f;
     int powers = 0;
     while ((std::int64_t{1} << powers) < seq) ++powers;
     return static_cast<float>(powers + 1);

@@ -88,11 +88,12 @@ void fill_values(const hsb_compress_bitmap_params &p, const Runs &runs, FirstNon
 extern "C" int64_t hsb_cpu_compress_bitmap_workspace(const hsb_compress_bitmap_params *) { return 0; }
 
 extern "C" int hsb_cpu_compress_bitmap(const hsb_compress_bitmap_params *p) {
+    using namespace hsb;
     using namespace hsb::cpu;
-    return hsb::guarded([&] {
+    return guarded([&] {
         HSB_CHECK(p->batch > 0 && p->kv_heads > 0 && p->seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p->head_dim == 64 || p->head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(p->dtype == HSB_FP16 || p->dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(is_element(p->dtype), "dtype must be " + element_names());
         HSB_CHECK(0 <= p->keep && p->keep <= p->head_dim, "keep must be 0 to head_dim");
         HSB_CHECK(p->x && p->bitmap && p->offset && p->total && p->non_finite,
                   "x, bitmap, offset, total and non_finite are required");

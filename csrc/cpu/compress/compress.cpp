@@ -37,7 +37,7 @@ struct Plan {
           shape{p.head_dim, p.operand, p.dtype} {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
         HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= full,
                   "eligible blocks must be full blocks of the sequence");
@@ -72,7 +72,7 @@ void find_losses(const hsb_compress_params &p, const Plan &plan, const Scratch &
             const std::uint16_t *block = x + token * p.head_dim;
             const DroppedSum dropped = sum_dropped<Isa>(block, plan.shape);
             scratch.loss[head * plan.eligible + i] =
-                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss_bf16(block, p.head_dim, p.operand);
+                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss(block, plan.shape);
         }
     });
 }

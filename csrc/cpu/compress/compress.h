@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "element.h"
 #include "params.h"
 
 namespace hsb::cpu {
@@ -18,12 +19,11 @@ struct BlockShape {
     int dtype;    // an hsb_dtype
 };
 
-constexpr std::uint16_t infinity_bits(int dtype) { return dtype == HSB_FP16 ? 0x7c00 : 0x7f80; }
-
 // ---- Loss ----------------------------------------------------------------------------------------------------------
-// An exact sum of magnitudes, in units of 2^-133 (the smallest bf16 subnormal; fp16's are multiples of it), least
-// significant limb first. 4096 elements below 2^128 stay below 2^273.
+// An exact sum of magnitudes, in units of 2^-133 (the smallest subnormal of a type with fp32's exponents and 7 bits of
+// mantissa; other types' are multiples of it), least significant limb first. 4096 elements below 2^128 stay below 2^273.
 struct Loss {
+    static constexpr int kLowestExponent = -133;
     static constexpr int kLimbs = 5;
     std::uint64_t limb[kLimbs];
 };
@@ -40,17 +40,26 @@ struct DroppedSum {
     std::uint16_t largest;
 };
 
-// Whether the sum is exact in double whatever the order of summation. fp16: always, 4096 multiples of 2^-24 below
-// 2^16 need 52 bits. bf16: with E the largest exponent and e the smallest, 4096 numbers below 2^(E+1) in units of
-// 2^(e-7), the lowest bit of the smallest, need 20 + E - e bits. Subnormals do not count on, because a thread of the
-// caller's may flush them to zero.
-constexpr bool is_exact(const DroppedSum &dropped, int dtype) {
-    return dtype == HSB_FP16 || dropped.smallest > dropped.largest ||
-           (dropped.smallest >> 7 >= 1 && (dropped.largest >> 7) - (dropped.smallest >> 7) <= 33);
+constexpr int kDoubleBits = 53;  // of its mantissa, the leading one included
+constexpr int kSumBits = 12;     // that the sum of what a block drops, at most 4096 elements, has more than an element
+
+// Whether a sum is exact in double whatever the elements and the order of summation: all are multiples of the smallest
+// subnormal, and here the largest is not too many of it. fp16: 4096 multiples of 2^-24 below 2^16 need 52 bits.
+constexpr bool is_always_exact(int dtype) {
+    return kSumBits + (1 << exponent_bits(dtype)) - 2 + mantissa_bits(dtype) <= kDoubleBits;
 }
 
-// The same sum for any bf16 block, element by element: mantissas are added up per exponent, then joined.
-Loss exact_loss_bf16(const std::uint16_t *block, int head_dim, int operand);
+// Whether this sum is. With E the largest exponent and e the smallest, 4096 numbers below 2^(E+1) in units of the lowest
+// bit of the smallest, 2^(e - mantissa bits), need 13 + mantissa bits + E - e. Subnormals do not count on, because a
+// thread of the caller's may flush them to zero.
+constexpr bool is_exact(const DroppedSum &dropped, int dtype) {
+    const int mantissa = mantissa_bits(dtype), smallest = dropped.smallest >> mantissa;
+    return is_always_exact(dtype) || dropped.smallest > dropped.largest ||
+           (smallest >= 1 && kSumBits + 1 + mantissa + (dropped.largest >> mantissa) - smallest <= kDoubleBits);
+}
+
+// The same sum for any block, element by element: mantissas are added up per exponent, then joined.
+Loss exact_loss(const std::uint16_t *block, BlockShape shape);
 
 // ---- Kernels -------------------------------------------------------------------------------------------------------
 // `block` is [64, head_dim], contiguous.

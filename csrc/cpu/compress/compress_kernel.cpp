@@ -56,26 +56,25 @@ void for_each_tile(int head_dim, Visit &&visit) {
 }
 
 // ---- The two smallest of four, as values ---------------------------------------------------------------------------
-template <class Isa>
+template <class Isa, class Type>
 struct Dropped {
     using L = Lanes<Isa>;
     using Half = typename L::Half;
 
-    typename L::Sum sum;
+    typename L::template Sum<Type> sum;
     Half below = L::set(0xffff);  // smallest magnitude - 1, so that zeros wrap round to the top
     Half largest = L::zero();
 
-    template <class Type>
-    void add(const Half (&x)[4], Type type) {
+    void add(const Half (&x)[4]) {
         Half m[4];
         for (int i = 0; i < 4; ++i) m[i] = L::bit_and(x[i], L::set(kMagnitude));
         const Half low01 = L::min(m[0], m[1]), high01 = L::max(m[0], m[1]);
         const Half low23 = L::min(m[2], m[3]), high23 = L::max(m[2], m[3]);
         const Half first = L::min(low01, low23);
         const Half second = L::min(L::max(low01, low23), L::min(high01, high23));
-        sum.add(first, type);
-        sum.add(second, type);
-        if (Type::dtype == HSB_BF16) {
+        sum.add(first);
+        sum.add(second);
+        if (!is_always_exact(Type::dtype)) {
             const Half one = L::set(1);
             below = L::min(below, L::min(L::sub(first, one), L::sub(second, one)));
             largest = L::max(largest, second);
@@ -91,18 +90,18 @@ struct Dropped {
 template <class Isa, class Type>
 DroppedSum sum_dropped_of(const std::uint16_t *block, int head_dim, int operand) {
     using L = Lanes<Isa>;
-    Dropped<Isa> dropped;
+    Dropped<Isa, Type> dropped;
     typename L::Half x[4];
     if (operand == HSB_KEY) {  // the order of lanes is free: no transpose, groups are successive elements
         for (int i = 0; i < kBlock * head_dim; i += 4 * L::width) {
             L::grouped(block + i, x);
-            dropped.add(x, Type{});
+            dropped.add(x);
         }
     } else {
         for (int token = 0; token < kBlock; token += 4)
             for (int lane = 0; lane < head_dim; lane += L::width) {
                 for (int i = 0; i < 4; ++i) x[i] = L::load(block + (token + i) * head_dim + lane);
-                dropped.add(x, Type{});
+                dropped.add(x);
             }
     }
     return dropped.result();
@@ -214,8 +213,9 @@ std::uint16_t pack_sparse_of(const std::uint16_t *block, std::byte *page, int he
 
 template <class Isa>
 DroppedSum sum_dropped(const std::uint16_t *block, BlockShape shape) {
-    return shape.dtype == HSB_FP16 ? sum_dropped_of<Isa, Fp16>(block, shape.head_dim, shape.operand)
-                                   : sum_dropped_of<Isa, Bf16>(block, shape.head_dim, shape.operand);
+    return with_type(shape.dtype, [&](auto type) {
+        return sum_dropped_of<Isa, decltype(type)>(block, shape.head_dim, shape.operand);
+    });
 }
 
 template <class Isa>

@@ -3,7 +3,7 @@
 //   Half                 `width` lanes of 16 bits: floats by their bits
 //   Flag                 a yes or no per lane in its sign bit; the other bits are unspecified
 //   Mask                 a yes or no per lane, in the form that select() wants
-//   Sum                  doubles that add up magnitudes
+//   Sum<Type>            doubles that add up magnitudes of an element type
 #pragma once
 
 #include "cpu/simd/isa.h"

@@ -87,13 +87,13 @@ struct Lanes<Avx2> {
         }
     }
 
+    template <class Type>
     struct Sum {
         __m256d part[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
 
-        template <class Type>
-        void add(Half x, Type) {
-            add(widened(_mm256_castsi256_si128(x), Type{}), part[0], part[1]);
-            add(widened(_mm256_extracti128_si256(x, 1), Type{}), part[2], part[3]);
+        void add(Half x) {
+            add(Avx2::widened(_mm256_castsi256_si128(x), Type{}), part[0], part[1]);
+            add(Avx2::widened(_mm256_extracti128_si256(x, 1), Type{}), part[2], part[3]);
         }
         double total() const {
             const __m256d y = _mm256_add_pd(_mm256_add_pd(part[0], part[1]), _mm256_add_pd(part[2], part[3]));
@@ -102,10 +102,6 @@ struct Lanes<Avx2> {
         }
 
     private:
-        static __m256 widened(__m128i x, Fp16) { return _mm256_cvtph_ps(x); }
-        static __m256 widened(__m128i x, Bf16) {
-            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
-        }
         static void add(__m256 x, __m256d &low, __m256d &high) {
             low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(x)));
             high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));

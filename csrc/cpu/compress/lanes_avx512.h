@@ -89,13 +89,13 @@ struct Lanes<Avx512> {
         }
     }
 
+    template <class Type>
     struct Sum {
         __m512d part[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()};
 
-        template <class Type>
-        void add(Half x, Type) {
-            add(widened(_mm512_castsi512_si256(x), Type{}), part[0], part[1]);
-            add(widened(_mm512_extracti64x4_epi64(x, 1), Type{}), part[2], part[3]);
+        void add(Half x) {
+            add(Avx512::widened(_mm512_castsi512_si256(x), Type{}), part[0], part[1]);
+            add(Avx512::widened(_mm512_extracti64x4_epi64(x, 1), Type{}), part[2], part[3]);
         }
         double total() const {
             const __m512d low = _mm512_add_pd(part[0], part[1]), high = _mm512_add_pd(part[2], part[3]);
@@ -103,10 +103,6 @@ struct Lanes<Avx512> {
         }
 
     private:
-        static __m512 widened(__m256i x, Fp16) { return _mm512_cvtph_ps(x); }
-        static __m512 widened(__m256i x, Bf16) {
-            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-        }
         static void add(__m512 x, __m512d &low, __m512d &high) {
             low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
             high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));

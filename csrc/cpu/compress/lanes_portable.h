@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
+#include "compress.h"
 #include "cpu/simd/portable.h"
+#include "element.h"
 
 namespace hsb::cpu {
 
@@ -89,21 +92,35 @@ struct Lanes<Portable> {
         for (int j = 0; j < 4; ++j) y[j] = each([&](int l) { return x[4 * l + j]; });
     }
 
-    // Integers all the way: fp16 in units of 2^-24; bf16 as doubles put together from their bits.
+    // Integers all the way, in units of the type's smallest subnormal, where they hold the sum; else doubles put
+    // together from bits.
+    template <class Type>
     struct Sum {
-        std::uint64_t fixed = 0;
-        double real = 0;
+        static constexpr bool fixed = is_always_exact(Type::dtype);
+        static constexpr unsigned mantissa = mantissa_bits(Type::dtype);
 
-        void add(Half x, Fp16) {
+        std::conditional_t<fixed, std::uint64_t, double> sum = 0;
+
+        void add(Half x) {
             for (std::uint16_t m : x.lane) {
-                const unsigned exponent = m >> 10;
-                fixed += exponent ? static_cast<std::uint64_t>((m & 0x3ff) | 0x400) << (exponent - 1) : m;
+                if constexpr (fixed) {
+                    constexpr std::uint64_t one = 1u << mantissa;
+                    const unsigned exponent = m >> mantissa;
+                    sum += exponent ? ((m & (one - 1)) | one) << (exponent - 1) : m;
+                } else {
+                    sum += to_float(m, Type{});
+                }
             }
         }
-        void add(Half x, Bf16) {
-            for (std::uint16_t m : x.lane) real += to_float(m, Bf16{});
+        double total() const {
+            if constexpr (fixed) {
+                constexpr double units =
+                    static_cast<double>(std::uint64_t{1} << -lowest_exponent(Type::dtype));  // in 1
+                return static_cast<double>(sum) * (1 / units);
+            } else {
+                return sum;
+            }
         }
-        double total() const { return real + static_cast<double>(fixed) * 0x1p-24; }
     };
 
     // Bit i: whether m[i] >= t, for 64 magnitudes.

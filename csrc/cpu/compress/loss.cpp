@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cpu/page.h"
+#include "cpu/simd/half.h"
 
 namespace hsb::cpu {
 namespace {
@@ -37,7 +38,7 @@ Loss loss_of(double sum) {
     const int exponent = static_cast<int>(bits >> 52);
     if (exponent == 0 || exponent == 0x7ff) return loss;  // zero; or a block that will be refused as not finite
     const std::uint64_t mantissa = (bits & ((std::uint64_t{1} << 52) - 1)) | std::uint64_t{1} << 52;
-    const int position = exponent - 1075 + 133;  // of the mantissa's lowest bit
+    const int position = exponent - 1075 - Loss::kLowestExponent;  // of the mantissa's lowest bit
     if (position >= 0)
         add_at(loss, mantissa, position);
     else
@@ -45,8 +46,12 @@ Loss loss_of(double sum) {
     return loss;
 }
 
-Loss exact_loss_bf16(const std::uint16_t *block, int head_dim, int operand) {
-    std::uint64_t sums[256] = {};                          // of mantissas, per exponent; each below 2^20
+template <class Type>
+Loss exact_loss_of(const std::uint16_t *block, int head_dim, int operand) {
+    constexpr int mantissa = mantissa_bits(Type::dtype), exponents = 1 << exponent_bits(Type::dtype);
+    constexpr int lowest = lowest_exponent(Type::dtype) - Loss::kLowestExponent;
+    static_assert(lowest >= 0, "a multiple of the unit");
+    std::uint64_t sums[exponents] = {};                    // of mantissas, per exponent; each has few bits
     const int stride = operand == HSB_KEY ? 1 : head_dim;  // between the elements of a group
     for (int group = 0; group < kBlock * head_dim / 4; ++group) {
         const std::uint16_t *x =
@@ -59,13 +64,20 @@ Loss exact_loss_bf16(const std::uint16_t *block, int head_dim, int operand) {
         const std::uint16_t first = m[0] < m[2] ? m[0] : m[2];
         const std::uint16_t second = m[0] < m[2] ? (m[1] < m[2] ? m[1] : m[2]) : (m[0] < m[3] ? m[0] : m[3]);
         for (const std::uint16_t dropped : {first, second}) {
-            const int exponent = dropped >> 7;
-            sums[exponent] += (dropped & 0x7f) | (exponent ? 0x80 : 0);
+            constexpr int one = 1 << mantissa;
+            const int exponent = dropped >> mantissa;
+            sums[exponent] += (dropped & (one - 1)) | (exponent ? one : 0);
         }
     }
     Loss loss{};
-    for (int exponent = 0; exponent < 256; ++exponent) add_at(loss, sums[exponent], exponent ? exponent - 1 : 0);
+    for (int exponent = 0; exponent < exponents; ++exponent)
+        add_at(loss, sums[exponent], lowest + (exponent ? exponent - 1 : 0));
     return loss;
+}
+
+Loss exact_loss(const std::uint16_t *block, BlockShape shape) {
+    return with_type(shape.dtype,
+                     [&](auto type) { return exact_loss_of<decltype(type)>(block, shape.head_dim, shape.operand); });
 }
 
 }  // namespace hsb::cpu

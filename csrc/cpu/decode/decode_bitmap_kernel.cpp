@@ -180,10 +180,7 @@ private:
 
 template <class Isa>
 void attend_bitmaps(const hsb_decode_params &p, const DecodeUnit &unit) {
-    if (p.dtype == HSB_FP16)
-        DecodeBitmaps<Isa, Fp16>(p, unit).run();
-    else
-        DecodeBitmaps<Isa, Bf16>(p, unit).run();
+    with_type(p.dtype, [&](auto type) { DecodeBitmaps<Isa, decltype(type)>(p, unit).run(); });
 }
 
 template void attend_bitmaps<Isa>(const hsb_decode_params &, const DecodeUnit &);

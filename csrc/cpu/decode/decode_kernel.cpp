@@ -132,10 +132,7 @@ private:
 
 template <class Isa>
 void attend_pages(const hsb_decode_params &p, const DecodeUnit &unit) {
-    if (p.dtype == HSB_FP16)
-        Decode<Isa, Fp16>(p, unit).run();
-    else
-        Decode<Isa, Bf16>(p, unit).run();
+    with_type(p.dtype, [&](auto type) { Decode<Isa, decltype(type)>(p, unit).run(); });
 }
 
 template <class Isa>
@@ -158,10 +155,9 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
         }
     }
     auto *out = static_cast<std::uint16_t *>(p.out) + head * p.head_dim;
-    for (int d = 0; d < p.head_dim; ++d) {
-        const float y = partials[d] / sum;
-        out[d] = p.dtype == HSB_FP16 ? from_float(y, Fp16{}) : from_float(y, Bf16{});
-    }
+    with_type(p.dtype, [&](auto type) {
+        for (int d = 0; d < p.head_dim; ++d) out[d] = from_float(partials[d] / sum, type);
+    });
     p.lse[head] = (max + (__builtin_log2f(sum) + sum_reserve(p.dtype, p.seq))) * kLn2;
 }
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "api.h"
+#include "attention_shape.h"
 #include "cpu/page.h"
 #include "cpu/pool.h"
-#include "cpu/simd/half.h"
 #include "cpu/simd/isa.h"
 
 namespace hsb::cpu::prefill {
@@ -39,12 +39,8 @@ struct Plan {
 };
 
 void check(const hsb_prefill_params &p) {
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.q_heads > 0, "batch and head counts must be positive");
-    HSB_CHECK(p.q_heads % p.kv_heads == 0, "q_heads must be a multiple of kv_heads");
-    HSB_CHECK(p.q_heads / p.kv_heads <= 16, "at most 16 query heads may share a kv head");
+    check_attention_shape(p);
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
-    HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
     HSB_CHECK(p.threads > 0, "threads must be positive");
 }
 
@@ -88,10 +84,7 @@ extern "C" int hsb_cpu_prefill(const hsb_prefill_params *p) {
             const std::size_t scratch = prefill_scratch_bytes<Isa>(p->head_dim, static_cast<int>(plan.unit_tiles));
             parallel_for(p->threads, plan.heads * plan.units, [&](std::int64_t item, int thread) {
                 auto *mine = static_cast<std::byte *>(p->workspace) + thread * scratch;
-                if (p->dtype == HSB_FP16)
-                    prefill_unit<Isa, Fp16>(*p, plan.unit(item), mine);
-                else
-                    prefill_unit<Isa, Bf16>(*p, plan.unit(item), mine);
+                prefill_unit<Isa>(*p, plan.unit(item), mine);
             });
         });
     });

@@ -38,7 +38,7 @@ template <class Isa>
 std::size_t prefill_scratch_bytes(int head_dim, int tiles);
 
 // `scratch`: prefill_scratch_bytes() bytes, 64-byte aligned.
-template <class Isa, class Type>
+template <class Isa>
 void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch);
 
 }  // namespace hsb::cpu::prefill

@@ -115,21 +115,8 @@ void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std:
     multiply_add<Isa>(v, scores, s.output(t), raised ? rescale : nullptr);
 }
 
-}  // namespace
-
-template <class Isa>
-int prefill_tile_lanes() {
-    return Tile<Isa>::lanes;
-}
-
-template <class Isa>
-std::size_t prefill_scratch_bytes(int head_dim, int tiles) {
-    const Scratch<Isa> s(head_dim);
-    return s.shared + tiles * s.tile;
-}
-
 template <class Isa, class Type>
-void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
+void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
     constexpr int kLanes = Tile<Isa>::lanes;
     const Scratch<Isa> s(p.head_dim, scratch);
     const Rows rows(p, unit.head);
@@ -163,9 +150,26 @@ void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byt
     for (int t = 0; t < tiles; ++t) store_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
 }
 
+}  // namespace
+
+template <class Isa>
+int prefill_tile_lanes() {
+    return Tile<Isa>::lanes;
+}
+
+template <class Isa>
+std::size_t prefill_scratch_bytes(int head_dim, int tiles) {
+    const Scratch<Isa> s(head_dim);
+    return s.shared + tiles * s.tile;
+}
+
+template <class Isa>
+void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
+    with_type(p.dtype, [&](auto type) { prefill_unit_of<Isa, decltype(type)>(p, unit, scratch); });
+}
+
 template int prefill_tile_lanes<Isa>();
 template std::size_t prefill_scratch_bytes<Isa>(int, int);
-template void prefill_unit<Isa, Fp16>(const hsb_prefill_params &, const PrefillUnit &, std::byte *);
-template void prefill_unit<Isa, Bf16>(const hsb_prefill_params &, const PrefillUnit &, std::byte *);
+template void prefill_unit<Isa>(const hsb_prefill_params &, const PrefillUnit &, std::byte *);
 
 }  // namespace hsb::cpu::prefill

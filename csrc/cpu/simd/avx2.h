@@ -51,12 +51,13 @@ struct Avx2 {
         return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
     }
 
-    static Float load(const std::uint16_t *p, Fp16) {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    static Float widened(__m128i x, Fp16) { return _mm256_cvtph_ps(x); }
+    static Float widened(__m128i x, Bf16) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
     }
-    static Float load(const std::uint16_t *p, Bf16) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    template <class Type>
+    static Float load(const std::uint16_t *p, Type type) {
+        return widened(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), type);
     }
 
     // Rounded to nearest even, as from_float does.
@@ -117,12 +118,10 @@ struct Avx2 {
 
     // 8 lanes of which mask's are the next values in turn and the others 0. Reads 8 values whatever the mask.
     template <class Type>
-    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type) {
+    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type type) {
         const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(values));
         const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i *>(kExpand.order[mask]));
-        const __m128i spread = _mm_shuffle_epi8(packed, order);
-        if (Type::dtype == HSB_FP16) return _mm256_cvtph_ps(spread);
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(spread), 16));
+        return widened(_mm_shuffle_epi8(packed, order), type);
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

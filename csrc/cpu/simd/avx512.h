@@ -26,12 +26,13 @@ struct Avx512 {
     static float sum(Float x) { return _mm512_reduce_add_ps(x); }
     static float largest(Float x) { return _mm512_reduce_max_ps(x); }
 
-    static Float load(const std::uint16_t *p, Fp16) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    static Float widened(__m256i x, Fp16) { return _mm512_cvtph_ps(x); }
+    static Float widened(__m256i x, Bf16) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
     }
-    static Float load(const std::uint16_t *p, Bf16) {
-        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    template <class Type>
+    static Float load(const std::uint16_t *p, Type type) {
+        return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), type);
     }
 
     // Rounded to nearest even, as from_float does.
@@ -97,11 +98,9 @@ struct Avx512 {
 
     // 16 lanes of which mask's are the next values in turn and the others 0. Reads 16 values whatever the mask.
     template <class Type>
-    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type) {
+    static Float expand(const std::uint16_t *values, std::uint32_t mask, Type type) {
         const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(values));
-        const __m256i spread = _mm256_maskz_expand_epi16(static_cast<__mmask16>(mask), packed);
-        if (Type::dtype == HSB_FP16) return _mm512_cvtph_ps(spread);
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(spread), 16));
+        return widened(_mm256_maskz_expand_epi16(static_cast<__mmask16>(mask), packed), type);
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

@@ -8,13 +8,21 @@
 
 namespace hsb::cpu {
 
-// Element types as tags: kernels are templates on one of these.
+// Element types as tags: kernels are templates on one of these. What is known of one besides is in element.h.
 struct Fp16 {
     static constexpr int dtype = HSB_FP16;
 };
 struct Bf16 {
     static constexpr int dtype = HSB_BF16;
 };
+
+// Calls function(Fp16{} | Bf16{}) for an hsb_dtype that has been checked, and returns what it returns. Always inline: a
+// function more between a kernel and its parts, and GCC inlines others of them.
+template <class Function>
+[[gnu::always_inline]] inline decltype(auto) with_type(int dtype, Function &&function) {
+    if (dtype == HSB_FP16) return function(Fp16{});
+    return function(Bf16{});
+}
 
 inline std::uint32_t bits_of(float x) {
     std::uint32_t bits;
