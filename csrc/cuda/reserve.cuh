@@ -2,26 +2,25 @@
 // (attention_shape.h says why): what that is to kernels whose references are a bound that is raised late.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #include "attention_shape.h"
+#include "cuda/element.cuh"
 #include "cuda/ptx/math.cuh"
 
 namespace hsb::cuda {
 
-// Whether there is a reserve: that of fp16 is 0, and its code spares itself the arithmetic.
-template <class T>
-constexpr bool kHasReserve = false;
-template <>
-constexpr bool kHasReserve<__nv_bfloat16> = true;
+// Powers of 2 by which probabilities are kept lower: those that sums need (attention_shape.h), and `more`. 0 where sums
+// need none: then the kernels spare themselves the arithmetic (Element::kHasReserve).
+inline float reserve_of(std::int32_t dtype, std::int64_t seq, float more) {
+    const float of_sums = sum_reserve(dtype, seq);
+    return of_sums > 0.0f ? of_sums + more : 0.0f;
+}
 
 // Of a probability, from what its score has above the reference.
 template <class T>
 __device__ __forceinline__ float exponent(float above, float log2_scale, float reserve) {
-    if constexpr (kHasReserve<T>) return fmaf(above, log2_scale, -reserve);
+    if constexpr (Element<T>::kHasReserve) return fmaf(above, log2_scale, -reserve);
     return above * log2_scale;
 }
 
@@ -32,27 +31,30 @@ __device__ __forceinline__ float exponent(float above, float log2_scale, float r
 // pairs, as the OR is. Which of the two decides only whether ptxas spills.
 
 // With it, as long as each probability is below 2^(1 - reserve), all of a query's add up to no more than 1/2.
-inline float prefill_reserve(std::int32_t dtype, std::int64_t seq) {
-    return dtype == HSB_FP16 ? 0.0f : sum_reserve(dtype, seq) + 1.0f;
-}
+inline float prefill_reserve(std::int32_t dtype, std::int64_t seq) { return reserve_of(dtype, seq, 1.0f); }
 
-// The largest bf16 below 2^(1 - reserve), twice.
-inline std::uint32_t largest_probabilities(float reserve) {
-    return ((static_cast<std::uint32_t>(128 - static_cast<int>(reserve)) << 7) - 1) * 0x10001u;
+// The largest element below 2^(1 - reserve), twice.
+inline std::uint32_t largest_probabilities(std::int32_t dtype, float reserve) {
+    return with_element(dtype, [&](auto type) {
+        return Element<decltype(type)>::below_power(1 - static_cast<int>(reserve)) * 0x10001u;
+    });
 }
 
 // What is kept of a thread's packed probabilities, one pair after the other; 0 at first.
 template <class T, bool AsWholeNumbers>
 __device__ __forceinline__ std::uint32_t highest_of(std::uint32_t seen, std::uint32_t packed) {
-    if constexpr (!kHasReserve<T>) return seen | packed;
-    if constexpr (AsWholeNumbers) return ptx::max_u16x2(seen, packed);
-    return ptx::max_bf16x2(seen, packed);
+    if constexpr (!Element<T>::kHasReserve)
+        return seen | packed;
+    else if constexpr (AsWholeNumbers)
+        return ptx::max_u16x2(seen, packed);
+    else
+        return Element<T>::max_pair(seen, packed);
 }
 
 template <class T, bool AsWholeNumbers>
 __device__ __forceinline__ bool too_high(std::uint32_t seen, std::uint32_t largest) {
     constexpr std::uint32_t kTwoOrMore = 0x40004000u;
-    if constexpr (kHasReserve<T>) return highest_of<T, AsWholeNumbers>(seen, largest) != largest;
+    if constexpr (Element<T>::kHasReserve) return highest_of<T, AsWholeNumbers>(seen, largest) != largest;
     return seen & kTwoOrMore;
 }
 

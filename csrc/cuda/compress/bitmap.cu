@@ -20,7 +20,7 @@ struct Plan {
           runs(ceil_div(tokens, kRunTokens)) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(is_element(p.dtype), "dtype must be fp16 or bf16");
         HSB_CHECK(0 <= p.keep && p.keep <= p.head_dim, "keep must be 0 to head_dim");
         HSB_CHECK(tokens * p.head_dim / kPad <= std::int64_t{UINT32_MAX}, "offsets must fit 32 bits");
     }

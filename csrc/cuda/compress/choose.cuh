@@ -12,9 +12,10 @@
 namespace hsb::cuda {
 
 struct ChooseArgs {
-    const unsigned long long *keys;   // [heads, eligible]
-    const unsigned long long *limbs;  // [heads, eligible, kLossLimbs] where a key's lowest bit is set; NULL for fp16
-    std::int32_t *map;                // [heads, blocks]
+    const unsigned long long *keys;  // [heads, eligible]
+    const unsigned long long
+        *limbs;         // [heads, eligible, kLossLimbs] where a key's lowest bit is set; NULL where keys tell all
+    std::int32_t *map;  // [heads, blocks]
     std::uint32_t blocks;
     std::uint32_t first;
     std::uint32_t eligible;

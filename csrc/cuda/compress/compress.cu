@@ -2,6 +2,7 @@
 
 #include "api.h"
 #include "choose.cuh"
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "loss.cuh"
 #include "pack.cuh"
@@ -13,7 +14,7 @@
 //   pack_pages     reads x again, a few warps per block        pages; the map where there was nothing to choose
 //
 // Workspace:  key u64 [batch * kv_heads, eligible]
-//             bf16 only: limb u64 [batch * kv_heads, eligible, 5]
+//             limb u64 [batch * kv_heads, eligible, 5], for types whose sums are that wide (bf16)
 namespace hsb::cuda {
 namespace {
 
@@ -26,7 +27,7 @@ struct Plan {
           eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(p.dtype == HSB_FP16 || p.dtype == HSB_BF16, "dtype must be fp16 or bf16");
+        HSB_CHECK(is_element(p.dtype), "dtype must be fp16 or bf16");
         HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
                   "eligible blocks must be full blocks of the sequence");
@@ -37,7 +38,8 @@ struct Plan {
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
     std::int64_t key_bytes() const { return heads * eligible * 8; }
     std::int64_t workspace_bytes(int dtype) const {
-        return needs_losses() ? key_bytes() * (dtype == HSB_BF16 ? 1 + kLossLimbs : 1) : 0;
+        if (!needs_losses()) return 0;
+        return with_element(dtype, [&](auto type) { return key_bytes() * (1 + kKeyLimbs<decltype(type)>); });
     }
 };
 
@@ -50,24 +52,19 @@ void dispatch_shape(const hsb_compress_params &p, Run &&run) {
         else
             run(head_dim, std::integral_constant<int, HSB_VALUE>());
     };
-    if (p.head_dim == 64)
-        with_operand(std::integral_constant<int, 64>());
-    else
-        with_operand(std::integral_constant<int, 128>());
+    with_head_dim(p.head_dim, with_operand);
 }
 
+template <class T>
 void choose(const hsb_compress_params &p, const Plan &plan) {
     auto *keys = static_cast<unsigned long long *>(p.workspace);
-    auto *limbs = p.dtype == HSB_BF16 ? keys + plan.heads * plan.eligible : nullptr;
+    auto *limbs = kKeyLimbs<T> > 0 ? keys + plan.heads * plan.eligible : nullptr;
     const auto first = static_cast<std::uint32_t>(p.first_eligible),
                eligible = static_cast<std::uint32_t>(plan.eligible);
     const LossArgs loss{static_cast<const std::uint16_t *>(p.x), keys, limbs, p.seq, first, eligible};
     const auto ctas = static_cast<unsigned>(plan.heads * plan.eligible);
     dispatch_shape(p, [&](auto head_dim, auto operand) {
-        if (p.dtype == HSB_FP16)
-            launch(find_losses<__half, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
-        else
-            launch(find_losses<__nv_bfloat16, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
+        launch(find_losses<T, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
     });
     const ChooseArgs args{keys,
                           limbs,
@@ -76,7 +73,7 @@ void choose(const hsb_compress_params &p, const Plan &plan) {
                           first,
                           eligible,
                           static_cast<std::uint32_t>(plan.sparse),
-                          p.dtype == HSB_FP16 ? 53 : 64};
+                          kKeyBits<T>};
     launch(choose_blocks, static_cast<unsigned>(plan.heads), kChooseThreads, 0, p.stream, args);
 }
 
@@ -123,7 +120,7 @@ extern "C" int hsb_cuda_compress(const hsb_compress_params *p) {
         current_device();
         // -1, and for the kernels, which look for the least unsigned index, the largest there is.
         HSB_CUDA(cudaMemsetAsync(p->non_finite, 0xff, sizeof *p->non_finite, static_cast<cudaStream_t>(p->stream)));
-        if (plan.needs_losses()) choose(*p, plan);
+        if (plan.needs_losses()) with_element(p->dtype, [&](auto type) { choose<decltype(type)>(*p, plan); });
         pack(*p, plan);
     });
 }

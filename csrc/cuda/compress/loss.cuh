@@ -19,12 +19,9 @@
 // four additions and two integer sums, with no conversion and no carry.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
-#include <type_traits>
 
+#include "cuda/element.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/global.cuh"
 #include "params.h"
@@ -44,6 +41,12 @@ struct LossArgs {
     std::uint32_t eligible;  // per head
 };
 
+// What the keys of a type need.
+template <class T>
+constexpr int kKeyBits = Element<T>::kWide ? 64 : 53;
+template <class T>
+constexpr int kKeyLimbs = Element<T>::kWide ? kLossLimbs : 0;
+
 constexpr int kLossThreads = 128;
 constexpr int kDigits = 18;  // of 16 bits: the highest element reaches into digit 16, the sum needs 12 bits more
 
@@ -54,18 +57,6 @@ struct FixedSum {
     std::uint32_t coarse = 0;  // modulo 2^32, with the bits of the constants in it
     std::uint32_t fine = 0;
 };
-
-// The two magnitudes of a register, dropped from groups of 4, as floats.
-template <class T>
-__device__ __forceinline__ float2 magnitudes_of(std::uint32_t pair);
-template <>
-__device__ __forceinline__ float2 magnitudes_of<__half>(std::uint32_t pair) {
-    return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
-}
-template <>
-__device__ __forceinline__ float2 magnitudes_of<__nv_bfloat16>(std::uint32_t pair) {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
-}
 
 // Sums over a block; all threads get the result. `room` is one slot per warp.
 template <class Value>
@@ -133,7 +124,8 @@ __device__ __forceinline__ void add_up_digits(const std::uint32_t (&dropped)[Cou
 // One CTA per eligible block.
 template <class T, int HeadDim, int Operand>
 __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
-    constexpr bool kWide = std::is_same_v<T, __nv_bfloat16>;
+    constexpr bool kWide = Element<T>::kWide;
+    static_assert(!kWide || Element<T>::kFractionBits == 7, "the window and the digits are cut for bf16");
     constexpr int kRowChunks = HeadDim / 8;
     constexpr int kLoads = kBlock * kRowChunks / kLossThreads;  // 16-byte chunks a thread
     __shared__ long long room[kLossThreads / 32];
@@ -207,7 +199,7 @@ __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
     };
 #pragma unroll
     for (int i = 0; i < kLoads * 2; ++i) {
-        const float2 f = magnitudes_of<T>(dropped[i]);
+        const float2 f = Element<T>::unpack_magnitudes(dropped[i]);
         add(f.x);
         add(f.y);
     }

@@ -3,6 +3,7 @@
 #include "api.h"
 #include "cuda/dispatch.h"
 #include "cuda/page_pool.cuh"
+#include "cuda/reserve.cuh"
 #include "cuda/runtime.h"
 #include "cuda/score_scale.h"
 #include "cuda/softmax_margin.h"
@@ -50,7 +51,7 @@ void run(const hsb_decode_params &p) {
     a.scale = scale.scale;
     a.log2_scale = scale.log2;
     a.margin = kDecodeMargin / scale.log2;
-    a.reserve = p.dtype == HSB_FP16 ? 0.0f : sum_reserve(p.dtype, p.seq) + kDecodeMargin;
+    a.reserve = reserve_of(p.dtype, p.seq, kDecodeMargin);
     a.flip = scale.flip;
     dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
         if (a.group <= 8)

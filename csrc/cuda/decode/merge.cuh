@@ -105,7 +105,7 @@ __device__ __forceinline__ void store_result(T *out, float *lse, const Merged<He
     std::uint32_t words[kDims / 2];
 #pragma unroll
     for (int d = 0; d < kDims; d += 2)
-        words[d / 2] = pack(within(merged.out[d] * inverse, T()), within(merged.out[d + 1] * inverse, T()), T());
+        words[d / 2] = Element<T>::pack(within<T>(merged.out[d] * inverse), within<T>(merged.out[d + 1] * inverse));
     std::uint32_t *to = reinterpret_cast<std::uint32_t *>(out + lane * kDims);
 #pragma unroll
     for (int i = 0; i < kDims / 2; ++i) to[i] = words[i];

@@ -111,7 +111,7 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
 #pragma unroll
             for (int half = 0; half < 2; ++half)
                 p[tile][strip / 2][strip % 2 * 2 + half] =
-                    ptx::movmatrix_trans(pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1], T()));
+                    ptx::movmatrix_trans(Element<T>::pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]));
         }
 }
 

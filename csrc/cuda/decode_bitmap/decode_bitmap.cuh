@@ -138,8 +138,8 @@ struct RunningSoftmax {
                     e[i] = ptx::exp2_approx(exponent<T>(scores[run][tile][i] - now[i % 2], log2_scale, reserve));
                     sum[tile][i % 2] += e[i];
                 }
-                p[run][tile][0] = ptx::movmatrix_trans(pack(e[0], e[1], T()));
-                p[run][tile][1] = ptx::movmatrix_trans(pack(e[2], e[3], T()));
+                p[run][tile][0] = ptx::movmatrix_trans(Element<T>::pack(e[0], e[1]));
+                p[run][tile][1] = ptx::movmatrix_trans(Element<T>::pack(e[2], e[3]));
             }
         }
     }
@@ -293,13 +293,6 @@ __global__ void __launch_bounds__(kTileWarps * 32, Tiles == 1 ? 4 : 3)
     }
 }
 
-__device__ __forceinline__ void store_value(void *out, std::int64_t i, float value, __half) {
-    static_cast<__half *>(out)[i] = __float2half_rn(value);
-}
-__device__ __forceinline__ void store_value(void *out, std::int64_t i, float value, __nv_bfloat16) {
-    static_cast<__nv_bfloat16 *>(out)[i] = __float2bfloat16_rn(value);
-}
-
 // One CTA per query head, one thread per head dim: splits in order, so that a result does not depend on who came first.
 template <class T, int HeadDim>
 __global__ void __launch_bounds__(HeadDim) combine_splits(Arguments a) {
@@ -317,7 +310,8 @@ __global__ void __launch_bounds__(HeadDim) combine_splits(Arguments a) {
         sum += weight * partial[i * floats + a.group * (HeadDim + 1) + in_group];
         out += weight * partial[i * floats + in_group * HeadDim + threadIdx.x];
     }
-    store_value(a.out, row * HeadDim + threadIdx.x, within(out / sum, T()), T());
+    const std::int64_t at = row * HeadDim + threadIdx.x;
+    static_cast<T *>(a.out)[at] = Element<T>::round(within<T>(out / sum));
     constexpr float kLn2 = 0.693147180559945f;
     if (threadIdx.x == 0) a.lse[row] = largest * a.scale + (logf(sum) + a.reserve * kLn2);
 }

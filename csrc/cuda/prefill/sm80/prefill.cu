@@ -18,7 +18,7 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.inverse_scale = 1.0f / scale.log2;
     a.reserve = prefill_reserve(p.dtype, p.seq);
     a.margin = kPrefillSm80Margin + a.reserve;
-    a.largest = largest_probabilities(a.reserve);
+    a.largest = largest_probabilities(p.dtype, a.reserve);
     a.flip = scale.flip;
     dispatch(p.dtype, p.head_dim,
              [&](auto type, auto head_dim) { sm80::launch_prefill<decltype(type), head_dim()>(p, a, device); });

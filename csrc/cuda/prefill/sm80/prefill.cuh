@@ -37,7 +37,7 @@ __device__ __forceinline__ int lane_again([[maybe_unused]] int lane) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
     return ptx::thread_index() % 32;
 #else
-    return kHasReserve<T> ? ptx::lane() : lane;
+    return Element<T>::kHasReserve ? ptx::lane() : lane;
 #endif
 }
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDi
             for (int half = 0; half < 2; ++half) {
                 const float low = running.out[tile][strip][half * 2] * inverse[0];
                 const float high = running.out[tile][strip][half * 2 + 1] * inverse[1];
-                const std::uint32_t pair = ptx::movmatrix_trans(pack(within(low, T()), within(high, T()), T()));
+                const std::uint32_t pair = ptx::movmatrix_trans(Element<T>::pack(within<T>(low), within<T>(high)));
                 unsigned char *const chunk = chunk_at(tile * 8 + lane / 4, strip * 2 + half);
                 *reinterpret_cast<std::uint32_t *>(chunk + lane % 4 * 4) = pair;
             }
@@ -157,7 +157,8 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
     const auto prepare = [&](bool raise) {
         const int token = page * kBlock + Half * 32 + lane / 4;
         mask_future<Tiles>(s, WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token);
-        const float reserve = kHasReserve<T> ? a.reserve : 0.0f, margin = kHasReserve<T> ? a.margin : kMargin;
+        const float reserve = Element<T>::kHasReserve ? a.reserve : 0.0f,
+                    margin = Element<T>::kHasReserve ? a.margin : kMargin;
         if (raise) running.raise(s, a.scale, a.inverse_scale, reserve, margin, warp_references<Tiles>(), lane);
         if (running.large) running.subtract_from(s, warp_references<Tiles>(), lane);
     };

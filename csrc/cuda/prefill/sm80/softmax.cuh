@@ -196,7 +196,7 @@ private:
     __device__ __forceinline__ void use(int pair) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) sum[tile_of(pair)][i] += score(pair, i);
-        const std::uint32_t packed = pack(score(pair, 0), score(pair, 1), T());
+        const std::uint32_t packed = Element<T>::pack(score(pair, 0), score(pair, 1));
         seen_ = highest_of<T, false>(seen_, packed);
         const int j = strip_of(pair) * 2 + pair % 2;
         p_[tile_of(pair)][0][j] = ptx::movmatrix_trans(packed);

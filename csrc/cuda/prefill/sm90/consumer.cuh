@@ -180,7 +180,7 @@ private:
 
     // The same either way; with the other one, ptxas spills a register.
     __device__ __forceinline__ float margin() const {
-        if constexpr (!kHasReserve<T>) return kMargin;
+        if constexpr (!Element<T>::kHasReserve) return kMargin;
         return Cut::kGroups == 2 ? kMargin + a_.reserve : a_.margin;
     }
     __device__ __forceinline__ float scale() const { return shifted_ ? kShiftedScale : a_.log2_scale; }
@@ -315,8 +315,8 @@ private:
             const int i = c / 2 * 4 + c % 2;
 #pragma unroll
             for (int half = 0; half < kHalves; ++half) {
-                out_[half][i] = within(out_[half][i] * scale, T());
-                out_[half][i + 2] = within(out_[half][i + 2] * scale, T());
+                out_[half][i] = within<T>(out_[half][i] * scale);
+                out_[half][i + 2] = within<T>(out_[half][i + 2] * scale);
             }
         }
 #pragma unroll
@@ -324,7 +324,7 @@ private:
 #pragma unroll
             for (int i = 0; i < kScores; i += 8) {
                 const std::uint32_t to = query_ + half * kPanel + store_at_ + i / 8 * (16 * 128);
-                const auto packed = [&](int at) { return pack(out_[half][at], out_[half][at + 1], T()); };
+                const auto packed = [&](int at) { return Element<T>::pack(out_[half][at], out_[half][at + 1]); };
                 if (i + 8 <= kScores)
                     ptx::stmatrix_x4_trans(to, {packed(i), packed(i + 2), packed(i + 4), packed(i + 6)});
                 else

@@ -28,7 +28,7 @@ void run_prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     a.log2_scale = scale.log2;
     a.reserve = prefill_reserve(p.dtype, p.seq);
     a.margin = kPrefillSm90Margin + a.reserve;
-    a.largest = largest_probabilities(a.reserve);
+    a.largest = largest_probabilities(p.dtype, a.reserve);
     a.flip = scale.flip;
     const int pair = a.has_one_kind() ? sm90::pair_kind(a.k.one_kind(), a.v.one_kind()) : sm90::kAnyPair;
     dispatch(p.dtype, p.head_dim,

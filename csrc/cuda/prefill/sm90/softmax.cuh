@@ -14,6 +14,8 @@
 // 2^-(25 - kMargin) of a query's largest one so far count as 0 in fp16.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <type_traits>
 
 #include "cuda/fragments.cuh"
@@ -137,7 +139,7 @@ struct Softmax {
             for (int pair = step; step >= 0 && pair < step + kStep; ++pair) {
                 sum[column_of(2 * pair)] += s[2 * pair];
                 sum[column_of(2 * pair + 1)] += s[2 * pair + 1];
-                packed[pair % 4] = pack(s[2 * pair], s[2 * pair + 1], T());
+                packed[pair % 4] = Element<T>::pack(s[2 * pair], s[2 * pair + 1]);
                 seen = highest_of<T, true>(seen, packed[pair % 4]);
                 if (pair % 4 == 3) ptx::stmatrix_x4_trans(to + pair / 4 * (16 * 128), packed);
                 if (pair == kPairs - 1 && kPairs % 4 == 2)
