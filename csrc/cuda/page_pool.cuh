@@ -5,6 +5,7 @@
 
 #include "attention_shape.h"
 #include "block_map.h"
+#include "cuda/block_kinds.cuh"
 #include "cuda/page.cuh"
 
 namespace hsb::cuda {
@@ -16,54 +17,91 @@ struct StoredPage {
     int bytes;
 };
 
-// The pools of each kind of page, to read or to write.
+// Where the pages of each kind lie, to read or to write; null where there are none. A member of arguments themselves, or of
+// PagePool: one struct more around it, and ptxas spills (prefill sm80, bf16).
 template <class Byte>
-struct Pools {
-    Byte *dense;
-    Byte *sparse;
+using Pools = Byte *[kBlockKinds];
 
-    template <int HeadDim>
-    __device__ __forceinline__ StoredPage<Byte> page(std::int32_t entry) const {
-        switch (kind_of(entry)) {
-        case HSB_SPARSE_2_4: return {sparse + slot_of(entry) * sparse_page_bytes(HeadDim), sparse_page_bytes(HeadDim)};
-        case HSB_DENSE: break;
-        }
-        return {dense + slot_of(entry) * dense_page_bytes(HeadDim), dense_page_bytes(HeadDim)};
-    }
-};
+template <int HeadDim, class Byte>
+__device__ __forceinline__ StoredPage<Byte> page_in(Byte *const (&pools)[kBlockKinds], std::int32_t entry) {
+    return with_kind(kind_of(entry), [&](auto kind) -> StoredPage<Byte> {
+        constexpr int kBytes = kind.page_bytes(HeadDim);
+        return {pools[kind.kKind] + slot_of(entry) * kBytes, kBytes};
+    });
+}
 
 // hsb_pages on the device.
-struct PagePool : Pools<const unsigned char> {
+struct PagePool {
+    Pools<const unsigned char> pools;
     const std::int32_t *map;  // null: page i of the line is slot i of the one pool there is
 
-    HSB_HOST_DEVICE bool has_one_kind() const { return !(dense && sparse); }
-    HSB_HOST_DEVICE hsb_block_kind one_kind() const { return dense ? HSB_DENSE : HSB_SPARSE_2_4; }
+    template <int HeadDim>
+    __device__ __forceinline__ StoredPage<const unsigned char> page(std::int32_t entry) const {
+        return page_in<HeadDim>(pools, entry);
+    }
+
+    // Recursions, not loops: a loop in here keeps the compiler from unrolling those around.
+    template <int From = 0>
+    HSB_HOST_DEVICE bool has_one_kind() const {
+        if constexpr (From + 1 == kBlockKinds)
+            return true;
+        else
+            return !(pools[From] && has_any<From + 1>()) && has_one_kind<From + 1>();
+    }
+    template <int From = 0>
+    HSB_HOST_DEVICE hsb_block_kind one_kind() const {
+        if constexpr (From + 1 == kBlockKinds)
+            return KindAt<From>::kKind;
+        else
+            return pools[From] ? KindAt<From>::kKind : one_kind<From + 1>();
+    }
 
     // The map's entry of a page: of all pages of all (batch, kv head), which stand in one line.
     __device__ __forceinline__ std::int32_t entry(std::int32_t page) const {
         return map ? __ldg(map + page) : entry_of(one_kind(), page);
     }
+
+private:
+    template <int From>
+    HSB_HOST_DEVICE bool has_any() const {
+        if constexpr (From + 1 == kBlockKinds)
+            return pools[From];
+        else
+            return pools[From] || has_any<From + 1>();
+    }
 };
 
+// Of a struct of params.h: hsb_pages to read, or hsb_compress_params to write.
+template <class Byte, class P>
+void set_pools(Byte *(&pools)[kBlockKinds], const P &p) {
+    for_each_kind([&](auto kind) { pools[kind.kKind] = static_cast<Byte *>(kind.pool(p)); });
+}
 inline PagePool pool_of(const hsb_pages &pages) {
-    return {{static_cast<const unsigned char *>(pages.dense), static_cast<const unsigned char *>(pages.sparse)},
-            pages.map};
+    PagePool pool{{}, pages.map};
+    set_pools(pool.pools, pages);
+    return pool;
 }
 
 inline void check_pages(const hsb_pages &pages, int head_dim) {
-    HSB_CHECK(pages.map || !pages.dense != !pages.sparse, "only a cache of one kind of page needs no map");
-    HSB_CHECK(!pages.dense || pages.dense_page_bytes == dense_page_bytes(head_dim),
-              "dense_page_bytes is not this layout's");
-    HSB_CHECK(!pages.sparse || pages.sparse_page_bytes == sparse_page_bytes(head_dim),
-              "sparse_page_bytes is not this layout's");
-    HSB_CHECK(pages.dense || pages.sparse, "no pages");
-    for (const void *pool : {pages.dense, pages.sparse})
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(pool) % 16 == 0, "pools must be 16-byte aligned");
+    int pools = 0;
+    for_each_kind([&](auto kind) {
+        if (!kind.pool(pages)) return;
+        ++pools;
+        HSB_CHECK(kind.pool_page_bytes(pages) == kind.page_bytes(head_dim),
+                  "a pool's page bytes are not this layout's");
+        HSB_CHECK(reinterpret_cast<std::uintptr_t>(kind.pool(pages)) % 16 == 0, "pools must be 16-byte aligned");
+    });
+    HSB_CHECK(pages.map || pools == 1, "only a cache of one kind of page needs no map");
+    HSB_CHECK(pools > 0, "no pages");
 }
 
-// The largest page that a map can name: dense where there are dense pages.
+// The largest page that a map can name.
 inline int largest_page_bytes(const hsb_pages &pages, int head_dim) {
-    return pages.dense ? dense_page_bytes(head_dim) : sparse_page_bytes(head_dim);
+    int largest = 0;
+    for_each_kind([&](auto kind) {
+        if (kind.pool(pages) && kind.page_bytes(head_dim) > largest) largest = kind.page_bytes(head_dim);
+    });
+    return largest;
 }
 
 // What decode and prefill over pages ask of a shape; P is either's params.

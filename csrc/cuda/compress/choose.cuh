@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "block_map.h"
+#include "cuda/block_kinds.cuh"
 #include "loss.cuh"
 
 namespace hsb::cuda {
@@ -22,6 +23,22 @@ struct ChooseArgs {
     std::uint32_t sparse;  // 0 < sparse < eligible
     int key_bits;
 };
+
+// Blocks of one head of which all eligible ones become 2:4, or none: then there is nothing to choose.
+struct AllOrNone {
+    std::uint32_t count;
+    std::uint32_t first, last;  // eligible: first .. last - 1
+    std::uint32_t sparse;       // how many become 2:4
+};
+
+// The map entry of a block of such a head; pages of all heads stand in one line.
+__device__ __forceinline__ std::int32_t entry_of_all(const AllOrNone &blocks, std::uint32_t head, std::uint32_t block) {
+    if (blocks.sparse == 0) return entry_of(DenseKind::kKind, head * blocks.count + block);
+    if (block >= blocks.first && block < blocks.last)
+        return entry_of(Sparse24Kind::kKind, head * blocks.sparse + block - blocks.first);
+    const std::uint32_t before = block < blocks.first ? block : block - blocks.sparse;
+    return entry_of(DenseKind::kKind, head * (blocks.count - blocks.sparse) + before);
+}
 
 constexpr int kChooseThreads = 1024;
 constexpr int kChooseWarps = kChooseThreads / 32;
@@ -111,7 +128,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_blocks(ChooseArgs a) {
     std::uint32_t sparse_slot = head * a.sparse + sum_before(chosen, room[2]);
     std::uint32_t dense_slot = head * (a.blocks - a.sparse) + begin - (sparse_slot - head * a.sparse);
     for (std::uint32_t i = begin; i < end; ++i)
-        map[i] = map[i] ? entry_of(HSB_SPARSE_2_4, sparse_slot++) : entry_of(HSB_DENSE, dense_slot++);
+        map[i] = map[i] ? entry_of(Sparse24Kind::kKind, sparse_slot++) : entry_of(DenseKind::kKind, dense_slot++);
 }
 
 }  // namespace hsb::cuda

@@ -81,17 +81,16 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
     dispatch_shape(p, [&](auto head_dim, auto operand) {
         constexpr int kParts = kPackParts<head_dim(), operand()>;
         const std::int64_t items = plan.heads * plan.blocks * kParts;
-        const PackArgs args{static_cast<const std::uint16_t *>(p.x),
-                            {static_cast<unsigned char *>(p.dense), static_cast<unsigned char *>(p.sparse)},
-                            p.map,
-                            reinterpret_cast<unsigned long long *>(p.non_finite),
-                            p.seq,
-                            static_cast<std::uint32_t>(plan.blocks),
-                            static_cast<std::uint32_t>(p.first_eligible),
-                            static_cast<std::uint32_t>(p.last_eligible),
-                            static_cast<std::uint32_t>(plan.sparse),
-                            static_cast<std::uint32_t>(items),
-                            infinity_bits(p.dtype)};
+        PackArgs args{static_cast<const std::uint16_t *>(p.x),
+                      {},
+                      p.map,
+                      reinterpret_cast<unsigned long long *>(p.non_finite),
+                      p.seq,
+                      {static_cast<std::uint32_t>(plan.blocks), static_cast<std::uint32_t>(p.first_eligible),
+                       static_cast<std::uint32_t>(p.last_eligible), static_cast<std::uint32_t>(plan.sparse)},
+                      static_cast<std::uint32_t>(items),
+                      infinity_bits(p.dtype)};
+        set_pools(args.pools, p);
         const auto ctas = static_cast<unsigned>(ceil_div(items, kPackWarps));
         if (plan.needs_losses())
             launch(pack_pages<head_dim(), operand(), true>, ctas, kPackWarps * 32, 0, p.stream, args);

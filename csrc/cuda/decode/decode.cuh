@@ -35,7 +35,8 @@ struct WarpResult {
 template <int HeadDim, int Tiles>
 __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
                                                   const Running<HeadDim, Tiles> &running, int lane) {
-    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= sparse_page_bytes(HeadDim), "must fit into the smallest page");
+    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= smallest_page_bytes(HeadDim),
+                  "must fit into the smallest page");
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll

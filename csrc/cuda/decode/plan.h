@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-#include "cuda/page.cuh"
+#include "cuda/block_kinds.cuh"
 #include "cuda/shared_limit.h"
 
 namespace hsb::cuda::decode {
@@ -105,7 +105,8 @@ constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit
     if (stages > kMaxStages) stages = kMaxStages;
     return {key_bytes, value_bytes, warps, stages};
 }
-static_assert(RingShape::tail_bytes(1) + 2 * dense_page_bytes(128) <= kSharedLimitSm89, "one stage must fit anywhere");
+static_assert(RingShape::tail_bytes(1) + 2 * largest_page_bytes(128) <= kSharedLimitSm89,
+              "one stage must fit anywhere");
 static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4).warps == 12,
               "2:4 pages on sm_90: 12 stages of 18 KiB");
 static_assert(choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4).warps == 7,

@@ -22,11 +22,11 @@ public:
                         int head, int first_row)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), group_(group), head_(head), first_row_(first_row),
           query_(base_ + Shared::query_at(group.index)), probability_(base_ + Shared::probability_at(group.index)) {
-        // The address of this lane's row for stmatrix, and of its metadata. By way of a shuffle, or the compiler would
-        // compute them anew for every page.
+        // The address of this lane's row for stmatrix, and of its word of a strip's 32. By way of a shuffle, or the
+        // compiler would compute them anew for every page.
         const int row = lane / 16 * 8 + lane % 8, chunk = 2 * group.warp + lane / 8 % 2;
         store_at_ = __shfl_sync(~0u, swizzled_chunk<128>(row, chunk), lane);
-        metadata_at_ = __shfl_sync(~0u, group.warp * 128 + lane * 4, lane);
+        lane_word_ = __shfl_sync(~0u, group.warp * 128 + lane * 4, lane);
     }
 
     __device__ __forceinline__ void attend(int first_page) {
@@ -68,10 +68,7 @@ private:
     static constexpr int kHalves = HeadDim / 64;  // O^T in tiles of 64 rows
     static constexpr int kChunks = HeadDim / 8;   // of 16 bytes, in a query
     static constexpr int kAllChunks = kGroupQueries * kChunks;
-    static constexpr int kKeyPairs = HeadDim / kPairCols;
     static constexpr int kPanel = Shared::kPanelBytes;
-    using KeyMetadata = std::uint32_t[kKeyPairs];
-    using ValueMetadata = std::uint32_t[kHalves];
 
     __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Shared::key_at(a_.ring, stage); }
     __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Shared::value_at(a_.ring, stage); }
@@ -106,64 +103,36 @@ private:
     }
 
     // ---- products -----------------------------------------------------------------------------------------------
-    template <hsb_block_kind Kind>
-    __device__ __forceinline__ void load_metadata(KeyMetadata &metadata, std::uint32_t page) const {
-        // Of strip `warp`, and its pairs.
-        if constexpr (Kind == HSB_SPARSE_2_4)
-#pragma unroll
-            for (int pair = 0; pair < kKeyPairs; ++pair)
-                metadata[pair] = ptx::load_shared_u32(page + KeyPage<HeadDim>::metadata_word(0, pair, 0) +
-                                                      metadata_at_ + group_.warp * (kKeyPairs - 1) * 128);
+    // What a kind's products take in registers of the page.
+    template <class Kind>
+    using KeyRegisters = typename Kind::template KeyRegisters<HeadDim>;
+    template <class Kind>
+    using ValueRegisters = typename Kind::template ValueRegisters<HeadDim>;
+
+    template <class Kind>
+    __device__ __forceinline__ void load_key(KeyRegisters<Kind> &registers, std::uint32_t page) const {
+        Kind::template load_key<HeadDim>(registers, page, group_.warp, lane_word_);
     }
-    template <hsb_block_kind Kind>
-    __device__ __forceinline__ void load_value_metadata(ValueMetadata &metadata, std::uint32_t page) const {
-        if constexpr (Kind == HSB_SPARSE_2_4)
-#pragma unroll
-            for (int half = 0; half < kHalves; ++half)
-                metadata[half] =
-                    ptx::load_shared_u32(page + ValuePage<HeadDim>::metadata_word(4 * half, 0, 0) + metadata_at_);
+    template <class Kind>
+    __device__ __forceinline__ void load_value(ValueRegisters<Kind> &registers, std::uint32_t page) const {
+        Kind::template load_value<HeadDim>(registers, page, lane_word_);
     }
 
     // S^T = K Q^T, as a group of its own.
-    template <hsb_block_kind Kind>
-    __device__ __forceinline__ void start_scores(std::uint32_t page, const KeyMetadata &metadata) {
+    template <class Kind>
+    __device__ __forceinline__ void start_scores(std::uint32_t page, const KeyRegisters<Kind> &registers) {
         const ptx::WgmmaTile<128> q(query_);
         ptx::wgmma_fence();
-        if constexpr (Kind == HSB_SPARSE_2_4) {
-            const ptx::WgmmaTile<HeadDim> k(page);
-#pragma unroll
-            for (int pair = 0; pair < kKeyPairs; ++pair) {
-                ptx::wgmma_sp_k32<0>(s_, k.at(pair * 64), q.at(pair * kPanel), metadata[pair], pair > 0, T());
-                ptx::wgmma_sp_k32<1>(s_, k.at(pair * 64 + 32), q.at(pair * kPanel + 64), metadata[pair], true, T());
-            }
-        } else {
-            const ptx::WgmmaTile<128> k(page);
-#pragma unroll
-            for (int step = 0; step < HeadDim / 16; ++step)
-                ptx::wgmma_k16(s_, k.at(KeyPage<HeadDim>::dense_chunk(0, step / 4 * 8) + step % 4 * 32),
-                               q.at(step / 4 * kPanel + step % 4 * 32), step > 0, T());
-        }
+        Kind::template multiply_key<T, HeadDim, kPanel>(s_, page, registers, q);
         ptx::wgmma_commit();
     }
 
     // O^T += V^T P^T, as a group of its own.
-    template <hsb_block_kind Kind>
-    __device__ __forceinline__ void start_output(std::uint32_t page, const ValueMetadata &metadata) {
+    template <class Kind>
+    __device__ __forceinline__ void start_output(std::uint32_t page, const ValueRegisters<Kind> &registers) {
         const ptx::WgmmaTile<128> p(probability_ + buffer_ * kPanel);
         ptx::wgmma_fence();
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-            if constexpr (Kind == HSB_SPARSE_2_4) {
-                const ptx::WgmmaTile<64> v(page + ValuePage<HeadDim>::value_chunk(half * 64, 0));
-                ptx::wgmma_sp_k32<0>(out_[half], v.at(0), p.at(0), metadata[half], true, T());
-                ptx::wgmma_sp_k32<1>(out_[half], v.at(32), p.at(64), metadata[half], true, T());
-            } else {
-                const ptx::WgmmaTile<128> v(page + ValuePage<HeadDim>::dense_chunk(half * 64, 0));
-#pragma unroll
-                for (int step = 0; step < 4; ++step)
-                    ptx::wgmma_k16(out_[half], v.at(step * 32), p.at(step * 32), true, T());
-            }
-        }
+        Kind::template multiply_value<T, HeadDim>(out_, page, registers, p);
         ptx::wgmma_commit();
     }
 
@@ -205,26 +174,28 @@ private:
         return true;
     }
 
-    template <hsb_block_kind Kind>
+    template <class Kind>
     __device__ __forceinline__ void scores_again(int stage) {
-        KeyMetadata metadata;
-        load_metadata<Kind>(metadata, key(stage));
-        start_scores<Kind>(key(stage), metadata);
+        KeyRegisters<Kind> registers;
+        load_key<Kind>(registers, key(stage));
+        start_scores<Kind>(key(stage), registers);
         ptx::wgmma_wait<0>(s_);
         mask(stage);
     }
 
     // In references.cuh.
     __device__ __forceinline__ void set_references();
-    template <hsb_block_kind Kind>
+    template <class Kind>
     __device__ __forceinline__ void raise(int stage);
 
     // ---- pages --------------------------------------------------------------------------------------------------
     // run() for a kind of pair that is known only now, one of First and on.
     template <int First>
     __device__ __forceinline__ void run_as(int kind, int pages, bool first) {
-        if constexpr (First + 1 == kPairKinds)
+        if constexpr (First == kLastPair)
             run<First>(pages, first);
+        else if constexpr (!is_pair(First))
+            run_as<First + 1>(kind, pages, first);
         else if (kind == First)
             run<First>(pages, first);
         else
@@ -235,12 +206,13 @@ private:
     // `first`: of the tile.
     template <int RunPair>
     __device__ __forceinline__ void run(int pages, bool first) {
-        constexpr hsb_block_kind kKey = key_kind(RunPair), kValue = value_kind(RunPair);
-        KeyMetadata key_metadata;
-        ValueMetadata value_metadata;
+        using Key = KeyKind<RunPair>;
+        using Value = ValueKind<RunPair>;
+        KeyRegisters<Key> key_registers;
+        ValueRegisters<Value> value_registers;
         ptx::mbarrier_wait(Shared::key_full_at(base_, stage_.index), stage_.parity);
-        load_metadata<kKey>(key_metadata, key(stage_.index));
-        start_scores<kKey>(key(stage_.index), key_metadata);
+        load_key<Key>(key_registers, key(stage_.index));
+        start_scores<Key>(key(stage_.index), key_registers);
         ptx::wgmma_commit();  // an empty group, in the place of the product with V
         if (first) {
             ptx::wgmma_wait<0>(s_);
@@ -267,17 +239,17 @@ private:
             const bool rises = store_probabilities(scale());
             if constexpr (Pair != kAnyPair) wait_for_pages();
 
-            load_metadata<kKey>(key_metadata, key(next.index));
+            load_key<Key>(key_registers, key(next.index));
             wait_output();
-            // Not before: the product that has just ended had its metadata in these registers.
-            load_value_metadata<kValue>(value_metadata, value(stage_.index));
-            if (any_of_group(rises)) raise<kKey>(stage_.index);
+            // Not before: the product that has just ended had them too.
+            load_value<Value>(value_registers, value(stage_.index));
+            if (any_of_group(rises)) raise<Key>(stage_.index);
             // For what all warps have stored; after the barrier, so that stores still on their way are waited for once.
             ptx::fence_proxy_async_shared();
             if (left == 1) break;
 
-            start_scores<kKey>(key(next.index), key_metadata);
-            start_output<kValue>(value(stage_.index), value_metadata);
+            start_scores<Key>(key(next.index), key_registers);
+            start_output<Value>(value(stage_.index), value_registers);
             release_key(stage_.index);
             if (left < pages) release_value(before);
             before = stage_.index;
@@ -285,7 +257,7 @@ private:
             buffer_ ^= 1;
             --left;
         }
-        start_output<kValue>(value(stage_.index), value_metadata);
+        start_output<Value>(value(stage_.index), value_registers);
         release_key(stage_.index);
         if (pages > 1) release_value(before);
         wait_output();
@@ -344,7 +316,7 @@ private:
     const Group group_;
     const int head_, first_row_;
     const std::uint32_t query_, probability_;  // this group's, in shared memory
-    std::uint32_t store_at_, metadata_at_;
+    std::uint32_t store_at_, lane_word_;
     RingPosition stage_;
     int buffer_ = 0;        // of the two for probabilities
     bool shifted_ = false;  // see kShiftedScale

@@ -44,17 +44,29 @@ using ThreeGroups = Cut<3, 72>;
 HSB_HOST_DEVICE constexpr int pair_kind(hsb_block_kind key, hsb_block_kind value) {
     return static_cast<int>(key) | static_cast<int>(value) << kUsedKindBits;
 }
-constexpr int kPairKinds = 1 << 2 * kUsedKindBits, kAnyPair = kPairKinds, kDensePair = pair_kind(HSB_DENSE, HSB_DENSE);
-HSB_HOST_DEVICE constexpr hsb_block_kind key_kind(int pair) {
-    return static_cast<hsb_block_kind>(pair & ((1 << kUsedKindBits) - 1));
+constexpr int kPairKinds = 1 << 2 * kUsedKindBits, kAnyPair = kPairKinds;
+HSB_HOST_DEVICE constexpr int key_number(int pair) { return pair & ((1 << kUsedKindBits) - 1); }
+HSB_HOST_DEVICE constexpr int value_number(int pair) { return pair >> kUsedKindBits; }
+// Not all numbers are pairs, unless the number of kinds is a power of 2.
+HSB_HOST_DEVICE constexpr bool is_pair(int pair) {
+    return key_number(pair) < kBlockKinds && value_number(pair) < kBlockKinds;
 }
-HSB_HOST_DEVICE constexpr hsb_block_kind value_kind(int pair) {
-    return static_cast<hsb_block_kind>(pair >> kUsedKindBits);
-}
+constexpr int kLastPair = (kBlockKinds - 1) << kUsedKindBits | (kBlockKinds - 1);
+static_assert(is_pair(kLastPair) && kLastPair < kPairKinds);
+
+template <int Pair>
+using KeyKind = KindAt<key_number(Pair)>;
+template <int Pair>
+using ValueKind = KindAt<value_number(Pair)>;
 
 // By measurement (csrc/README.md). Three groups hide more, two move fewer bytes and have registers for all kinds.
 template <int Pair>
-using CutFor = std::conditional_t<Pair == kDensePair || Pair == kAnyPair, TwoGroups, ThreeGroups>;
+constexpr bool takes_three_groups() {
+    if constexpr (is_pair(Pair)) return KeyKind<Pair>::kIsSparse || ValueKind<Pair>::kIsSparse;
+    return false;
+}
+template <int Pair>
+using CutFor = std::conditional_t<takes_three_groups<Pair>(), ThreeGroups, TwoGroups>;
 
 // The ring: stages for K pages, and as many for V pages.
 struct RingShape {

@@ -11,10 +11,10 @@ namespace {
 // The kernel for pairs of a kind that is known only now, one of First and on, or any.
 template <class T, int HeadDim, int First = 0>
 void launch_for(int pair, const hsb_prefill_params &p, const sm90::Arguments &a, const Device &device) {
-    if constexpr (First < sm90::kAnyPair) {
+    if constexpr (First < sm90::kAnyPair)
         if (pair != First) return launch_for<T, HeadDim, First + 1>(pair, p, a, device);
-    }
-    sm90::launch_prefill<T, HeadDim, First>(p, a, device);
+    if constexpr (First == sm90::kAnyPair || sm90::is_pair(First))
+        sm90::launch_prefill<T, HeadDim, First>(p, a, device);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
 // Raises the references that the page's scores passed, scales what has been summed, and stores the page's
 // probabilities again. No product is under way, and both buffers of probabilities are free for the exchange.
 template <class T, int HeadDim, int Pair>
-template <hsb_block_kind Kind>
+template <class Kind>
 __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage) {
     constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
     const std::uint32_t maxima = probability_, highest = maxima + 32 * kRow, shifts = highest + kRow;

@@ -78,7 +78,7 @@ constexpr bool fits() {
     using Shared = SharedMemory<Cut, HeadDim>;
     static_assert(Shared::kPanelBytes % kSwizzleAlign == 0, "the swizzle counts from a panel's start");
     static_assert(sizeof(Shared) % kSwizzleAlign == 0, "pages follow, and their swizzle counts from there");
-    constexpr RingShape kLeast{dense_page_bytes(HeadDim), dense_page_bytes(HeadDim), 2};
+    constexpr RingShape kLeast{largest_page_bytes(HeadDim), largest_page_bytes(HeadDim), 2};
     static_assert(Shared::bytes(kLeast) <= kSharedLimitSm90, "two pairs of the largest pages must fit");
     return true;
 }

@@ -1,0 +1,70 @@
+// A 2:4 A in the products of a warpgroup, as prefill/sm90/consumer.cuh starts them: its
+// metadata are in registers.
+#pragma once
+
+#include "cuda/ptx/shared.cuh"
+#include "cuda/ptx/wgmma.cuh"
+#include "sparse_2_4_page.cuh"
+
+namespace hsb::cuda {
+
+struct Sparse24Wgmma {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    template <int HeadDim>
+    struct KeyRegisters {
+        std::uint32_t metadata[HeadDim / kPairCols];
+    };
+    template <int HeadDim>
+    struct ValueRegisters {
+        std::uint32_t metadata[HeadDim / 64];  // of O^T's tiles of 64 rows
+    };
+
+    // Of strip `warp`, and its pairs.
+    template <int HeadDim>
+    static __device__ __forceinline__ void load_key(KeyRegisters<HeadDim> &registers, std::uint32_t page, int warp,
+                                                    std::uint32_t lane_word) {
+        constexpr int kPairs = HeadDim / kPairCols;
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair)
+            registers.metadata[pair] = ptx::load_shared_u32(page + metadata_word<KeyPage<HeadDim>>(0, pair, 0) +
+                                                            lane_word + warp * (kPairs - 1) * 128);
+    }
+    template <int HeadDim>
+    static __device__ __forceinline__ void load_value(ValueRegisters<HeadDim> &registers, std::uint32_t page,
+                                                      std::uint32_t lane_word) {
+#pragma unroll
+        for (int half = 0; half < HeadDim / 64; ++half)
+            registers.metadata[half] =
+                ptx::load_shared_u32(page + metadata_word<ValuePage<HeadDim>>(4 * half, 0, 0) + lane_word);
+    }
+
+    template <class T, int HeadDim, int QueryPanelBytes, int Sums>
+    static __device__ __forceinline__ void multiply_key(float (&scores)[Sums], std::uint32_t page,
+                                                        const KeyRegisters<HeadDim> &registers,
+                                                        const ptx::WgmmaTile<128> &queries) {
+        const ptx::WgmmaTile<kValueRowBytes<KeyPage<HeadDim>>> k(page);
+#pragma unroll
+        for (int pair = 0; pair < HeadDim / kPairCols; ++pair) {
+            ptx::wgmma_sp_k32<0>(scores, k.at(pair * 64), queries.at(pair * QueryPanelBytes), registers.metadata[pair],
+                                 pair > 0, T());
+            ptx::wgmma_sp_k32<1>(scores, k.at(pair * 64 + 32), queries.at(pair * QueryPanelBytes + 64),
+                                 registers.metadata[pair], true, T());
+        }
+    }
+
+    template <class T, int HeadDim, int Sums>
+    static __device__ __forceinline__ void multiply_value(float (&out)[HeadDim / 64][Sums], std::uint32_t page,
+                                                          const ValueRegisters<HeadDim> &registers,
+                                                          const ptx::WgmmaTile<128> &probabilities) {
+#pragma unroll
+        for (int half = 0; half < HeadDim / 64; ++half) {
+            const ptx::WgmmaTile<kValueRowBytes<ValuePage<HeadDim>>> v(page +
+                                                                       value_chunk<ValuePage<HeadDim>>(half * 64, 0));
+            ptx::wgmma_sp_k32<0>(out[half], v.at(0), probabilities.at(0), registers.metadata[half], true, T());
+            ptx::wgmma_sp_k32<1>(out[half], v.at(32), probabilities.at(64), registers.metadata[half], true, T());
+        }
+    }
+#endif
+};
+
+}  // namespace hsb::cuda
