@@ -26,6 +26,7 @@ ROOMS = (
     "attention",
     "api",
     "methods",
+    "models",
     "results",
     "machine",
     "report",

@@ -21,6 +21,9 @@ _FIELD = re.compile(r"`(\w+)`")
 #: Settings that are typed under another name.
 _TYPED_AS = {"budget_s": "time", "sustain_s": "sustain"}
 
+#: What is typed without an option.
+_WORDS = {"model": "MODEL"}
+
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -30,13 +33,13 @@ def typed_as(field: str) -> str:
 
 
 def flag(field: str) -> str:
-    """The option that fills a field."""
-    return "--" + typed_as(field).replace("_", "-")
+    """The option that fills a field, or the word as the help names it."""
+    return _WORDS.get(field) or "--" + typed_as(field).replace("_", "-")
 
 
 def as_option(error: UsageError) -> UsageError:
     """The same error, in the words of the command line: options in place of fields, in its remedy, too."""
-    option = error.option if error.option.startswith("-") else flag(error.option)
+    option = error.option if error.option.startswith("-") or error.option in _WORDS.values() else flag(error.option)
     return UsageError(option, error.value, _FIELD.sub(lambda found: flag(found[1]), error.remedy))
 
 

@@ -35,7 +35,8 @@ class Command(TyperCommand):
     """A command whose options are checked word by word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _check_words(ctx.command_path, _options(self, ctx), args)
+        wanted = [param.metavar for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        _check_words(ctx.command_path, _options(self, ctx), wanted, args)
         return super().parse_args(ctx, args)
 
 
@@ -65,16 +66,28 @@ def translated(error: Exception) -> CommandLineError:
 
 
 def _options(command: Any, ctx: Any) -> dict[str, Any]:
-    return {name: param for param in command.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+    params = [param for param in command.get_params(ctx) if param.param_type_name == "option"]
+    return {name: param for param in params for name in (*param.opts, *param.secondary_opts)}
 
 
-def _check_words(command: str, options: dict[str, Any], args: list[str]) -> None:
-    """Raise for the first unknown or repeated option, missing value, flag with a value, or stray word."""
+def _check_words(command: str, options: dict[str, Any], wanted: list[str], args: list[str]) -> None:
+    """Raise for the first unknown or repeated option, missing value, flag with a value, or stray or missing word.
+
+    Args:
+        command: as typed, for the remedy.
+        options: by name.
+        wanted: the words that are no options' values, as the help names them.
+        args: what was typed.
+    """
     seen: set[str] = set()
+    missing = list(wanted)
     words = iter(range(len(args)))
     for at in words:
         name, equals, _ = args[at].partition("=")
         if not args[at].startswith("-"):
+            if missing:
+                missing.pop(0)
+                continue
             raise CommandLineError(
                 f"{args[at]}: not an option; a value follows its own, as in --seq 128k; see {command} --help"
             )
@@ -93,6 +106,8 @@ def _check_words(command: str, options: dict[str, Any], args: list[str]) -> None
             if at + 1 == len(args) or args[at + 1].startswith("--"):
                 raise CommandLineError(f"{name}: needs a value; give {name} {option.metavar or 'VALUE'}")
             next(words)
+    if missing:
+        raise CommandLineError(f"{missing[0]}: missing; it stands behind the command, see {command} --help")
 
 
 def _closest(word: str, known: Iterable[str]) -> str:

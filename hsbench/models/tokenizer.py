@@ -1,0 +1,43 @@
+"""Text to token numbers and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """What a :class:`~hsbench.models.model.Model` needs of one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers, with only what belongs at the start of a text added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of them."""
+
+
+class HfTokenizer:
+    """One of transformers'."""
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        # A tokenizer may add tokens on both sides of a text; those behind it would end what is to be continued.
+        plain, added = (hf("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        starts = [at for at in range(len(added)) if added[at : at + len(plain)] == plain]
+        self._start: list[int] = added[: starts[0]] if starts else []
+
+    def encode(self, text: str) -> list[int]:
+        return self._start + list(self._hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._hf.decode(ids))
+
+
+class ByteTokenizer:
+    """A token per byte of UTF-8, for models without a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
