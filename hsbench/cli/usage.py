@@ -35,7 +35,7 @@ class Command(TyperCommand):
     """A command whose options are checked word by word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        wanted = [param.metavar for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        wanted = [str(param.metavar) for param in self.get_params(ctx) if param.param_type_name == "argument"]
         _check_words(ctx.command_path, _options(self, ctx), wanted, args)
         return super().parse_args(ctx, args)
 

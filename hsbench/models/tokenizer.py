@@ -17,14 +17,22 @@ class Tokenizer(Protocol):
 
 
 class HfTokenizer:
-    """One of transformers'."""
+    """One of transformers'.
 
-    def __init__(self, hf: Any) -> None:
+    Args:
+        hf: it.
+        starts: whether a text starts with its first token (BOS), where the model's file says so: before 5.2x,
+            transformers puts one in front of every text of a GGUF file. None leaves it to the tokenizer.
+    """
+
+    def __init__(self, hf: Any, starts: bool | None = None) -> None:
         self._hf = hf
         # A tokenizer may add tokens on both sides of a text; those behind it would end what is to be continued.
         plain, added = (hf("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-        starts = [at for at in range(len(added)) if added[at : at + len(plain)] == plain]
-        self._start: list[int] = added[: starts[0]] if starts else []
+        found = [at for at in range(len(added)) if added[at : at + len(plain)] == plain]
+        self._start: list[int] = added[: found[0]] if found else []
+        if starts is not None:
+            self._start = [hf.bos_token_id] if starts and hf.bos_token_id is not None else []
 
     def encode(self, text: str) -> list[int]:
         return self._start + list(self._hf(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -149,11 +149,11 @@ def _choose_layer(path: Path, names: set[str], layer: int | None) -> int:
     if layer is None:
         return layers[0]
     if layer not in layers:
-        raise UsageError("layer", layer, f"not in {path}, which holds {_ranges(layers)}; give one of these")
+        raise UsageError("layer", layer, f"not in {path}, which holds {ranges(layers)}; give one of these")
     return layer
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Ascending numbers, compactly: ``0-3, 7``."""
 
     def runs() -> Iterator[tuple[int, int]]:
