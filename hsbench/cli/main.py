@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from hsbench import __version__
+from hsbench.cli.calibrate import calibrate
+from hsbench.cli.capture import capture
 from hsbench.cli.compare import compare
 from hsbench.cli.decode import decode
 from hsbench.cli.doctor import doctor
@@ -26,7 +28,7 @@ from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, tran
 from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
-for _command in (decode, prefill, compare, doctor):
+for _command in (decode, prefill, compare, doctor, capture, calibrate):
     app.command(cls=Command)(_command)
 
 

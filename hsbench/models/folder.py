@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from hsbench.errors import UnsupportedError, UsageError
-from hsbench.models.extra import transformers_version
+from hsbench.models.extra import quiet, transformers_version
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ANY_POSITION = 2**31 - 1
+"""Positions of a model that states none."""
+
 _HEADER_BYTES = 100 << 20  # safetensors' own limit
 
 
@@ -121,6 +124,23 @@ def check_supported(folder: Folder) -> None:
         if folder.rope_base is None or base != folder.rope_base:
             what = f"saved by transformers 5, and {transformers.__version__} would take its RoPE for another"
             raise UnsupportedError(f"MODEL {folder.path}: {what}; pip install 'transformers>=5'")
+
+
+def layers_and_positions(folder: Folder) -> tuple[int, int]:
+    """Decoder layers and positions, with transformers' defaults where the file leaves them out.
+
+    Raises:
+        UsageError: the config cannot be understood.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(folder.path), local_files_only=True).get_text_config()
+        return int(config.num_hidden_layers), int(getattr(config, "max_position_embeddings", None) or ANY_POSITION)
+    except Exception as error:  # transformers' own types, by version
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError("model", folder.path, f"its config.json cannot be understood ({reason})") from error
 
 
 def _weights(path: Path) -> Iterator[Path]:

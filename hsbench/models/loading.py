@@ -16,30 +16,32 @@ from hsbench.models.head import widen_head
 from hsbench.models.memory import check_fits
 from hsbench.models.sources import Source, find_source
 from hsbench.problem.captured import ranges
-from hsbench.problem.elements import BF16, FP16, FP32, Element
+from hsbench.problem.elements import FP32, INPUTS, Element
 from hsbench.problem.shapes import ModelShape
 
 if TYPE_CHECKING:
     from hsbench.models.hook import LayerFacts
     from hsbench.models.model import Model
 
-COMPUTE = {element.name: element for element in (FP32, FP16, BF16)}
+COMPUTE = {FP32.name: FP32} | INPUTS
 """What a model may be computed in, by name."""
 
-_SMALLER = "give a smaller model, or --dtype bf16 where it is fp32"
+_SMALLER = "give a smaller model"
 _RANDOM_VOCAB = 32_000
 _RANDOM_MLP = 3.5  # width of the feed-forward layers over the model's, as in Llama-3.1-8B
 
 
-def open_model(spec: str, *, device: str = "cpu", dtype: str | None = None, context: int | None = None) -> Model:
+def open_model(
+    spec: str | Source, *, device: str = "cpu", dtype: str | None = None, context: int | None = None
+) -> Model:
     """Open what MODEL names.
 
     Args:
         spec: a local HuggingFace folder, a ``.gguf`` file, a name in the local HuggingFace cache or on the hub, or
-            ``random:PROFILE``.
+            ``random:PROFILE``; or what `find_source` made of it.
         device: as torch names it.
         dtype: what it is computed in, a name of `COMPUTE`; None for fp32 on a CPU, where it is as fast, and on a GPU
-            for the 16-bit type that it was published in (bf16 where it was in none).
+            for the 16-bit type that it was published in (that of the widest range where it was in none).
         context: tokens that it will see at most; None for all that it can. A layer that slides over a window at least
             as long is attended.
 
@@ -51,7 +53,8 @@ def open_model(spec: str, *, device: str = "cpu", dtype: str | None = None, cont
     where = Device.of(device)
     if dtype is not None and dtype not in COMPUTE:
         raise unknown("dtype", dtype, COMPUTE)
-    source = find_source(spec)
+    source = spec if isinstance(spec, Source) else find_source(spec)
+    spec = source.spec
     element = COMPUTE[dtype] if dtype else _usual(source, where)
     _check_room(source, element, where)
     try:
@@ -71,12 +74,12 @@ def open_model(spec: str, *, device: str = "cpu", dtype: str | None = None, cont
 def _usual(source: Source, device: Device) -> Element:
     if not device.is_cuda:
         return FP32
-    return _published(source) or BF16
+    return _published(source) or max(INPUTS.values(), key=lambda element: torch.finfo(element.torch_dtype).max)
 
 
 def _published(source: Source) -> Element | None:
     """The 16-bit type of its weights; None where they are in none."""
-    return next((element for element in (FP16, BF16) if element.torch_name == source.dtype), None)
+    return next((element for element in INPUTS.values() if element.torch_name == source.dtype), None)
 
 
 def _check_room(source: Source, element: Element, device: Device) -> None:
@@ -95,17 +98,15 @@ def _check_room(source: Source, element: Element, device: Device) -> None:
 def _loaded(source: Source, element: Element, device: Device, context: int | None) -> Model:
     from hsbench.models.hook import NAME, register
     from hsbench.models.model import Model
-    from hsbench.models.tokenizer import ByteTokenizer, HfTokenizer, Tokenizer
 
     register()
-    tokenizer: Tokenizer
+    tokenizer = source.tokenizer
     with quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         if source.shape is not None:
-            hf, tokenizer = _random_weights(source.shape, element), ByteTokenizer()
+            hf = _random_weights(source.shape, element)
         else:
-            tokenizer = HfTokenizer(AutoTokenizer.from_pretrained(**source.arguments), source.starts)
             hf, info = AutoModelForCausalLM.from_pretrained(
                 **source.arguments, dtype=element.torch_dtype, attn_implementation=NAME, output_loading_info=True
             )
@@ -117,7 +118,7 @@ def _loaded(source: Source, element: Element, device: Device, context: int | Non
     if element is not FP32:
         widen_head(hf)
     facts = _asked(hf)
-    geometry = _geometry(config, facts)
+    geometry = _geometry(config, source.max_positions, facts)
     attended, notes = _attended(facts, context or geometry.max_positions)
     return Model(
         hf,
@@ -176,11 +177,10 @@ def _asked(hf: Any) -> dict[int, LayerFacts]:
     return facts
 
 
-def _geometry(config: Any, facts: Mapping[int, LayerFacts]) -> ModelGeometry:
+def _geometry(config: Any, positions: int, facts: Mapping[int, LayerFacts]) -> ModelGeometry:
     shapes = {(found.q_heads, found.kv_heads, found.head_dim) for found in facts.values()}
     if len(shapes) > 1:
         raise UnsupportedError(f"the layers of the {config.model_type} differ in their heads, {sorted(shapes)}")
-    positions = getattr(config, "max_position_embeddings", None) or 2**31 - 1
     return ModelGeometry(len(facts), *shapes.pop(), positions, config.vocab_size)
 
 

@@ -11,8 +11,9 @@ from hsbench.kernels.device import Device
 from hsbench.models.cache import ModelCache
 from hsbench.models.geometry import ModelGeometry
 from hsbench.models.hook import Attend, Call, calling
+from hsbench.models.memory import cache_bytes, check_fits
 from hsbench.models.tokenizer import Tokenizer
-from hsbench.problem.elements import FP16, Element, element_of
+from hsbench.problem.elements import INPUTS, Element, element_of
 
 __all__ = ["Attend", "Model", "ModelCache"]
 
@@ -27,7 +28,7 @@ class Model:
         attended: layers that go through ``attend``; all others are dense whatever is asked.
         notes: what was left dense and why, a line each.
         device, dtype: where and in what it is computed.
-        element: 16-bit type of its K and V: the one that its weights are published in, or fp16.
+        element: 16-bit type of its K and V: the one that its weights are published in, or the one that is taken first.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Model:
         self.attended, self.notes = attended, notes
         self._hf, self._tokenizer, self._windows = hf, tokenizer, windows
         self.device, self.dtype = Device.of(hf.device), hf.dtype
-        self.element = element or element_of(hf.dtype) or FP16
+        self.element = element or element_of(hf.dtype) or next(iter(INPUTS.values()))
         takes = inspect.signature(hf.forward).parameters
         self._cache_argument = "cache" if "cache" in takes else "past_key_values"  # renamed in 5.2x
 
@@ -60,9 +61,29 @@ class Model:
         return self._tokenizer.decode(ids.tolist())
 
     def new_cache(self, batch: int, capacity: int) -> ModelCache:
-        """An empty cache for so many sequences of so many tokens at most; takes all of its memory now."""
+        """An empty cache for so many sequences of so many tokens at most; takes all of its memory now.
+
+        Raises:
+            UnavailableError: there is not enough.
+        """
+        need = cache_bytes(self.geometry, batch, capacity, self.dtype.itemsize)
+        check_fits(f"a cache of {batch} x {capacity:,} tokens of {self.name}", need, self.device, "take fewer tokens")
         shape = (batch, self.geometry.kv_heads, capacity, self.geometry.head_dim)
         return ModelCache(self.geometry.layers, shape, self.dtype, str(self.device))
+
+    def check_pass(self, tokens: int) -> None:
+        """Make sure that there is room for a pass of so many tokens, beside the weights and any cache.
+
+        Raises:
+            UnavailableError: there is not.
+        """
+        config = self._hf.config.get_text_config()
+        # The residual stream, its norm, q, K, V and the output of attention; then the feed-forward layer's two halves,
+        # and their product. Measured on Llama's.
+        wide = 6 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+        check_fits(
+            f"a pass of {tokens:,} tokens", tokens * wide * self.dtype.itemsize, self.device, "take fewer tokens"
+        )
 
     @torch.no_grad()
     def forward(

@@ -10,13 +10,15 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.models import extra, folder, gguf_file
-from hsbench.models.folder import Folder
+from hsbench.models.folder import ANY_POSITION, Folder
 from hsbench.models.gguf_file import GgufHeader
+from hsbench.models.tokenizer import ByteTokenizer, HfTokenizer, Tokenizer
 from hsbench.problem.shapes import ModelShape, find_shape
 
 RANDOM = "random:"
@@ -33,7 +35,8 @@ class Source:
         spec: as typed.
         name: as shown.
         identity: a digest of its config and of samples of its weights, as their files hold them.
-        parameters: its weights; 0 where that is not known beforehand.
+        layers, max_positions: as its config has them.
+        parameters: its weights; 0 for random ones.
         dtype: what the weights are published in, as torch names it; None where that is no type of torch's.
         rope_base: of its rotary frequencies; None where it is not known, or more is done to them.
         arguments: where transformers finds it; none for random weights.
@@ -44,6 +47,8 @@ class Source:
     spec: str
     name: str
     identity: str
+    layers: int
+    max_positions: int
     parameters: int = 0
     dtype: str | None = None
     rope_base: float | None = None
@@ -56,6 +61,34 @@ class Source:
         """Whether it is one file with quantised weights, which are made fp32 on the way."""
         return "gguf_file" in self.arguments
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer; a token per byte for random weights. Loaded at first use.
+
+        Raises:
+            UsageError: there is none, or it is damaged.
+        """
+        if self.shape is not None:
+            return ByteTokenizer()
+        with extra.quiet():
+            from transformers import AutoTokenizer
+
+            try:
+                return HfTokenizer(AutoTokenizer.from_pretrained(**self.arguments), self.starts)
+            except Exception as error:  # of tokenizers, of JSON, of transformers: by version
+                reason = " ".join(str(error).split())[:200]
+                raise UsageError("model", self.spec, f"its tokenizer cannot be loaded ({reason})") from error
+
+    def check_context(self, tokens: int, field: str) -> None:
+        """Refuse a context beyond what the model was made for.
+
+        Raises:
+            UsageError: it is; names the field.
+        """
+        if tokens > self.max_positions:
+            remedy = f"{self.name} has {self.max_positions:,} positions; give at most that"
+            raise UsageError(field, tokens, remedy)
+
 
 def find_source(spec: str) -> Source:
     """Find and check what MODEL names.
@@ -65,6 +98,8 @@ def find_source(spec: str) -> Source:
         UnavailableError: the extra is missing, or a name is neither in the local cache nor to be had.
         UnsupportedError: transformers cannot read it.
     """
+    if not spec.strip():
+        raise UsageError("model", '""', f"no such file or folder; {_KINDS}")
     if spec.startswith(RANDOM):
         extra.require("transformers")
         return _random(spec)
@@ -78,7 +113,7 @@ def find_source(spec: str) -> Source:
         extra.require("transformers", "gguf", "accelerate")
         return _from_gguf(spec, path)
     if path.suffix == ".gguf" or spec.startswith(("/", ".", "~")) or not _REPOSITORY.fullmatch(spec):
-        raise UsageError("model", spec or '""', f"no such file or folder; {_KINDS}")
+        raise UsageError("model", spec, f"no such file or folder; {_KINDS}")
     extra.require("transformers")
     return _from_folder(spec, _downloaded(spec), spec)
 
@@ -89,17 +124,21 @@ def _random(spec: str) -> Source:
     except UsageError as error:
         raise UsageError("model", spec, error.remedy) from None
     name = RANDOM + shape.name
-    return Source(spec, name, _digest(name.encode(), ()), shape=shape, dtype="bfloat16")
+    digest = _digest(name.encode(), ())
+    return Source(spec, name, digest, shape.layers, shape.max_seq, shape=shape, dtype="bfloat16")
 
 
 def _from_folder(spec: str, path: Path, name: str) -> Source:
     found: Folder = folder.read_folder(path)
     folder.check_supported(found)
     config = {key: value for key, value in found.config.items() if key not in ("_name_or_path", "transformers_version")}
+    layers, positions = folder.layers_and_positions(found)
     return Source(
         spec,
         name,
         _digest(json.dumps(config, sort_keys=True).encode(), found.weights),
+        layers,
+        positions,
         found.parameters,
         found.dtype,
         found.rope_base,
@@ -116,6 +155,8 @@ def _from_gguf(spec: str, path: Path) -> Source:
         spec,
         path.stem,
         _digest(b"", (path,)),
+        int(header.of_architecture("block_count") or 0),
+        int(header.of_architecture("context_length") or ANY_POSITION),
         header.parameters,
         None,
         float(base) if base and not scaled else None,

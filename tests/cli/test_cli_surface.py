@@ -24,14 +24,23 @@ def spawn(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], [], ["decode", "--help"], ["compare", "--help"], ["doctor", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        [],
+        ["decode", "--help"],
+        ["compare", "--help"],
+        ["doctor", "--help"],
+        ["capture", "--help"],
+        ["calibrate", "--help"],
+    ],
 )
 def test_help_and_version_import_no_torch(argv: list[str]) -> None:
     code = f"""
 import sys
 from hsbench.cli.main import main
 code = main({argv!r})
-heavy = {{"torch", "numpy", "safetensors", "pynvml", "hsbench.run.plan"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "numpy", "safetensors", "pynvml", "hsbench.run.plan"}} & set(sys.modules)
 sys.exit(f"imported {{heavy}}" if heavy else code)
 """
     ran = spawn("-c", code)
@@ -57,7 +66,7 @@ def test_version() -> None:
 
 def test_help_shows_every_option_and_the_exit_codes() -> None:
     ran = spawn("-m", "hsbench", "--help")
-    for word in ("decode", "prefill", "compare", "doctor", "130", "143", "129", "Exit codes"):
+    for word in ("decode", "prefill", "compare", "doctor", "capture", "calibrate", "130", "143", "129", "Exit codes"):
         assert word in ran.stdout
     ran = spawn("-m", "hsbench", "compare", "--help")
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(Request)}

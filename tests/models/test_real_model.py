@@ -1,0 +1,99 @@
+"""SmolLM2-135M through all of it: a model that says something, from a GGUF file."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hsbench.cache.basis import EXACT
+from hsbench.models.dense import dense_attend, soft_attend
+from hsbench.models.loading import open_model
+from hsbench.models.model import Model
+from hsbench.models.statistics import calibrate
+from hsbench.models.text import Text, read_text
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(gguf_path: Path) -> Iterator[Model]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield open_model(str(gguf_path))
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """Prose of the standard library."""
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n".join(pydoc_data.topics.topics[name] for name in ("compound", "objects")))
+    return read_text(path)
+
+
+def test_what_it_is(model: Model) -> None:
+    shape = model.geometry
+    assert (shape.layers, shape.q_heads, shape.kv_heads, shape.head_dim) == (30, 9, 3, 64)
+    assert (shape.max_positions, shape.vocab) == (8192, 49152)
+    assert model.attended == tuple(range(30)) and model.notes == () and model.element.name == "fp16"
+    assert model.name.startswith("SmolLM2-135M-Instruct")
+    # No token is put in front: its file says so, which some versions of transformers ignore.
+    assert model.text(model.tokens("def f(x):\n    return")) == "def f(x):\n    return"
+
+
+def test_it_understands_text_in_one_pass_and_in_parts(model: Model, text: Text) -> None:
+    ids = model.tokens(text.text)[None, :513]
+    cache = model.new_cache(1, 513)
+    whole = model.forward(ids[:, :-1], None)
+    nll = torch.nn.functional.cross_entropy(whole[0], ids[0, 1:])
+    assert 1.5 < float(nll) < 3.5  # a wrong RoPE base, or heads in a wrong order, give 6 and more
+    model.forward(ids[:, :448], cache, logits="none")
+    parts = model.forward(ids[:, 448:512], cache)
+    torch.testing.assert_close(parts, whole[:, 448:], rtol=1e-3, atol=1e-3)
+    cache.rewind(448)
+    ours = model.forward(ids[:, 448:512], cache, lambda layer, q, k, v: soft_attend(q, k, v))
+    torch.testing.assert_close(ours, whole[:, 448:], rtol=1e-3, atol=1e-3)
+
+
+def test_it_goes_on_sensibly(model: Model) -> None:
+    ids = model.tokens("The capital of France is")[None]
+    cache, said = model.new_cache(1, 32), []
+    for _ in range(6):
+        ids = model.forward(ids, cache, logits="last").argmax(-1)
+        said.append(int(ids))
+    assert "Paris" in model.text(torch.tensor(said))
+
+
+def test_its_basis(model: Model, text: Text) -> None:
+    ids = model.tokens(text.text)[:768]
+    basis = calibrate(model, text, ids)
+    eye = torch.eye(64)
+    lost: dict[str, list[float]] = {"plain": [], "calibrated": []}
+    for layer in basis.layers.values():
+        assert float((layer.read @ layer.store.mT - eye).abs().max()) <= EXACT
+        assert float(torch.linalg.cond(layer.read).max()) <= 300
+        assert float(layer.read.abs().max()) < 1000 > float(layer.store.abs().max())
+
+    def attend(number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        layer = basis.layer(number)
+        centered = k[0] - layer.key_mean[:, None]
+        queries, scores = q[0].unflatten(0, (3, 3)), q[0].unflatten(0, (3, 3)) @ centered[:, None].mT
+        plain = queries @ two_of_four(centered)[:, None].mT
+        ours = (queries @ layer.read[:, None]) @ two_of_four(centered @ layer.store)[:, None].mT
+        lost["plain"].append(float((plain - scores).norm() / scores.norm()))
+        lost["calibrated"].append(float((ours - scores).norm() / scores.norm()))
+        return dense_attend(q, k, v)
+
+    model.forward(model.tokens(text.text)[None, 1000:1256], None, attend, logits="none")  # text that it was not made of
+    plain, ours = (sum(errors) / len(errors) for errors in lost.values())
+    assert ours < 0.6 * plain
+
+
+def two_of_four(x: torch.Tensor) -> torch.Tensor:
+    groups = x.unflatten(-1, (-1, 4))
+    kept = groups.abs().topk(2, -1).indices
+    return torch.zeros_like(groups).scatter(-1, kept, groups.gather(-1, kept)).flatten(-2)
