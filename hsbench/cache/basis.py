@@ -7,6 +7,10 @@ is ``T = C^1/2 U``, and ``R = C^-1/2 U``. There, dropping a coordinate costs a s
 drops the smaller of each four. The axes are dealt over the groups of four so that each has one of every quarter of the
 spectrum.
 
+Or, as ``channels``, the axes are the channels themselves in the order `mirror`, each scaled by the rms of q in it: T
+has one number a row. That undoes none of the correlation between channels, but keys are sparser along their own
+channels than along principal axes, and 2:4 lives on that.
+
 A kernel multiplies q by R in 16-bit products that it adds up in fp32. So R is rounded to bf16 first, and T made from
 the rounded one: the pair is exact, and only its whiteness is approximate.
 """
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hsbench.errors import UsageError
-from hsbench.problem.tensor_output import BASIS_FORMAT, format_of, replacing
+from hsbench.problem.tensor_output import AXES, BASIS_FORMAT, format_of, replacing
 
 EXACT = 1e-5
 """The most by which ``R T^T`` may differ from the identity."""
@@ -56,6 +60,7 @@ class BasisSource:
         model, identity: the model's name and digest.
         geometry: its layers, q_heads, kv_heads, head_dim and more.
         text_sha256, tokens: the text, and how much of it.
+        axes: one of `AXES`.
     """
 
     model: str
@@ -63,6 +68,7 @@ class BasisSource:
     geometry: Mapping[str, int]
     text_sha256: str
     tokens: int
+    axes: str = AXES[0]
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,13 @@ class Basis:
         return cls(source, layers, path)
 
 
-def make_basis(query: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def make_basis(query: Tensor, spread: Tensor, axes: str = AXES[0]) -> tuple[Tensor, Tensor]:
     """(R, T) of each KV head.
 
     Args:
         query: ``E[q q^T]`` over the queries of a group, ``[kv_heads, head_dim, head_dim]``.
-        spread: ``E[(k - mean)(k - mean)^T]``, the same shape.
+        spread: ``E[(k - mean)(k - mean)^T]``, the same shape; whitened axes alone depend on it.
+        axes: one of `AXES`.
 
     Returns:
         R, fp32 holding bf16 values, and T, fp32, with ``R T^T = 1`` to `EXACT`.
@@ -162,7 +169,8 @@ def make_basis(query: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: no ridge makes them well conditioned, as where a matrix is not finite.
     """
-    pairs = [_make_one(query[head].double(), spread[head].double()) for head in range(query.shape[0])]
+    make = {"whitened": _whitened, "channels": _channels}[axes]
+    pairs = [make(query[head].double(), spread[head].double()) for head in range(query.shape[0])]
     return torch.stack([read for read, _ in pairs]), torch.stack([store for _, store in pairs])
 
 
@@ -171,11 +179,36 @@ def deal(head_dim: int) -> Tensor:
     return torch.arange(head_dim).reshape(4, -1).T.flatten()
 
 
-def _make_one(query: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def mirror(head_dim: int) -> Tensor:
+    """Channels in the order `mirror`, group by group: (g, h-1-g, g+h, d-1-g) with h = d/2."""
+    half = head_dim // 2
+    first = torch.arange(half // 2)
+    return torch.stack((first, half - 1 - first, first + half, head_dim - 1 - first), dim=1).flatten()
+
+
+def _channels(query: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool(torch.isfinite(query).all()):
+        raise ValueError("the queries' second moments are not finite")
+    d = query.shape[0]
+    energy = query.diagonal() + _RIDGES[0] * _level(query)
+    # Around a geometric mean of 1, so that no q' or k' is much larger than q or k were.
+    weights = (energy.log() / 2 - energy.log().mean() / 2).exp().clamp(_CONDITION**-0.5, _CONDITION**0.5)
+    order, places = mirror(d).to(query.device), torch.arange(d, device=query.device)
+    read, store = torch.zeros_like(query), torch.zeros_like(query)
+    read[order, places] = (1 / weights).float().bfloat16().double()[order]
+    store[order, places] = 1 / read[order, places]
+    return read.float(), store.float()
+
+
+def _level(query: Tensor) -> Tensor:
+    """The mean of a diagonal; of a head that no query reads, more than 0."""
+    return query.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _whitened(query: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     d = query.shape[0]
     eye = torch.eye(d, dtype=torch.float64, device=query.device)
-    # A head that no query reads (all zero) is spread along its own axes.
-    level = query.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    level = _level(query)
     for ridge in _RIDGES:
         energies, axes = torch.linalg.eigh((query + query.T) / 2 + ridge * level * eye)
         root = (axes * energies.sqrt()) @ axes.T

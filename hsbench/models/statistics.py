@@ -13,6 +13,7 @@ from hsbench.errors import UnsupportedError
 from hsbench.models.dense import dense_attend
 from hsbench.models.model import Model
 from hsbench.models.text import Text
+from hsbench.problem.tensor_output import AXES
 
 CHUNK = 512
 """Tokens of a pass."""
@@ -57,11 +58,11 @@ class Moments:
         self.queries += grouped.shape[1]
         self.tokens += keys.shape[1]
 
-    def basis(self) -> LayerBasis:
-        """The basis that fits them; on the CPU."""
+    def basis(self, axes: str = AXES[0]) -> LayerBasis:
+        """The basis that fits them, along axes of a kind of `AXES`; on the CPU."""
         key_mean, value_mean = self.key / self.tokens, self.value / self.tokens
         spread = self.key_square / self.tokens - key_mean[:, :, None] * key_mean[:, None, :]
-        read, store = make_basis((self.query / self.queries).cpu(), spread.cpu())
+        read, store = make_basis((self.query / self.queries).cpu(), spread.cpu(), axes)
         return LayerBasis(key_mean.float().cpu(), value_mean.float().cpu(), read, store)
 
 
@@ -90,7 +91,13 @@ def measure_moments(
     return moments
 
 
-def calibrate(model: Model, text: Text, ids: Tensor, progress: Callable[[int], None] = lambda tokens: None) -> Basis:
+def calibrate(
+    model: Model,
+    text: Text,
+    ids: Tensor,
+    axes: str = AXES[0],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Basis:
     """The basis of a model's attended layers, from the first tokens of a text.
 
     Raises:
@@ -101,7 +108,8 @@ def calibrate(model: Model, text: Text, ids: Tensor, progress: Callable[[int], N
     layers = {}
     for layer, moments in measure_moments(model, ids, progress=progress).items():
         try:
-            layers[layer] = moments.basis()
+            layers[layer] = moments.basis(axes)
         except ValueError as error:
             raise UnsupportedError(f"MODEL {model.name}: layer {layer}: {error}") from error
-    return Basis(BasisSource(model.name, model.identity, model.geometry.to_dict(), text.sha256, len(ids)), layers)
+    shape = model.geometry.to_dict()
+    return Basis(BasisSource(model.name, model.identity, shape, text.sha256, len(ids), axes), layers)

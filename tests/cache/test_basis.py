@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hsbench.cache.basis import EXACT, Basis, BasisSource, LayerBasis, deal, make_basis
+from hsbench.cache.basis import EXACT, Basis, BasisSource, LayerBasis, deal, make_basis, mirror
 from hsbench.errors import UsageError
 
 GEOMETRY = {"layers": 2, "q_heads": 4, "kv_heads": 2, "head_dim": 64, "max_positions": 99, "vocab": 9}
@@ -64,6 +64,21 @@ def test_it_whitens_q_and_each_group_holds_one_axis_of_each_quarter() -> None:
     ranks = spread.diagonal().argsort(descending=True).argsort().reshape(-1, 4)
     quarters = ranks.sort(dim=1).values // 16
     assert (quarters == torch.arange(4)).float().mean() > 0.9  # neighbours of almost one strength may change places
+
+
+def test_channels_are_scaled_by_the_rms_of_q_in_the_order_mirror() -> None:
+    q, k = heads()
+    q = q * torch.logspace(0.5, -0.5, 64)
+    read, store = make_basis(q.mT @ q / q.shape[1], torch.zeros(2, 64, 64), "channels")
+    assert torch.equal(read, read.bfloat16().float()) and (read != 0).sum(1).eq(1).all()
+    assert float((read @ store.mT - torch.eye(64)).abs().max()) <= EXACT
+    assert read[0].nonzero()[:, 0].sort().values.tolist() == list(range(64))
+    assert [int(read[0][:, place].nonzero()) for place in range(4)] == [0, 31, 32, 63] == mirror(64)[:4].tolist()
+    rms = (q[0] @ read[0]).square().mean(0).sqrt()
+    assert float(rms.max() / rms.min()) < 1.02
+    torch.testing.assert_close((q @ read) @ (k @ store).mT, q @ k.mT, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="not finite"):
+        make_basis(torch.full((1, 64, 64), torch.nan), torch.zeros(1, 64, 64), "channels")
 
 
 def test_deal_is_a_permutation() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
 import torch
 
 from hsbench.cache.basis import EXACT, Basis
@@ -61,6 +64,14 @@ def test_it_is_the_basis_of_the_models_own_tensors(
     assert seen == 3
 
 
+def test_channels(model: Path, text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "b.safetensors"
+    words = ["calibrate", str(model), "--text", str(text), "--seq", "100", "--device", "cpu", "--output", str(path)]
+    assert main([*words, "--axes", "channels"]) == 0
+    basis = Basis.load(path)
+    assert basis.source.axes == "channels" and (basis.layer(0).store != 0).sum(1).eq(1).all()
+
+
 def test_moments_do_not_depend_on_the_pieces(model: Path, text: Path) -> None:
     from hsbench.models.statistics import measure_moments
 
@@ -83,6 +94,7 @@ def test_moments_do_not_depend_on_the_pieces(model: Path, text: Path) -> None:
         (["--seq", "600"], 2, "positions; give at most that"),
         (["--output", "text.txt"], 2, "--output text.txt: is the file of --text; give another"),
         (["--output", "other.bin"], 2, "holds something that is not hsbench-basis/1"),
+        (["--axes", "round"], 2, "--axes round: unknown; one of whitened, channels"),
         (["--queries", "4"], 2, "--queries: no such option"),
     ],
 )

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
 import torch
 from safetensors import safe_open
 

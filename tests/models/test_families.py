@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
 import torch
 from transformers import AutoModelForCausalLM
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
 import torch
 from safetensors.torch import load_file, save_file
 

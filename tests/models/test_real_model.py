@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
 import torch
 
 from hsbench.cache.basis import EXACT
@@ -15,6 +18,7 @@ from hsbench.models.loading import open_model
 from hsbench.models.model import Model
 from hsbench.models.statistics import calibrate
 from hsbench.models.text import Text, read_text
+from tiny_models import two_of_four
 
 pytestmark = pytest.mark.slow
 
@@ -91,9 +95,3 @@ def test_its_basis(model: Model, text: Text) -> None:
     model.forward(model.tokens(text.text)[None, 1000:1256], None, attend, logits="none")  # text that it was not made of
     plain, ours = (sum(errors) / len(errors) for errors in lost.values())
     assert ours < 0.6 * plain
-
-
-def two_of_four(x: torch.Tensor) -> torch.Tensor:
-    groups = x.unflatten(-1, (-1, 4))
-    kept = groups.abs().topk(2, -1).indices
-    return torch.zeros_like(groups).scatter(-1, kept, groups.gather(-1, kept)).flatten(-2)

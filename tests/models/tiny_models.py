@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+import torch
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -39,7 +37,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_folder(folder: Path, family: str, **changes: Any) -> Path:
     """Save a model of a family with a tokenizer of one token per byte."""
-    import torch
     import transformers
 
     kind, own = FAMILIES[family]
@@ -60,3 +57,10 @@ def save_tokenizer(folder: Path) -> None:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>").save_pretrained(folder)
+
+
+def two_of_four(x: torch.Tensor) -> torch.Tensor:
+    """The larger two of each four along the last dimension."""
+    groups = x.unflatten(-1, (-1, 4))
+    kept = groups.abs().topk(2, -1).indices
+    return torch.zeros_like(groups).scatter(-1, kept, groups.gather(-1, kept)).flatten(-2)
