@@ -17,10 +17,12 @@ from hsbench.cli.request import DEFAULT_PROFILE_DIR, DEVICES
 from hsbench.problem import workload as problem
 from hsbench.problem.elements import INPUTS
 from hsbench.problem.phase import PHASES
+from hsbench.run.quality.settings import DEPTHS, WHENS, Task
 from hsbench.run.settings import CACHES, Settings
 
 _SHAPE, _SPARSITY, _RUN, _OUTPUT = "Shape", "Sparsity", "What runs", "Output"
 _PROFILE = "Looking inside"
+_TEXT, _MORE = "Model and text", "More to measure"
 
 
 def _option(name: str, metavar: str, help: str, panel: str) -> Any:
@@ -139,3 +141,68 @@ Probe = Annotated[
     bool,
     typer.Option("--probe/--no-probe", help="Measure copy and read bandwidth (--probe).", show_default=False),
 ]
+
+
+# ---- quality ---------------------------------------------------------------------------------------------------
+def _flag(name: str, help: str, panel: str) -> Any:
+    return typer.Option(name, help=help, rich_help_panel=panel, show_default=False)
+
+
+Context = Annotated[
+    Text, _option("--context", "SIZE", f"Tokens before those that are scored ({Task.context >> 10}k).", _TEXT)
+]
+Score = Annotated[Text, _option("--score", "SIZE", f"Tokens that are scored, per window ({Task.score >> 10}k).", _TEXT)]
+Windows = Annotated[
+    Text, _option("--windows", "N", f"Stretches of the text, spread evenly, none in another ({Task.windows}).", _TEXT)
+]
+When = Annotated[
+    Text,
+    _option(
+        "--when",
+        "WHEN",
+        f"{_either(WHENS)}: tokens are pruned as they leave --local in generation, between the chunks of a prefill, "
+        f"or all before attention ({Task.when}).",
+        _SPARSITY,
+    ),
+]
+ChunkSize = Annotated[
+    Text, _option("--chunk", "SIZE", f"Tokens of a chunk, with --when chunked ({Task.chunk >> 10}k).", _SPARSITY)
+]
+ManySparsities = Annotated[
+    Text, _option("--sparsity", "SHARE,...", "Shares of K and V to prune, 0 to 0.5 (0,0.5).", _SPARSITY)
+]
+ManyKeySparsities = Annotated[Text, _option("--key-sparsity", "SHARE,...", "Of K alone (--sparsity).", _SPARSITY)]
+ManyValueSparsities = Annotated[Text, _option("--value-sparsity", "SHARE,...", "Of V alone (--sparsity).", _SPARSITY)]
+Pruners = Annotated[
+    Text,
+    _option("--pruner", "NAME,...", "What decides which elements go; :hd behind it prunes V by channel.", _SPARSITY),
+]
+Basis = Annotated[Text, _option("--basis", "FILE", "What hsbench calibrate wrote, for --pruner calibrated.", _SPARSITY)]
+ModelSink = Annotated[
+    Text, _option("--sink", "SIZE", f"First tokens, whose blocks stay dense ({Task.sink}).", _SPARSITY)
+]
+ModelLocal = Annotated[
+    Text, _option("--local", "SIZE", f"Last tokens whose blocks stay dense ({Task.local}).", _SPARSITY)
+]
+LayerPlan = Annotated[Text, _option("--plan", "FILE", "Sparsities by layer, as --plan-output wrote them.", _SPARSITY)]
+QualityMethods = Annotated[Text, _option("--methods", "NAME,...", "hierarchical, unstructured (hierarchical).", _RUN)]
+Weights = Annotated[Text, _option("--weights", "DTYPE", "fp32, fp16 or bf16, of the model (on a CPU fp32).", _RUN)]
+CacheDtype = Annotated[
+    Text,
+    _option("--dtype", "DTYPE", f"Of q, K, V in the cache: {_either(INPUTS)} (the model's; fp16 of fp32).", _RUN),
+]
+RunSeed = Annotated[Text, _option("--seed", "N", "Of passkeys, and of which passes are checked (0).", _RUN)]
+Needle = Annotated[bool, _flag("--needle", "Passkeys too: their nats in the answer, and how many are found.", _MORE)]
+Depths = Annotated[
+    Text,
+    _option(
+        "--depths", "SHARE,...", f"Where passkeys lie in the context ({','.join(f'{one:g}' for one in DEPTHS)}).", _MORE
+    ),
+]
+PerLayer = Annotated[
+    bool, _flag("--per-layer", "Each layer alone, too: its KL, and the error of its output and its heads'.", _MORE)
+]
+PlanFor = Annotated[
+    Text, _option("--plan-for", "KL", "Find the sparsities by layer that keep the KL within this, in nats.", _MORE)
+]
+PlanOutput = Annotated[Text, _option("--plan-output", "FILE", "Where the plan of --plan-for goes.", _MORE)]

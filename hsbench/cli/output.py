@@ -17,7 +17,7 @@ from hsbench.errors import HsbenchError, UsageError
 
 if TYPE_CHECKING:
     from hsbench.report import Writer
-    from hsbench.results import Report, Result
+    from hsbench.results import Reported, Result, Row
 
 
 def make_output(
@@ -88,6 +88,7 @@ class Output:
 
     Attributes:
         manifest: for the caller to fill before the first result where `wants_manifest`.
+        rows: the kind of rows, for the caller to say where it is not that of `decode`, `prefill` and `compare`.
 
     Raises:
         HsbenchError: the disk is full, or such.
@@ -97,6 +98,7 @@ class Output:
     def __init__(self, format: str, path: Path | None, manifest_path: Path | None = None) -> None:
         self.format, self.path, self.manifest_path = format, path, manifest_path
         self.manifest: dict[str, Any] | None = None
+        self.rows: type[Row[Any, Any]] | None = None
         self._stream: TextIO | None = None
         self._writer: Writer | None = None
 
@@ -105,12 +107,12 @@ class Output:
         """Whether there is a place for a manifest: a file, or a JSON document."""
         return self.manifest_path is not None or self.format == "json"
 
-    def row(self, result: Result) -> None:
+    def row(self, result: Result[Any]) -> None:
         """Write one result, if its format shows single rows."""
         with writing(self.path):
             self._open().row(result)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Reported) -> None:
         """Write what of a report is not written yet."""
         with writing(self.path):
             self._open().report(report)
@@ -133,13 +135,14 @@ class Output:
 
     def _open(self) -> Writer:
         from hsbench.report import writer_for
+        from hsbench.results import Record
 
         if self._writer is None:
             if self.manifest_path is not None and self.manifest is not None:
                 with writing(self.manifest_path, "--manifest"), open_for_writing(self.manifest_path) as file:
                     file.write(json.dumps(self.manifest, indent=2) + "\n")
             stream = results_stdout() if self.path is None else open_for_writing(self.path)
-            self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest)
+            self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest, self.rows or Record)
         return self._writer
 
 

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from hsbench.cli.signals import held
 from hsbench.cli.streams import say, stderr
 from hsbench.run.observer import Observer
+from hsbench.run.quality.watcher import Watcher
 
 if TYPE_CHECKING:
     from hsbench.results import Result
@@ -81,7 +82,7 @@ class Progress(Observer):
             with held():
                 self._bar.start()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._bar:
             try:
                 with held():
@@ -107,6 +108,30 @@ class Progress(Observer):
             if now or time.monotonic() - self._drawn > _REDRAW_S:
                 self._drawn = time.monotonic()
                 self._bar.refresh()
+
+
+class QualityProgress(Progress, Watcher):
+    """The same for a run of ``quality``: the bar counts percent of the tokens that go through the model."""
+
+    def __init__(self, finished: Callable[[Result[Any]], None]) -> None:
+        super().__init__(100, finished)
+        self._tokens = self._done = 0
+        self._began = time.monotonic()
+
+    def begin(self, tokens: int) -> None:
+        self._tokens, self._done, self._began = tokens, 0, time.monotonic()
+
+    def stage(self, text: str) -> None:
+        self.cell(self._percent(), text)
+
+    def through(self, tokens: int) -> None:
+        self._done += tokens
+        spent, share = time.monotonic() - self._began, self._done / max(self._tokens, 1)
+        left = f"about {spent * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
+        self._draw(left, completed=self._percent())
+
+    def _percent(self) -> int:
+        return min(100, 100 * self._done // max(self._tokens, 1))
 
 
 def _bar(cells: int) -> Any:

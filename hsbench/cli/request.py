@@ -16,8 +16,23 @@ DEFAULT_PROFILE_DIR = "profiles/out"
 LISTS = ("workload", "dtype", "seq", "batch", "sparsity")
 
 
+class Typed:
+    """Options as typed, by field; a dataclass's."""
+
+    def given(self) -> dict[str, str | bool]:
+        """What was given, by field."""
+        return {name: typed for name, typed in vars(self).items() if typed is not None and typed is not False}
+
+    def as_typed(self, error: UsageError) -> UsageError:
+        """The error with the value as it was typed, ``2k`` for 2048; one of a list stays as it is."""
+        typed = self.given().get(typed_as(error.option))
+        if not isinstance(typed, str) or ("," in typed and error.option in LISTS):
+            return error
+        return UsageError(error.option, typed.strip() or '""', error.remedy)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Typed):
     """The options as typed; None where not given."""
 
     workload: str | None = None
@@ -55,17 +70,6 @@ class Request:
     def profile_folder(self) -> Path:
         """Where a profiler's reports go."""
         return Path(DEFAULT_PROFILE_DIR if self.profile_dir is None else self.profile_dir)
-
-    def given(self) -> dict[str, str | bool]:
-        """What was given, by field."""
-        return {name: typed for name, typed in vars(self).items() if typed is not None and typed is not False}
-
-    def as_typed(self, error: UsageError) -> UsageError:
-        """The error with the value as it was typed, ``2k`` for 2048; one of a list stays as it is."""
-        typed = self.given().get(typed_as(error.option))
-        if not isinstance(typed, str) or ("," in typed and error.option in LISTS):
-            return error
-        return UsageError(error.option, typed.strip() or '""', error.remedy)
 
     def one(self, name: str) -> str | None:
         """The text of a field that takes one value in this command.

@@ -15,6 +15,10 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of them."""
 
+    def frame(self) -> tuple[str, str]:
+        """What stands before and behind a user's words in a conversation, up to where the answer begins; both empty for
+        a model that is not made for conversations."""
+
 
 class HfTokenizer:
     """One of transformers'.
@@ -40,6 +44,18 @@ class HfTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._hf.decode(ids))
 
+    def frame(self) -> tuple[str, str]:
+        if not getattr(self._hf, "chat_template", None):
+            return "", ""
+        words = "{the user's words}"
+        asked = [{"role": "user", "content": words}]
+        text = str(self._hf.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+        before, found, behind = text.partition(words)
+        if not found:
+            return "", ""
+        # `encode` puts the first token in front of a text itself.
+        return before.removeprefix(str(self._hf.bos_token)) if self._start else before, behind
+
 
 class ByteTokenizer:
     """A token per byte of UTF-8, for models without a tokenizer."""
@@ -49,3 +65,6 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def frame(self) -> tuple[str, str]:
+        return "", ""

@@ -2,6 +2,7 @@
 
 from hsbench.report.markdown import markdown
 from hsbench.report.page import console_for
+from hsbench.report.quality import render_quality
 from hsbench.report.stream import Writer
 from hsbench.report.sweep import render_sweep
 from hsbench.report.table import render
@@ -13,6 +14,7 @@ __all__ = [
     "console_for",
     "markdown",
     "render",
+    "render_quality",
     "render_sweep",
     "writer_for",
 ]

@@ -18,7 +18,7 @@ import stat
 from typing import Any, TextIO
 
 from hsbench.report.stream import RowStream
-from hsbench.results import SCHEMA, MeasuredCeiling, Record, Report, Result, Row
+from hsbench.results import SCHEMA, MeasuredCeiling, Record, Reported, Result, Row
 from hsbench.results.values import as_written, plain
 
 
@@ -60,7 +60,7 @@ class JsonWriter(RowStream):
         self._end = 0  # where the next row goes, in a file that can be rewound
         self._rewinds = _is_own_file(stream)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Reported) -> None:
         self._machine = report.machine or self._machine
         self._ceilings |= dict.fromkeys(report.ceilings.values())
         super().report(report)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from hsbench.report.text import encodable
-from hsbench.results import Report, Result, key
+from hsbench.results import Reported, Result, key
 
 
 class Writer(Protocol):
@@ -14,7 +14,7 @@ class Writer(Protocol):
 
     def open(self) -> None: ...
     def row(self, result: Result[Any]) -> None: ...
-    def report(self, report: Report) -> None: ...
+    def report(self, report: Reported) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Writer: ...
     def __exit__(
@@ -42,7 +42,7 @@ class RowStream:
             self._row(result)
             self._written.add(identity)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Reported) -> None:
         self.open()
         for result in report.results:
             self.row(result)

@@ -13,28 +13,59 @@ show rows at once; Markdown and tables are laid out per workload, so theirs appe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
 
 from hsbench.errors import UsageError
 from hsbench.report.documents import CsvWriter, JsonWriter
 from hsbench.report.markdown import machine_markdown, report_markdown
 from hsbench.report.page import console_for
+from hsbench.report.quality import quality_markdown, render_quality
 from hsbench.report.stream import RowStream, Writer
 from hsbench.report.table import render
-from hsbench.results import Record, Report, Row
+from hsbench.results import Quality, Record, Report, Reported, Row
+
+
+class Layout(Protocol):
+    """How a report is laid out for people, without the machine."""
+
+    def render(self, report: Any, console: Console) -> None: ...
+    def markdown(self, report: Any) -> str: ...
+
+
+class _Attention:
+    def render(self, report: Report, console: Console) -> None:
+        render([report], console, machine=False)
+
+    def markdown(self, report: Report) -> str:
+        return report_markdown(report)
+
+
+class _Quality:
+    def render(self, report: Any, console: Console) -> None:
+        render_quality(report, console, machine=False)
+
+    def markdown(self, report: Any) -> str:
+        return quality_markdown(report)
+
+
+LAYOUTS: dict[type[Row[Any, Any]], Layout] = {Record: _Attention(), Quality: _Quality()}
+"""By the kind of rows."""
 
 
 class MarkdownWriter(RowStream):
-    """A heading, a pipe table and its facts per workload; the machine at the end."""
+    """A heading, a pipe table and its facts per report; the machine at the end."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, rows: type[Row[Any, Any]] = Record) -> None:
         super().__init__(stream)
+        self._layout = LAYOUTS[rows]
         self._machine: dict[str, Any] = {}
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Reported) -> None:
         super().report(report)
         self._machine = report.machine or self._machine
-        self._emit(report_markdown(report) + "\n\n")
+        self._emit(self._layout.markdown(report) + "\n\n")
 
     def _tail(self) -> None:
         text = machine_markdown(self._machine)
@@ -45,14 +76,15 @@ class MarkdownWriter(RowStream):
 class TableWriter(RowStream):
     """Tables for people, as wide as the terminal, or as wide as they need where there is none."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, rows: type[Row[Any, Any]] = Record) -> None:
         super().__init__(stream)
+        self._layout = LAYOUTS[rows]
         self._console = console_for(stream)
-        self._last: Report | None = None
+        self._last: Reported | None = None
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Reported) -> None:
         super().report(report)
-        render([report], self._console, machine=False)
+        self._layout.render(report, self._console)
         self._last = report
 
     def _tail(self) -> None:
@@ -60,10 +92,10 @@ class TableWriter(RowStream):
             render([], self._console, machine=self._last.machine)
 
 
-WRITERS: dict[str, Callable[[TextIO], Writer]] = {
+WRITERS: dict[str, Callable[[TextIO, type[Row[Any, Any]]], Writer]] = {
     "table": TableWriter,
     "csv": CsvWriter,
-    "json": JsonWriter,
+    "json": lambda stream, rows: JsonWriter(stream, None, rows),
     "markdown": MarkdownWriter,
 }
 FORMATS = tuple(WRITERS)
@@ -76,7 +108,7 @@ def writer_for(
 
     Args:
         manifest: what the run depends on; only a JSON document has a place for it.
-        rows: the kind of rows, which decides the columns of CSV and JSON.
+        rows: the kind of rows, which decides the columns of CSV and JSON, and the tables.
 
     Raises:
         UsageError: a format that is not one of `FORMATS`.
@@ -85,4 +117,4 @@ def writer_for(
         raise UsageError("--format", format, f"must be one of {', '.join(FORMATS)}")
     if format == "json":
         return JsonWriter(stream, manifest, rows)
-    return CsvWriter(stream, rows) if format == "csv" else WRITERS[format](stream)
+    return WRITERS[format](stream, rows)

@@ -2,8 +2,9 @@
 
 from hsbench.results.attention import COLUMNS, AttentionCase, AttentionMeasures, Record
 from hsbench.results.identity import key, may_match
+from hsbench.results.quality import Quality, QualityCase, QualityMeasures
 from hsbench.results.reading import read_rows
-from hsbench.results.report import MeasuredCeiling, Report, Result
+from hsbench.results.report import MeasuredCeiling, QualityReport, Report, Reported, Result
 from hsbench.results.row import SCHEMA, STATUSES, Row
 
 __all__ = [
@@ -13,8 +14,13 @@ __all__ = [
     "AttentionCase",
     "AttentionMeasures",
     "MeasuredCeiling",
+    "Quality",
+    "QualityCase",
+    "QualityMeasures",
+    "QualityReport",
     "Record",
     "Report",
+    "Reported",
     "Result",
     "Row",
     "key",

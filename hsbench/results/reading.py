@@ -11,9 +11,10 @@ from typing import Any
 
 from hsbench.errors import UsageError
 from hsbench.results.attention import PRUNER, Record, is_dense
+from hsbench.results.quality import Quality
 from hsbench.results.row import SCHEMA, Row
 
-BENCHMARKS: dict[str, type[Row[Any, Any]]] = {rows.benchmark: rows for rows in (Record,)}
+BENCHMARKS: dict[str, type[Row[Any, Any]]] = {rows.benchmark: rows for rows in (Record, Quality)}
 """The kinds of rows, by the name in their `benchmark` column."""
 
 _NAME, _, _VERSION = SCHEMA.partition("/")

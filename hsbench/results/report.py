@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hsbench.results.attention import Record
+from hsbench.results.quality import Quality
 from hsbench.results.row import Row
 
 if TYPE_CHECKING:
@@ -38,6 +40,17 @@ class MeasuredCeiling:
     unit: str
 
 
+class Reported(Protocol):
+    """What writers ask of a report, whatever its rows are of."""
+
+    @property
+    def results(self) -> Sequence[Result[Any]]: ...
+    @property
+    def machine(self) -> dict[str, Any]: ...
+    @property
+    def ceilings(self) -> dict[str, MeasuredCeiling]: ...
+
+
 @dataclass
 class Report:
     """Everything about one workload.
@@ -55,4 +68,21 @@ class Report:
     results: list[Result[Record]] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
     ceilings: dict[str, MeasuredCeiling] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+@dataclass
+class QualityReport:
+    """Everything about one run of ``quality``.
+
+    Args:
+        machine: as of `Report`.
+        notes: label and line, of the model and of how it was scored.
+        interrupted: as of `Report`.
+    """
+
+    results: list[Result[Quality]] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+    ceilings: dict[str, MeasuredCeiling] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False

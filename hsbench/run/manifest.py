@@ -14,13 +14,13 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hsbench.errors import UsageError
 from hsbench.kernels.device import CPU
 
 if TYPE_CHECKING:
-    from hsbench.run.plan import Plan
+    from hsbench.kernels.device import Device
 
 SCHEMA = "hsbench-manifest/1"
 _NAME, _, _VERSION = SCHEMA.partition("/")
@@ -30,7 +30,15 @@ _CPU = ("model", "cores", "threads", "isa", "governor")
 _GPU = ("name", "driver", "power_limit_w", "max_sm_clock_mhz", "ecc", "mig")
 
 
-def manifest_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+class Planned(Protocol):
+    """What a run of any command is resolved to."""
+
+    @property
+    def device(self) -> Device: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def manifest_of(plan: Planned, command: Sequence[str]) -> dict[str, Any]:
     """The manifest of a plan that is about to run.
 
     Args:

@@ -30,6 +30,7 @@ def spawn(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [],
         ["decode", "--help"],
         ["compare", "--help"],
+        ["quality", "--help"],
         ["doctor", "--help"],
         ["capture", "--help"],
         ["calibrate", "--help"],
@@ -48,7 +49,16 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
     assert "hsbench" in ran.stdout
 
 
-@pytest.mark.parametrize("argv", [["decode", "--sparsity", "0.7"], ["decode", "--output", "/"], ["decod"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["decode", "--sparsity", "0.7"],
+        ["decode", "--output", "/"],
+        ["decod"],
+        ["quality", "model", "--text", "text.txt", "--context", "z"],
+        ["quality", "--text", "no.txt"],
+    ],
+)
 def test_typing_errors_are_answered_before_torch(argv: list[str]) -> None:
     code = f"""
 import sys
@@ -66,7 +76,8 @@ def test_version() -> None:
 
 def test_help_shows_every_option_and_the_exit_codes() -> None:
     ran = spawn("-m", "hsbench", "--help")
-    for word in ("decode", "prefill", "compare", "doctor", "capture", "calibrate", "130", "143", "129", "Exit codes"):
+    words = ["decode", "prefill", "compare", "quality", "doctor", "capture", "calibrate", "130", "143", "129"]
+    for word in (*words, "Exit codes"):
         assert word in ran.stdout
     ran = spawn("-m", "hsbench", "compare", "--help")
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(Request)}

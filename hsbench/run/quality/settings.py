@@ -1,0 +1,182 @@
+"""What is measured: one task for all rows, and a setting per row. Importing it is cheap, for the text of ``--help``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hsbench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from hsbench.run.quality.layer_plan import LayerPlan
+
+BLOCK = 64
+"""Tokens that are compressed at a time."""
+
+DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that go through the model in one pass.
+
+    Attributes:
+        first, end: their positions.
+        local: the last tokens, of ``end``, that stay dense.
+    """
+
+    first: int
+    end: int
+    local: int
+
+
+def _as_it_decodes(task: Task, start: int, end: int) -> Iterator[Chunk]:
+    # A query at position t sees dense what touches the `local` tokens before it: blocks from (t - local) // 64 on. That
+    # changes every 64 steps, so the queries between are one pass whose own tokens are dense and causal.
+    first = start
+    while first < end:
+        step = BLOCK - (first - task.local) % BLOCK
+        yield Chunk(first, min(first + step, end), task.local + min(step, end - first))
+        first += step
+
+
+def _in_chunks(task: Task, start: int, end: int) -> Iterator[Chunk]:
+    for first in range(0, end, task.chunk):
+        last = min(first + task.chunk, end)
+        yield Chunk(first, last, task.local + last - first)
+
+
+def _at_once(task: Task, start: int, end: int) -> Iterator[Chunk]:
+    yield Chunk(0, end, task.local)
+
+
+WHENS = dict(decode=_as_it_decodes, chunked=_in_chunks, whole=_at_once)
+"""When K and V are pruned: as tokens leave the window in generation, before each chunk of a prefill, or before all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all rows of a run have in common.
+
+    Attributes:
+        context: tokens before those that are scored.
+        score: tokens that are scored, per window.
+        windows: stretches of the text.
+        when: one of :data:`WHENS`.
+        chunk: tokens of a pass where ``when`` is ``chunked``.
+        sink, local: first and last tokens whose blocks stay dense.
+        seed: of passkeys, and of which passes are checked.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    context: int = 8192
+    score: int = 1024
+    windows: int = 4
+    when: str = next(iter(WHENS))
+    chunk: int = 2048
+    sink: int = 64
+    local: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.when not in WHENS:
+            raise unknown("when", self.when, WHENS)
+        for name in ("context", "score", "windows", "chunk"):
+            if getattr(self, name) < 1:
+                raise UsageError(name, getattr(self, name), "must be 1 or more")
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether the context is prefilled dense, for all settings alike."""
+        return WHENS[self.when] is _as_it_decodes
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether the size of a chunk matters."""
+        return WHENS[self.when] is _in_chunks
+
+    @property
+    def tokens(self) -> int:
+        """Of one window: each scored token predicts the one after it."""
+        return self.context + self.score + 1
+
+    def passes(self, start: int, end: int) -> list[Chunk]:
+        """The passes that take the positions up to ``end``; from ``start`` on, they are what is scored."""
+        return list(WHENS[self.when](self, start, end))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How K and V are pruned: a row.
+
+    Attributes:
+        method: of ``stores.METHODS``.
+        key_sparsity, value_sparsity: of each layer, unless ``plan`` says otherwise.
+        pruner: by name; None where the method has none.
+        plan: shares by layer.
+        only: the one layer that is pruned; None for all.
+    """
+
+    method: str
+    key_sparsity: float
+    value_sparsity: float
+    pruner: str | None = None
+    plan: LayerPlan | None = None
+    only: int | None = None
+
+    def shares(self, layer: int) -> tuple[float, float]:
+        """The sparsity of K and of V in a layer."""
+        return (self.key_sparsity, self.value_sparsity) if self.plan is None else self.plan.layers[layer]
+
+    @property
+    def label(self) -> str:
+        """The setting in few words."""
+        share = f"K {self.key_sparsity:g} V {self.value_sparsity:g}"
+        if self.key_sparsity == self.value_sparsity:
+            share = f"{self.key_sparsity:g}"
+        parts = [self.method, self.pruner, share if self.plan is None else f"plan {self.plan.name}"]
+        parts.append(None if self.only is None else f"layer {self.only}")
+        return " ".join(filter(None, parts))
+
+
+def all_settings(
+    methods: Sequence[tuple[str, bool]],
+    pruners: Sequence[str],
+    sparsities: Sequence[float],
+    key_sparsities: Sequence[float] | None,
+    value_sparsities: Sequence[float] | None,
+    plan: LayerPlan | None = None,
+) -> list[Setting]:
+    """The cross product, each setting once; nothing pruned is one row, however many pruners do it.
+
+    Args:
+        methods: by name, each with whether it takes a pruner.
+        key_sparsities, value_sparsities: in place of ``sparsities``, for K and for V.
+    """
+    found: dict[Setting, None] = {}
+    for method, takes_pruner in methods:
+        for pruner in pruners if takes_pruner else (None,):
+            for key, value in _pairs(sparsities, key_sparsities, value_sparsities):
+                if key == value == 0 and any(one.key_sparsity == one.value_sparsity == 0 for one in found):
+                    continue
+                found[Setting(method, key, value, pruner)] = None
+            if plan is not None and takes_pruner:
+                found[Setting(method, plan.mean(0), plan.mean(1), pruner, plan)] = None
+    return list(found)
+
+
+def _pairs(
+    both: Iterable[float], keys: Sequence[float] | None, values: Sequence[float] | None
+) -> Iterator[tuple[float, float]]:
+    for share in both:
+        for key in (share,) if keys is None else keys:
+            for value in (share,) if values is None else values:
+                yield key, value

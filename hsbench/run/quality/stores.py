@@ -1,0 +1,213 @@
+"""How K and V are stored, by method: the one place here that knows what compresses them, and what attends to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsbench.attention import calls
+from hsbench.attention.reference import attention
+from hsbench.cache import bitmap
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, compress_kv
+from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
+from hsbench.errors import UsageError, unknown
+from hsbench.kernels import library
+from hsbench.kernels.device import Device
+from hsbench.problem.elements import element_by
+from hsbench.run.quality import pruners
+from hsbench.run.quality.layer_plan import LayerPlan
+from hsbench.run.quality.protocol import Compressed, Store
+from hsbench.run.quality.settings import BLOCK, Setting
+
+
+@dataclass
+class _Stored:
+    """What both kinds of store have: the sizes of K and V, and which blocks of them are pruned."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    plans: tuple[BlockPlan, BlockPlan]
+
+    @property
+    def dense_nbytes(self) -> int:
+        batch, kv_heads, length, head_dim = self.shape
+        return element_by(self.dtype).nbytes(2 * batch * kv_heads * length * head_dim)
+
+    def shares(self) -> tuple[float, float]:
+        batch, kv_heads, _, head_dim = self.shape
+        block = batch * kv_heads * BLOCK * head_dim
+        return block * sum(0.5 * plan.sparse for plan in self.plans), block * sum(plan.eligible for plan in self.plans)
+
+
+@dataclass
+class _Paged(_Stored):
+    """A hierarchical cache, and our kernels over it: decode for one query, prefill for more."""
+
+    kv: HierarchicalKV
+    simulated: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes
+
+    def memory(self) -> dict[str, int]:
+        return self.kv.memory()
+
+    def attend(self, q: Tensor) -> Tensor:
+        call = calls.decode_call(q, self.kv) if q.shape[2] == 1 else calls.prefill_call(q, self.kv)
+        call.run()
+        return call.out
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        k, v = self.kv.unpack()
+        return k.float(), v.float()
+
+
+@dataclass
+class _Simulated(_Stored):
+    """What the definition says is stored, and fp32 attention over it."""
+
+    k: Tensor
+    v: Tensor
+    nbytes: int
+    components: dict[str, int] = field(default_factory=dict)
+    simulated: bool = True
+
+    def memory(self) -> dict[str, int]:
+        return self.components
+
+    def attend(self, q: Tensor) -> Tensor:
+        return attention(q, self.k, self.v)[0]
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        return self.k, self.v
+
+
+class Hierarchical:
+    """Hierarchical 2:4 by a pruner. Shifts are those of the first compression, which sees what was held before it."""
+
+    def __init__(self, setting: Setting, group: int, basis: Any) -> None:
+        assert setting.pruner is not None
+        self._setting, self._group, self._basis = setting, group, basis
+        self._pruner = pruners.pruner_of(setting.pruner)
+        self._shifts: dict[int, Any] = {}
+
+    def compress(self, layer: int, k: Tensor, v: Tensor, *, held: int, sink: int, local: int) -> Compressed:
+        key, value = self._setting.shares(layer)
+        where = {"sink": sink, "local": local}
+        plans = plan_blocks(k.shape[2], key, **where), plan_blocks(k.shape[2], value, **where)
+        asked: dict[str, Any] = {"key_sparsity": key, "value_sparsity": value, **where}
+        how: dict[str, Any] = {"pruner": self._pruner, "basis": None}
+        if self._basis is not None and self._pruner.basis:
+            how["basis"] = self._basis.layer(layer)
+        if layer not in self._shifts and self._pruner.shifts:
+            seen = held or k.shape[2]  # what comes after the first query must not move what it sees
+            self._shifts[layer] = pruners.shifts_of(k[:, :, :seen], v[:, :, :seen], **how)
+        how["shifts"] = self._shifts.get(layer)
+        if why_simulated(self._pruner, k, self._group) is not None:
+            key_kept, value_kept, nbytes = pruners.simulate(k, v, **asked, **how)
+            return _Simulated(tuple(k.shape), k.dtype, plans, key_kept, value_kept, nbytes)
+        return _Paged(tuple(k.shape), k.dtype, plans, compress_kv(k, v, **asked, **pruners.arguments(**how)))
+
+
+def why_simulated(pruner: Any, k: Tensor, group: int) -> str | None:
+    """Why no kernel can attend to what a pruner stores; None where ours does."""
+    if pruner.value_axis != "tokens":
+        return "V pruned along head_dim has no kernel yet"
+    if k.shape[-1] not in HEAD_DIMS:
+        return f"the kernels take head_dim 64 and 128, not {k.shape[-1]}"
+    if group > calls.MAX_GROUP:
+        return f"the kernels take 1 to {calls.MAX_GROUP} query heads per kv head, not {group}"
+    return library.why_missing(k.device.type)
+
+
+class Unstructured:
+    """The largest elements of each token, in bitmaps, in the same blocks that :class:`Hierarchical` may prune.
+
+    No kernel attends to that beside dense tokens, so attention is simulated; bytes are of the real bitmaps.
+    """
+
+    def __init__(self, setting: Setting, group: int, basis: Any) -> None:
+        self._setting = setting
+
+    def compress(self, layer: int, k: Tensor, v: Tensor, *, held: int, sink: int, local: int) -> Compressed:
+        plans, kept, components = [], [], {"dense": 0}
+        for name, x, share in zip("kv", (k, v), self._setting.shares(layer), strict=True):
+            plan = plan_blocks(x.shape[2], share, sink=sink, local=local)
+            some = slice(plan.first * BLOCK, plan.last * BLOCK)
+            pruned = x.float()
+            if share and plan.eligible:
+                pruned[:, :, some] *= keep_unstructured(x[:, :, some], share)
+                # Its kernel's share is of each token; an eligible block is 2 x share "2:4" blocks in `_Stored.shares`.
+                plan = BlockPlan(plan.blocks, plan.first, plan.last, round(2 * share * plan.eligible))
+                for component, size in _bitmap_bytes(x[:, :, some], name, share).items():
+                    components[component] = components.get(component, 0) + size
+                components["dense"] += element_by(x.dtype).nbytes(x.numel() - x[:, :, some].numel())
+            else:
+                components["dense"] += element_by(x.dtype).nbytes(x.numel())
+            plans.append(plan)
+            kept.append(pruned)
+        shape = tuple(k.shape)
+        return _Simulated(shape, k.dtype, (plans[0], plans[1]), kept[0], kept[1], sum(components.values()), components)
+
+
+def _bitmap_bytes(x: Tensor, name: str, share: float) -> dict[str, int]:
+    """What the format takes, which depends on x: the kept values of each 64 are padded."""
+    if x.shape[-1] % bitmap.CHUNK or library.why_cannot("compress_bitmap", Device.of(x.device)):
+        tokens = x.numel() // x.shape[-1]
+        values = element_by(x.dtype).nbytes(tokens * kept_per_token(share, x.shape[-1]))
+        return {"values": values, "bitmap": x.numel() // 8, "offset": tokens * 4}
+    return bitmap.compress_bitmap(x.contiguous(), name, share).memory()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to store K and V that can be asked for.
+
+    Attributes:
+        store: makes one for a window: of a setting, the query heads per kv head, and a basis where one was given.
+        pruners: whether its rows differ by pruner.
+    """
+
+    store: Callable[[Setting, int, Any], Store]
+    pruners: bool
+
+
+METHODS = {"hierarchical": Method(Hierarchical, True), "unstructured": Method(Unstructured, False)}
+"""By name; the first runs where none is asked for."""
+
+
+def check_settings(
+    methods: Sequence[str] | None, asked: Sequence[str] | None, plan: LayerPlan | None, basis: Path | None
+) -> tuple[list[tuple[str, bool]], list[str], Any]:
+    """The methods, each with whether it takes a pruner; the pruners; and the basis, where one is needed.
+
+    Args:
+        methods, asked: names; None for the default.
+        plan: of layers, whose pruner is taken where none is asked for.
+        basis: its file.
+
+    Raises:
+        UsageError: an unknown name, or a basis that is missing, damaged, or for nothing.
+    """
+    chosen = [next(iter(METHODS))] if methods is None else list(dict.fromkeys(methods))
+    for name in chosen:
+        if name not in METHODS:
+            raise unknown("methods", name, METHODS)
+    if asked is None:
+        asked = [pruners.DEFAULT_PRUNER if plan is None or plan.pruner is None else plan.pruner]
+    elif not any(METHODS[name].pruners for name in chosen):
+        raise UsageError("pruner", ",".join(asked), f"{', '.join(chosen)} has none; leave it out")
+    found = [pruners.pruner_of(name) for name in dict.fromkeys(asked)]
+    needing = [pruner.name for pruner in found if pruner.basis]
+    if needing and basis is None:
+        raise UsageError("pruner", needing[0], "needs `basis` FILE, which hsbench calibrate makes")
+    if basis is not None and not needing:
+        raise UsageError("basis", basis, "none of the pruners takes a basis; give --pruner calibrated")
+    opened = None if basis is None else pruners.open_basis(basis)
+    return [(name, METHODS[name].pruners) for name in chosen], list(dict.fromkeys(asked)), opened
