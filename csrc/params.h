@@ -19,8 +19,9 @@
 
 enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 
-/* How a block of 64 tokens is stored. */
+/* How a block of 64 tokens is stored, and how many ways there are. */
 enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1 };
+enum hsb_block_kinds { HSB_BLOCK_KINDS = 2 };
 
 /* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. There is room for 8
  * kinds and for 2^28 blocks of each, all batches and kv heads together: 17 billion tokens of one head. */

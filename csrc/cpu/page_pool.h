@@ -3,8 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "block_map.h"
+#include "cpu/block_kinds.h"
+#include "error.h"
 
 namespace hsb::cpu {
 
@@ -16,14 +19,27 @@ struct StoredPage {
 
 inline StoredPage stored_page(const hsb_pages &pages, std::int32_t entry) {
     const hsb_block_kind kind = kind_of(entry);
-    const auto within = [&](const void *pool, std::int64_t page_bytes) {
-        return StoredPage{static_cast<const std::byte *>(pool) + slot_of(entry) * page_bytes, page_bytes, kind};
-    };
-    switch (kind) {
-    case HSB_SPARSE_2_4: return within(pages.sparse, pages.sparse_page_bytes);
-    case HSB_DENSE: break;
-    }
-    return within(pages.dense, pages.dense_page_bytes);
+    const Pool pool = with_kind(kind, [&](auto of_kind) { return of_kind.pool(pages); });
+    return {pool.pages + slot_of(entry) * pool.page_bytes, pool.page_bytes, kind};
+}
+
+// Where the page of an entry is to be written.
+inline std::byte *page_to_pack(const hsb_compress_params &p, std::int32_t entry) {
+    return with_kind(kind_of(entry),
+                     [&](auto of_kind) { return of_kind.pool(p) + slot_of(entry) * of_kind.page_bytes(p.head_dim); });
+}
+
+// Throws Error unless these are pages of this layout.
+inline void check_pages(const hsb_pages &pages, int head_dim) {
+    HSB_CHECK(pages.map, "the block map is required");
+    bool any = false;
+    for_each_kind([&](auto kind) {
+        const Pool pool = kind.pool(pages);
+        HSB_CHECK(!pool.pages || pool.page_bytes == kind.page_bytes(head_dim),
+                  kind.pool_name + std::string("_page_bytes is not this layout's"));
+        any |= pool.pages != nullptr;
+    });
+    HSB_CHECK(any, "no pages");
 }
 
 }  // namespace hsb::cpu

@@ -2,7 +2,7 @@
 
 Both products are ``y[lane] += sum over c of A[lane, c] * x[c]``: for K, lanes are tokens and c is the head dim; for V,
 lanes are head dims and c is the token. A page is a row of tiles of 32 lanes x 64 steps of c (lane tile outer, c tile
-inner). ``csrc/cpu/page.h`` draws the bytes of a tile:
+inner). ``csrc/cpu/kinds/<kind>/page.h`` draws the bytes of a tile:
 
 - dense, 4096 bytes: for each c, 32 lanes of 16-bit values;
 - 2:4, 2240 bytes: 48 bits of pattern a lane (16 groups of 4 steps, one of 6 patterns each, 3 bits), then for each

@@ -93,7 +93,7 @@ def signed(pattern: int) -> int:
     return pattern - (pattern >> 15 << 16)
 
 
-# ---- Readers of bytes, written from the drawings in csrc/cpu/page.h and csrc/cuda/page.cuh ------------------
+# ---- Readers of bytes, written from the drawings in csrc/cpu/kinds/ and csrc/cuda/page.cuh ---------------------
 def read_cpu_dense(page: bytes, operand: Operand, head_dim: int) -> list[list[int]]:
     """Bit patterns ``[64][head_dim]`` of a dense CPU page."""
     lanes, steps = (64, head_dim) if operand == "k" else (head_dim, 64)

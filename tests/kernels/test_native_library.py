@@ -123,6 +123,7 @@ def test_the_numbers_in_python_are_those_of_the_header(lib: Path) -> None:
     assert set(ways) == {name for name in there if name.startswith("HSB_PROBE_")} - {"HSB_PROBE_AUTO"}
     kinds = re.search(r"enum hsb_block_kind \{(.*?)\}", HEADER.read_text())
     assert kinds and [f"HSB_{kind.name} = {kind}" for kind in BlockKind] == kinds[1].strip().split(", ")
+    assert there["HSB_BLOCK_KINDS"] == len(BlockKind)
 
 
 @pytest.mark.parametrize("enumerator", ["HSB_B", "HSB_B = HSB_A", "HSB_B = 1 << 3"])

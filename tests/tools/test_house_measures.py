@@ -18,6 +18,21 @@ NAMES = {
 }
 
 
+OTHERS = {
+    "block kind": [
+        "class BlockKind(IntEnum):", "kind is BlockKind.SPARSE_2_4", "case HSB_DENSE:", "score_page(DenseKind, page)",
+        "KindList<Sparse24Kind>", '#include "cpu/kinds/dense.h"',
+    ],
+}  # fmt: skip
+"""More ways to name a member."""
+
+OWN_FILES = {
+    "block kind": ["csrc/cpu/kinds/dense.h", "csrc/cpu/kinds/sparse_2_4/page.h", "csrc/cuda/kinds/dense/page.cuh"],
+    "phase": ["hsbench/cli/decode.py"],
+}
+"""New with a new member, so that they are none of the existing files that it touches."""
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -40,6 +55,20 @@ def test_members_count_and_types_do_not(tree: Path, measure: Measure) -> None:
     write(tree, "hsbench/room/names.py", member)
     write(tree, elsewhere, other or member)
     assert measure.files(tree) == sorted(["hsbench/room/names.py", elsewhere])
+
+
+@pytest.mark.parametrize(("what", "member"), [(what, text) for what, texts in OTHERS.items() for text in texts])
+def test_every_way_to_name_a_member_counts(tree: Path, what: str, member: str) -> None:
+    measure = next(measure for measure in MEASURES if measure.what == what)
+    write(tree, "csrc/cpu/room/names.h", member)
+    assert measure.files(tree) == ["csrc/cpu/room/names.h"]
+
+
+@pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in OWN_FILES.items() for name in names])
+def test_a_member_s_own_files_do_not_count(tree: Path, what: str, name: str) -> None:
+    measure = next(measure for measure in MEASURES if measure.what == what)
+    write(tree, name, NAMES[what][0])
+    assert measure.files(tree) == []
 
 
 def test_too_many_is_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

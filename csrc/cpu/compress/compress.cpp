@@ -7,6 +7,7 @@
 #include "api.h"
 #include "block_map.h"
 #include "cpu/page.h"
+#include "cpu/page_pool.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
 #include "scan.h"
@@ -105,9 +106,6 @@ void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scrat
 template <class Isa>
 void pack(const hsb_compress_params &p, const Plan &plan, FirstNonFinite &first_bad) {
     const auto *x = static_cast<const std::uint16_t *>(p.x);
-    auto *dense = static_cast<std::byte *>(p.dense), *sparse = static_cast<std::byte *>(p.sparse);
-    const auto dense_bytes = static_cast<std::int64_t>(dense_page_bytes(p.head_dim));
-    const auto sparse_bytes = static_cast<std::int64_t>(sparse_page_bytes(p.head_dim));
     const std::int64_t runs = divided_up(plan.blocks, kRun);
     parallel_for(p.threads, plan.heads * runs, [&](std::int64_t item, int) {
         const std::int64_t head = item / runs, first = item % runs * kRun;
@@ -115,15 +113,14 @@ void pack(const hsb_compress_params &p, const Plan &plan, FirstNonFinite &first_
             const std::int64_t begin = (head * p.seq + i * kBlock) * p.head_dim;
             const std::int64_t elements = std::min<std::int64_t>(kBlock, p.seq - i * kBlock) * p.head_dim;
             const std::int32_t entry = p.map[head * plan.blocks + i];
+            std::byte *page = page_to_pack(p, entry);
             std::uint16_t largest;
-            if (kind_of(entry) == HSB_SPARSE_2_4) {
-                largest = pack_sparse<Isa>(x + begin, sparse + slot_of(entry) * sparse_bytes, plan.shape);
-            } else if (i < plan.full) {
-                largest = pack_dense<Isa>(x + begin, dense + slot_of(entry) * dense_bytes, plan.shape);
+            if (i < plan.full) {
+                largest = pack_page<Isa>(kind_of(entry), x + begin, page, plan.shape);
             } else {
                 std::uint16_t padded[kBlock * 128] = {};  // missing tokens are zero
                 std::memcpy(padded, x + begin, static_cast<std::size_t>(elements) * 2);
-                largest = pack_dense<Isa>(padded, dense + slot_of(entry) * dense_bytes, plan.shape);
+                largest = pack_page<Isa>(kind_of(entry), padded, page, plan.shape);
             }
             if (largest >= infinity_bits(p.dtype)) first_bad.scan(x, begin, elements);
         }

@@ -66,12 +66,9 @@ Loss exact_loss(const std::uint16_t *block, BlockShape shape);
 template <class Isa>
 DroppedSum sum_dropped(const std::uint16_t *block, BlockShape shape);
 
-// Both pack a block as page.h defines and return the largest magnitude bits seen, by which the caller knows whether
-// to look for a NaN or infinity.
+// Packs a block into a page of a kind and returns the largest magnitude bits seen, by which the caller knows whether to
+// look for a NaN or infinity.
 template <class Isa>
-std::uint16_t pack_dense(const std::uint16_t *block, std::byte *page, BlockShape shape);
-
-template <class Isa>
-std::uint16_t pack_sparse(const std::uint16_t *block, std::byte *page, BlockShape shape);
+std::uint16_t pack_page(hsb_block_kind kind, const std::uint16_t *block, std::byte *page, BlockShape shape);
 
 }  // namespace hsb::cpu

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "attention_shape.h"
+#include "cpu/page_pool.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
 
@@ -60,15 +61,6 @@ void decode(const hsb_decode_params &p, Attend &&attend) {
             for (int h = 0; h < group; ++h) combine_splits<Isa>(p, head * group + h, of_head + h * stride, s.splits);
         });
     });
-}
-
-void check_pages(const hsb_pages &pages, int head_dim) {
-    HSB_CHECK(pages.map, "the block map is required");
-    HSB_CHECK(!pages.dense || pages.dense_page_bytes == static_cast<std::int64_t>(dense_page_bytes(head_dim)),
-              "dense_page_bytes is not this layout's");
-    HSB_CHECK(!pages.sparse || pages.sparse_page_bytes == static_cast<std::int64_t>(sparse_page_bytes(head_dim)),
-              "sparse_page_bytes is not this layout's");
-    HSB_CHECK(pages.dense || pages.sparse, "no pages");
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 #include "decode.h"
 
 #include "attention_shape.h"
+#include "chunk.h"
 #include "cpu/simd/isa.h"
 #include "softmax.h"
-#include "tile.h"
 
 namespace hsb::cpu {
 namespace {

@@ -1,10 +1,10 @@
 #include "decode.h"
 
 #include "attention_shape.h"
+#include "chunk.h"
 #include "cpu/page_pool.h"
 #include "cpu/simd/isa.h"
 #include "softmax.h"
-#include "tile.h"
 
 namespace hsb::cpu {
 namespace {
@@ -33,7 +33,7 @@ public:
 
     void run() {
         start_unit<Isa, Type>(p_, unit_, s_);
-        make_query_tables();
+        make_tables();
         for (std::int64_t first = unit_.first_block; first < unit_.last_block; first += kRun) {
             const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
             for (std::int64_t block = first; block < last; ++block) score_block(block, first);
@@ -45,23 +45,20 @@ public:
     }
 
 private:
-    void make_query_tables() {
-        bool any_sparse = false;
-        for (std::int64_t block = unit_.first_block; block < unit_.last_block; ++block)
-            any_sparse |= k_[block].kind == HSB_SPARSE_2_4;
-        if (!any_sparse) return;
-        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            constexpr int heads = decltype(chunk)::value;
-            float *tables = tables_of(head, heads, 0);
-            for (int g = 0; g < head_dim_ / 4; ++g)
-                for (int h = 0; h < heads; ++h)
-                    Isa::pattern_table(s_.q + (head + h) * head_dim_ + 4 * g, tables + (g * heads + h) * kTable);
+    // What kinds that the unit has blocks of make of its queries.
+    void make_tables() {
+        for_each_kind([&](auto kind) {
+            if constexpr (kind.query_floats(kTileSteps) > 0) {
+                bool any = false;
+                for (std::int64_t block = unit_.first_block; block < unit_.last_block; ++block)
+                    any |= k_[block].kind == kind.kind;
+                if (!any) return;
+                for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
+                    make_query_tables<Isa, decltype(chunk)::value>(kind, s_.q + head * head_dim_, head_dim_,
+                                                                   s_.tables_of(kind, head, group_, head_dim_));
+                });
+            }
         });
-    }
-
-    // Query tables of a chunk of heads, from the groups of one tile along head_dim on.
-    float *tables_of(int head, int heads, int part) const {
-        return s_.q_tables + (head * (head_dim_ / 4) + part * kTileGroups * heads) * kTable;
     }
 
     // scores[head][block's tokens] = q . k
@@ -70,24 +67,12 @@ private:
         float *scores = s_.scores + (block - first) * kBlock;
         for (int h = 0; h < group_; ++h)
             for (int t = 0; t < kBlock; t += Isa::width) Isa::store(scores + h * kStride + t, Isa::zero());
-        const int parts = head_dim_ / kTileSteps;  // tiles side by side along head_dim
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            constexpr int heads = decltype(chunk)::value;
-            float *y = scores + head * kStride;
-            switch (page.kind) {
-            case HSB_SPARSE_2_4:
-                for (int tile = 0; tile < 2 * parts; ++tile)
-                    multiply_sparse_tile<Isa, Type, heads>(page.data + tile * kSparseTileBytes,
-                                                           tables_of(head, heads, tile % parts),
-                                                           y + tile / parts * kTileLanes, kStride);
-                break;
-            case HSB_DENSE:
-                for (int part = 0; part < parts; ++part)
-                    multiply_dense_tiles<Isa, Type, heads>(page.data + part * kDenseTileBytes, parts * kDenseTileBytes,
-                                                           s_.q + head * head_dim_ + part * kTileSteps, head_dim_, y,
-                                                           kStride);
-                break;
-            }
+            with_kind(page.kind, [&](auto kind) {
+                score_page<Isa, Type, decltype(chunk)::value>(kind, page.data, head_dim_, s_.q + head * head_dim_,
+                                                              s_.tables_of(kind, head, group_, head_dim_),
+                                                              scores + head * kStride, kStride);
+            });
         });
     }
 
@@ -96,24 +81,11 @@ private:
         const StoredPage page = v_[block];
         const float *probabilities = s_.scores + (block - first) * kBlock;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            constexpr int heads = decltype(chunk)::value;
-            const float *x = probabilities + head * kStride;
-            float *out = s_.out + head * head_dim_;
-            switch (page.kind) {
-            case HSB_SPARSE_2_4:
-                for (int g = 0; g < kTileGroups; ++g)
-                    for (int h = 0; h < heads; ++h)
-                        Isa::pattern_table(x + h * kStride + 4 * g, s_.p_tables + (g * heads + h) * kTable);
-                for (int tile = 0; tile < head_dim_ / kTileLanes; ++tile)
-                    multiply_sparse_tile<Isa, Type, heads>(page.data + tile * kSparseTileBytes, s_.p_tables,
-                                                           out + tile * kTileLanes, head_dim_);
-                break;
-            case HSB_DENSE:
-                for (int tile = 0; tile < head_dim_ / kTileLanes; tile += 2)
-                    multiply_dense_tiles<Isa, Type, heads>(page.data + tile * kDenseTileBytes, kDenseTileBytes, x,
-                                                           kStride, out + tile * kTileLanes, head_dim_);
-                break;
-            }
+            with_kind(page.kind, [&](auto kind) {
+                weigh_page<Isa, Type, decltype(chunk)::value>(kind, page.data, head_dim_,
+                                                              probabilities + head * kStride, kStride, s_.weights,
+                                                              s_.out + head * head_dim_);
+            });
         });
     }
 

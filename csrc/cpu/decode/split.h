@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "cpu/block_kinds.h"
 #include "cpu/page.h"
 #include "params.h"
 
@@ -52,25 +53,39 @@ constexpr std::int64_t partial_floats(int head_dim) { return head_dim + 16; }
 struct DecodeScratch {
     static constexpr int kMaxChunk = 8;  // query heads that one pass over a page serves, at most
 
-    float *q;         // [group][head_dim], times scale * log2(e)
-    float *q_tables;  // [chunk][head_dim / 4][heads of the chunk][16]
-    float *scores;    // [group][kRun * 64]: scores, then probabilities
-    float *p_tables;  // [16][heads of the chunk][16]
-    float *out;       // [group][head_dim]
-    float *max;       // [group], padded to 16
-    float *sum;       // [group], padded to 16
+    float *q;             // [group][head_dim], times scale * log2(e)
+    float *scores;        // [group][kRun * 64]: scores, then probabilities
+    float *out;           // [group][head_dim]
+    float *max;           // [group], padded to 16
+    float *sum;           // [group], padded to 16
+    float *weights;       // [chunk][weight_floats()]: what a kind makes of a block's probabilities
+    float *query_tables;  // for each kind [group][query_floats(head_dim)]: what it makes of q
 
     static constexpr std::int64_t floats(int group, int head_dim) {
-        return group * (head_dim + head_dim / 4 * 16 + kRun * kBlock + head_dim) + kTileGroups * kMaxChunk * 16 + 32;
+        return group * (head_dim + kRun * kBlock + head_dim) + 32 + weight_floats() +
+               group * query_floats(kBlockKinds, head_dim);
     }
     DecodeScratch(float *base, int group, int head_dim) {
         q = base;
-        q_tables = q + group * head_dim;
-        scores = q_tables + group * (head_dim / 4) * 16;
-        p_tables = scores + group * kRun * kBlock;
-        out = p_tables + kTileGroups * kMaxChunk * 16;
+        scores = q + group * head_dim;
+        out = scores + group * kRun * kBlock;
         max = out + group * head_dim;
         sum = max + 16;
+        weights = sum + 16;
+        query_tables = weights + weight_floats();
+    }
+    // A kind's query tables, from query head `head` of the group on.
+    template <class Kind>
+    float *tables_of(Kind, int head, int group, int head_dim) const {
+        return query_tables + group * query_floats(Kind::kind, head_dim) + head * Kind::query_floats(head_dim);
+    }
+
+private:
+    static constexpr std::int64_t weight_floats() {
+        return kMaxChunk * most_of_kinds([](auto kind) { return kind.weight_floats(); });
+    }
+    static constexpr std::int64_t query_floats(int before, int head_dim) {  // of the kinds before one
+        return sum_of_kinds(before, [=](auto kind) { return kind.query_floats(head_dim); });
     }
 };
 

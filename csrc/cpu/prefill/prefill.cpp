@@ -4,7 +4,7 @@
 
 #include "api.h"
 #include "attention_shape.h"
-#include "cpu/page.h"
+#include "cpu/page_pool.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
 
@@ -42,12 +42,6 @@ void check(const hsb_prefill_params &p) {
     check_attention_shape(p);
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.threads > 0, "threads must be positive");
-}
-
-void check_pages(const hsb_pages &pages, int head_dim) {
-    HSB_CHECK(pages.map, "a block map is required");
-    HSB_CHECK(pages.dense_page_bytes == static_cast<std::int64_t>(dense_page_bytes(head_dim)), "not a CPU page");
-    HSB_CHECK(pages.sparse_page_bytes == static_cast<std::int64_t>(sparse_page_bytes(head_dim)), "not a CPU page");
 }
 
 }  // namespace

@@ -1,0 +1,57 @@
+// Dense pages as the operand A of prefill's products (cpu/prefill/products.h), unpacked:
+// float [rows / kDenseRows][steps][kDenseRows].
+#pragma once
+
+#include <cstring>
+
+#include "cpu/prefill/tile.h"
+#include "cpu/simd/isa.h"
+#include "page.h"
+
+namespace hsb::cpu::prefill {
+
+// In flight together: kDenseRows * vectors accumulators, `vectors` of x and one of A.
+template <class Isa>
+constexpr int kDenseRows = Isa::registers >= 32 ? 8 : 4;
+static_assert(kDenseRows<Isa> * Tile<Isa>::vectors + Tile<Isa>::vectors + 1 <= Isa::registers,
+              "accumulators of a dense panel");
+
+constexpr std::int64_t unpacked_bytes(DenseKind, int head_dim) { return kBlock * head_dim * sizeof(float); }
+
+template <class Isa, class Type>
+void unpack_page(DenseKind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
+    constexpr int kRows = kDenseRows<Isa>;
+    auto *out = reinterpret_cast<float *>(unpacked);
+    const auto *value = reinterpret_cast<const std::uint16_t *>(page);
+    for (int lane = 0; lane < rows; lane += kTileLanes)
+        for (int first = 0; first < steps; first += kTileSteps)
+            for (int c = first; c < first + kTileSteps; ++c, value += kTileLanes) {
+                float wide[kTileLanes];
+                for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide + l, Isa::load(value + l, Type{}));
+                for (int l = 0; l < kTileLanes; l += kRows)
+                    std::memcpy(out + ((lane + l) / kRows * steps + c) * kRows, wide + l, kRows * sizeof(float));
+            }
+}
+
+template <class Isa, bool accumulate>
+void multiply_page(DenseKind, const std::byte *a, int rows, int steps, const float *x, float *y, const float *scale) {
+    using T = Tile<Isa>;
+    constexpr int kRows = kDenseRows<Isa>;
+    const auto *value = reinterpret_cast<const float *>(a);
+    for (int row = 0; row < rows; row += kRows, y += kRows * T::lanes) {
+        typename Isa::Float sum[kRows][T::vectors];
+        begin_rows<Isa, kRows, accumulate>(sum, y, scale);
+        const float *from = x;
+        for (int c = 0; c < steps; ++c, from += T::lanes, value += kRows) {
+            typename Isa::Float b[T::vectors];
+            for (int v = 0; v < T::vectors; ++v) b[v] = Isa::load(from + v * Isa::width);
+            for (int r = 0; r < kRows; ++r) {
+                const auto factor = Isa::set(value[r]);
+                for (int v = 0; v < T::vectors; ++v) sum[r][v] = Isa::fma(factor, b[v], sum[r][v]);
+            }
+        }
+        end_rows<Isa, kRows>(sum, y);
+    }
+}
+
+}  // namespace hsb::cpu::prefill

@@ -1,0 +1,129 @@
+// 2:4 pages as the operand A of prefill's products (cpu/prefill/products.h), unpacked: QuadGroup [rows / 4][steps / 4].
+#pragma once
+
+#include <cstring>
+
+#include "cpu/prefill/tile.h"
+#include "cpu/simd/isa.h"
+#include "page.h"
+
+namespace hsb::cpu::prefill {
+
+// Rows in flight together. Loads are the limit: per step of one quad, 4 * vectors of x, one of values and one of offsets.
+constexpr int kQuad = 4;
+static_assert(kQuad * Tile<Isa>::vectors + 4 <= Isa::registers, "accumulators of a quad and its temporaries");
+
+// One group of 4 steps for a quad of rows. The values of 4 rows lie together: one load brings them into a register,
+// from which each is broadcast by a shuffle; four broadcast loads would compete with the loads of x.
+struct QuadGroup {
+    float value[2][kQuad];           // by kept slot
+    std::uint16_t offset[2][kQuad];  // of the row of x that the value multiplies, bytes
+};
+static_assert(sizeof(QuadGroup) == 48, "no 16-byte load of it may straddle a cache line");
+
+constexpr std::int64_t unpacked_bytes(Sparse24Kind, int head_dim) {
+    return kBlock / kQuad * head_dim / 4 * static_cast<std::int64_t>(sizeof(QuadGroup));
+}
+
+// Kept positions of a pattern code, by comparisons rather than a table, so that loops over lanes vectorise.
+constexpr std::uint32_t lower_position(std::uint32_t code) { return (code >= 3) + (code >= 5); }
+constexpr std::uint32_t upper_position(std::uint32_t code) { return code + 1 - 2 * (code >= 3) - (code >= 5); }
+
+constexpr bool positions_are_those_of_page() {
+    for (std::uint32_t code = 0; code < kPatterns; ++code)
+        if (lower_position(code) != kPattern[code][0] || upper_position(code) != kPattern[code][1]) return false;
+    return true;
+}
+static_assert(positions_are_those_of_page(), "must say what kPattern says");
+
+// The pattern words of a tile, so that each group's codes are `word >> shift & 7` of one array.
+struct PatternWords {
+    std::uint32_t low[kTileLanes];   // groups 0..9
+    std::uint32_t high[kTileLanes];  // groups 10..14
+    std::uint32_t last[kTileLanes];  // group 15
+};
+
+template <class Isa>
+void read_patterns(const std::byte *tile, PatternWords &words) {
+    std::uint32_t halves[kTileLanes / 2];
+    std::memcpy(words.low, tile, sizeof words.low);
+    std::memcpy(halves, tile + kHighPatterns, sizeof halves);
+    for (int l = 0; l < kTileLanes / 2; ++l) {
+        words.high[l] = halves[l] & 0xffff;
+        words.high[l + kTileLanes / 2] = halves[l] >> 16;
+    }
+    for (int l = 0; l < kTileLanes; ++l) words.last[l] = words.low[l] >> 30 | words.high[l] >> 15 << 2;
+}
+
+// One tile: rows [row, row + 32) and groups [first, first + 16) of `out`, which has `groups` groups a row.
+template <class Isa, class Type>
+void unpack_sparse_tile(const std::byte *tile, int row, int first, int groups, QuadGroup *out) {
+    PatternWords words;
+    read_patterns<Isa>(tile, words);
+    const auto *value = reinterpret_cast<const std::uint16_t *>(tile + kPatternBytes);
+    for (int g = 0; g < kTileGroups; ++g) {
+        const std::uint32_t *word = g < 10 ? words.low : g < 15 ? words.high : words.last;
+        const int shift = g < 10 ? 3 * g : g < 15 ? 3 * (g - 10) : 0;
+        const std::uint32_t base = 4 * static_cast<std::uint32_t>(first + g) * Tile<Isa>::row_bytes;
+        std::uint16_t offset[2][kTileLanes];
+        float wide[2][kTileLanes];
+        for (int l = 0; l < kTileLanes; ++l) {
+            const std::uint32_t code = word[l] >> shift & 7;
+            offset[0][l] = static_cast<std::uint16_t>(base + lower_position(code) * Tile<Isa>::row_bytes);
+            offset[1][l] = static_cast<std::uint16_t>(base + upper_position(code) * Tile<Isa>::row_bytes);
+        }
+        for (int slot = 0; slot < 2; ++slot, value += kTileLanes)
+            for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide[slot] + l, Isa::load(value + l, Type{}));
+        for (int quad = 0; quad < kTileLanes / kQuad; ++quad) {
+            QuadGroup &to = out[(row / kQuad + quad) * groups + first + g];
+            for (int slot = 0; slot < 2; ++slot) {
+                std::memcpy(to.value[slot], wide[slot] + kQuad * quad, sizeof to.value[slot]);
+                std::memcpy(to.offset[slot], offset[slot] + kQuad * quad, sizeof to.offset[slot]);
+            }
+        }
+    }
+}
+
+template <class Isa, class Type>
+void unpack_page(Sparse24Kind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
+    auto *out = reinterpret_cast<QuadGroup *>(unpacked);
+    static_assert(128 * Tile<Isa>::row_bytes <= 0x10000, "offsets are 16 bits");
+    for (int row = 0; row < rows; row += kTileLanes)
+        for (int first = 0; first < steps; first += kTileSteps, page += Sparse24Kind::tile_bytes)
+            unpack_sparse_tile<Isa, Type>(page, row, first / 4, steps / 4, out);
+}
+
+// One row of a quad: its kept value times the row of x at `offset`.
+template <class Isa, int row>
+inline void quad_row(typename Isa::Float (&sum)[kQuad][Tile<Isa>::vectors], typename Isa::Float values, const char *x,
+                     std::uint64_t offsets) {
+    const auto factor = Isa::template splat<row>(values);
+    const auto *from = reinterpret_cast<const float *>(x + (offsets >> 16 * row & 0xffff));
+    for (int v = 0; v < Tile<Isa>::vectors; ++v)
+        sum[row][v] = Isa::fma(factor, Isa::load(from + v * Isa::width), sum[row][v]);
+}
+
+template <class Isa, bool accumulate>
+void multiply_page(Sparse24Kind, const std::byte *a, int rows, int steps, const float *x, float *y,
+                   const float *scale) {
+    using T = Tile<Isa>;
+    const auto *group = reinterpret_cast<const QuadGroup *>(a);
+    const auto *from = reinterpret_cast<const char *>(x);
+    for (int row = 0; row < rows; row += kQuad, y += kQuad * T::lanes) {
+        typename Isa::Float sum[kQuad][T::vectors];
+        begin_rows<Isa, kQuad, accumulate>(sum, y, scale);
+        for (const QuadGroup *end = group + steps / 4; group != end; ++group)
+            for (int slot = 0; slot < 2; ++slot) {
+                const auto values = Isa::load_quad(group->value[slot]);
+                std::uint64_t offsets;  // all four by one load: loads are what is short
+                std::memcpy(&offsets, group->offset[slot], sizeof offsets);
+                quad_row<Isa, 0>(sum, values, from, offsets);
+                quad_row<Isa, 1>(sum, values, from, offsets);
+                quad_row<Isa, 2>(sum, values, from, offsets);
+                quad_row<Isa, 3>(sum, values, from, offsets);
+            }
+        end_rows<Isa, kQuad>(sum, y);
+    }
+}
+
+}  // namespace hsb::cpu::prefill
