@@ -9,10 +9,11 @@ namespace hsb::cpu {
 // Prunes one group: slots[0], slots[1] are the two values kept, in order. Their pattern goes into `codes`.
 //
 // The code of a pattern is 4 d0 + 2 d1 + d2 - 1, with d_i = 1 where element i is dropped; so three bits
-// shifted in from the top are a code plus one.
+// shifted in from the top are a code plus one. Always inline: called, it hands eight vectors over through memory.
 template <class Isa>
-void prune_group(const typename Lanes<Isa>::Half *x, typename Lanes<Isa>::Half (&slots)[2],
-                 typename Lanes<Isa>::Half &codes, typename Lanes<Isa>::Half &largest) {
+[[gnu::always_inline]] inline void prune_group(const typename Lanes<Isa>::Half *x,
+                                               typename Lanes<Isa>::Half (&slots)[2], typename Lanes<Isa>::Half &codes,
+                                               typename Lanes<Isa>::Half &largest) {
     using L = Lanes<Isa>;
     typename L::Half m[4];
     for (int i = 0; i < 4; ++i) m[i] = L::bit_and(x[i], L::set(kMagnitude));
@@ -26,6 +27,13 @@ void prune_group(const typename Lanes<Isa>::Half *x, typename Lanes<Isa>::Half (
     codes = L::shift_in(L::shift_in(L::shift_in(codes, d2), d1), d0);
     slots[0] = L::select(L::mask(d0), L::select(L::mask(d1), x[2], x[1]), x[0]);
     slots[1] = L::select(L::mask(d3), L::select(L::mask(d2), x[1], x[2]), x[3]);
+}
+
+// Portable lanes are arrays, which GCC vectorises in a function of this size, not amid the loops of pack_page.
+template <class Isa>
+void prune_group_apart(const typename Lanes<Isa>::Half *x, typename Lanes<Isa>::Half (&slots)[2],
+                       typename Lanes<Isa>::Half &codes, typename Lanes<Isa>::Half &largest) {
+    prune_group<Isa>(x, slots, codes, largest);
 }
 
 // Codes of five groups per half word: 0..4, 5..9, 10..14; and 15 by itself.
@@ -67,7 +75,10 @@ std::uint16_t pack_page(Sparse24Kind, const std::uint16_t *block, std::byte *pag
                 for (int i = 0; i < 2; ++i) {
                     const int g = group + i;
                     Half slots[2];
-                    prune_group<Isa>(x + 4 * i, slots, bits, largest);
+                    if constexpr (Isa::isa == HSB_ISA_PORTABLE)
+                        prune_group_apart<Isa>(x + 4 * i, slots, bits, largest);
+                    else
+                        prune_group<Isa>(x + 4 * i, slots, bits, largest);
                     L::store(values + 2 * g * kTileLanes + lane, slots[0]);
                     L::store(values + (2 * g + 1) * kTileLanes + lane, slots[1]);
                     if (g == kTileGroups - 1) {
