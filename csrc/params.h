@@ -30,6 +30,10 @@ enum hsb_map_entry { HSB_KIND_BITS = 3 };
 /* Which tensor a page belongs to: K contracts along head_dim, V along tokens. */
 enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
 
+/* How the channels of K stand in its pages, and so how q is read: place 4 g + i of MIRROR holds channel g, h - 1 - g,
+ * g + h, d - 1 - g for i = 0, 1, 2, 3, with h = d / 2 (hsbench/cache/fit.py). */
+enum hsb_order { HSB_ORDER_ADJACENT = 0, HSB_ORDER_MIRROR = 1 };
+
 /* Instruction set of a CPU kernel; AUTO takes the best that the machine has. */
 enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA_AVX512 = 3 };
 
@@ -69,6 +73,8 @@ typedef struct hsb_decode_params {
     int32_t threads;            /* CPU: threads to use, the caller's included */
     int32_t isa;                /* CPU: an hsb_isa */
     float scale;
+    int32_t key_order;          /* an hsb_order; pages only */
+    int32_t reserved;
     const void *q;              /* [batch, q_heads, head_dim] */
     void *out;                  /* [batch, q_heads, head_dim] */
     float *lse;                 /* [batch, q_heads] */
@@ -76,6 +82,9 @@ typedef struct hsb_decode_params {
     void *stream;               /* CUDA: the caller's stream */
     hsb_pages k;                /* hsb_*_decode */
     hsb_pages v;
+    const float *key_shift;     /* [batch, kv_heads, head_dim], in the order of q's channels: what was taken from every
+                                 * token of K, and lse gets back, scale * q . key_shift; NULL: nothing. Pages only */
+    const float *value_shift;   /* [batch, kv_heads, head_dim]: likewise of V; out gets it back. NULL: nothing */
     hsb_bitmaps k_bitmap;       /* hsb_*_decode_bitmap */
     hsb_bitmaps v_bitmap;
 } hsb_decode_params;
@@ -93,7 +102,7 @@ typedef struct hsb_prefill_params {
     int32_t isa;                /* CPU: an hsb_isa */
     float scale;
     int32_t path;               /* CUDA: an hsb_path */
-    int32_t reserved;
+    int32_t key_order;          /* an hsb_order */
     const void *q;              /* [batch, q_heads, q_len, head_dim] */
     void *out;                  /* [batch, q_heads, q_len, head_dim] */
     float *lse;                 /* [batch, q_heads, q_len] */
@@ -101,6 +110,9 @@ typedef struct hsb_prefill_params {
     void *stream;               /* CUDA */
     hsb_pages k;
     hsb_pages v;
+    const float *key_shift;     /* [batch, kv_heads, head_dim], in the order of q's channels: what was taken from every
+                                 * token of K, and lse gets back, scale * q . key_shift; NULL: nothing */
+    const float *value_shift;   /* [batch, kv_heads, head_dim]: likewise of V; out gets it back. NULL: nothing */
 } hsb_prefill_params;
 
 /* Prune, choose blocks and pack one of K and V into pages. The number of 2:4 blocks per (batch, kv head) is known

@@ -53,10 +53,10 @@ class NativeCall:
         q: Tensor,
         kv_shape: tuple[int, int, int, int],
         operands: dict[str, Any],
-        **fields: int,
+        **fields: Any,
     ) -> None:
         self._q = q.contiguous()
-        self._operands = operands  # keeps the pools alive
+        self._alive = operands, fields  # pools and tensors, whose addresses the struct holds
         batch, q_heads, q_len, head_dim = q.shape
         self.out = torch.empty_like(self._q)
         self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
@@ -83,12 +83,18 @@ class NativeCall:
         self._native.run()
 
 
+def _paged_call(operation: str, struct: str, q: Tensor, kv: HierarchicalKV, **fields: Any) -> NativeCall:
+    key, value = kv.key_fit, kv.value_fit
+    fit = {"key_order": library.ORDERS[key.order], "key_shift": key.shift, "value_shift": value.shift}
+    return NativeCall(operation, struct, q, kv.shape, {"k": kv.k, "v": kv.v}, **fit, **fields)
+
+
 def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
     """Decode over pages; ``q [batch, q_heads, 1, head_dim]``."""
     check_query(q, kv.shape, kv.dtype, kv.device)
     if q.shape[2] != 1:
         raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-    return NativeCall("decode", "hsb_decode_params", q, kv.shape, {"k": kv.k, "v": kv.v})
+    return _paged_call("decode", "hsb_decode_params", q, kv)
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
@@ -100,9 +106,7 @@ def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> NativeCal
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
-    operands = {"k": kv.k, "v": kv.v}
-    fields = {"q_len": q.shape[2], "path": library.PATHS[path]}
-    return NativeCall("prefill", "hsb_prefill_params", q, kv.shape, operands, **fields)
+    return _paged_call("prefill", "hsb_prefill_params", q, kv, q_len=q.shape[2], path=library.PATHS[path])
 
 
 def why_not_path(path: str) -> str | None:

@@ -8,7 +8,8 @@ page are the device layout's (``cpu_layout``, ``cuda_layout``).
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import entries_of, kinds_of, slots_of
 from hsbench.cache.compressor import PairCompressor, TensorCompressor
+from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
@@ -26,8 +28,10 @@ from hsbench.cache.prune import (
     choose_blocks,
     kinds_of_chosen,
     plan_blocks,
+    prune_hierarchical,
     split_blocks,
 )
+from hsbench.cache.pruner import MAGNITUDE, Pruner
 from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
@@ -131,7 +135,17 @@ class PagedTensor:
 
 @dataclass
 class HierarchicalKV(StoredKV[PagedTensor]):
-    """A compressed KV cache, as :func:`hsbench.compress` returns it."""
+    """A compressed KV cache, as :func:`hsbench.compress` returns it.
+
+    Attributes:
+        pruner: what pruned it.
+        key_fit, value_fit: the pruner, fitted to it. The pages of ``k`` and ``v`` hold what is stored under it;
+            :meth:`unpack` gives K and V themselves.
+    """
+
+    pruner: Pruner = MAGNITUDE
+    key_fit: Fit = field(default_factory=lambda: Fit("k"))
+    value_fit: Fit = field(default_factory=lambda: Fit("v"))
 
     @property
     def achieved_sparsity(self) -> float:
@@ -139,6 +153,23 @@ class HierarchicalKV(StoredKV[PagedTensor]):
         pruned = self.k.plan.pruned + self.v.plan.pruned
         eligible = self.k.plan.eligible + self.v.plan.eligible
         return pruned / eligible if eligible else 0.0
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by component, K and V together."""
+        shifts = self.key_fit.nbytes + self.value_fit.nbytes
+        return {**super().memory(), "shift": shifts} if shifts else super().memory()
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """The pruned K and V, ``[batch, kv_heads, seq, head_dim]``: in the dtype of what was compressed, or in fp32
+        where the pruner shifts, for the dtype could not hold the sums."""
+        with forks.torch_operations():
+            return self.key_fit.restored(self.k.unpack()), self.value_fit.restored(self.v.unpack())
+
+    def unpack_head(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor]:
+        """The pruned K and V of one (batch, kv head), ``[seq, head_dim]``, see :meth:`unpack`."""
+        k, v = self.k.head(batch, kv_head).unpack(), self.v.head(batch, kv_head).unpack()
+        key, value = self.key_fit.head(batch, kv_head), self.value_fit.head(batch, kv_head)
+        return key.restored(k)[0, 0], value.restored(v)[0, 0]
 
 
 def check_kv(k: Tensor, v: Tensor) -> None:
@@ -187,42 +218,114 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
     return compressor.pages
 
 
+class FittedCompressor:
+    """One tensor bound to the pages that it becomes under a pruner that was fitted to it.
+
+    What native code chooses by is magnitude. Where a pruner weighs or folds, the definition in torch prunes, and native
+    code packs what is left, which it finds by its magnitudes; with blocks of both kinds, the definition packs, too.
+
+    Raises:
+        UnavailableError: there is no native library for the device.
+    """
+
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit) -> None:
+        self._x, self._operand, self._plan, self._fit = x, operand, plan, fit
+        self._stored = x if fit.is_plain else torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._native = PageCompressor(self._stored, operand, plan)
+        self.pages = self._native.pages
+
+    def run(self) -> None:
+        """Prunes and packs, as often as it is called."""
+        fit, plan = self._fit, self._plan
+        if fit.is_plain:
+            self._native.run()
+            return
+        stored = fit.stored(self._x)
+        if not plan.sparse or not (fit.weighs or fit.fold):
+            self._stored.copy_(stored)
+            self._native.run()
+            return
+        scores = fit.scores(stored)
+        chosen = choose_blocks(scores, self._operand, plan)
+        self._stored.copy_(prune_hierarchical(stored, self._operand, chosen, scores=scores, fold=fit.fold))
+        if plan.sparse == plan.eligible:
+            self._native.run()
+        else:
+            pack_torch(self._stored, self.pages, chosen)
+
+    def check(self) -> None:
+        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
+        if self._fit.is_plain:
+            self._native.check()
+        else:
+            check_finite(self._operand, self._x)
+
+
 def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
     """The definition of :func:`compress_tensor`: the same bytes, in torch, slowly."""
     check_finite(operand, x)
-    batch, kv_heads, seq, head_dim = x.shape
     pages = PagedTensor.empty(x, operand, plan)
-    kinds = kinds_of_chosen(choose_blocks(x, operand, plan)).flatten()
-    padded = torch.zeros(batch, kv_heads, plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
+    pack_torch(x, pages, choose_blocks(x, operand, plan))
+    return pages
+
+
+def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor) -> None:
+    """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`."""
+    batch, kv_heads, seq, head_dim = x.shape
+    kinds = kinds_of_chosen(chosen).flatten()
+    padded = torch.zeros(batch, kv_heads, pages.plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
     padded[:, :, :seq] = x
     blocks = split_blocks(padded).flatten(0, 2)
     slots = torch.zeros_like(kinds)
     for kind, pool in pages.pools.items():
-        if plan.count(kind):
+        if pages.plan.count(kind):
             of_kind = kinds == kind
-            pool.copy_(pages.layout[kind].pack(blocks[of_kind], operand))
+            pool.copy_(pages.layout[kind].pack(blocks[of_kind], pages.operand))
             slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
     pages.map.copy_(entries_of(slots, kinds).view_as(pages.map))
-    return pages
 
 
 class KVCompressor(PairCompressor):
-    """A KV cache bound to the pages that it becomes, ``kv``, which each run fills; see :class:`PageCompressor`."""
+    """A KV cache bound to the pages that it becomes, ``kv``, which each run fills.
+
+    Args:
+        k, v: ``[batch, kv_heads, seq, head_dim]``.
+        pruner: fitted to k and v, unless ``fits`` are given: of an earlier cache of the same sequences.
+        query_rms: see :func:`hsbench.cache.fit.fit_key`.
+        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention.
+
+    Raises:
+        UsageError: the pruner needs a calibration or queries, which are not given.
+        UnsupportedError: no kernel reads what it stores.
+        UnavailableError: there is no native library for the device.
+    """
 
     def __init__(
-        self, k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
+        self,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_sparsity: float,
+        value_sparsity: float,
+        sink: int = 0,
+        local: int = 0,
+        pruner: Pruner = MAGNITUDE,
+        query_rms: Tensor | None = None,
+        queries: Tensor | None = None,
+        fits: tuple[Fit, Fit] | None = None,
     ) -> None:
-        key = PageCompressor(k, "k", plan_blocks(k.shape[2], key_sparsity, sink=sink, local=local))
-        value = PageCompressor(v, "v", plan_blocks(v.shape[2], value_sparsity, sink=sink, local=local))
+        if pruner.is_simulated:
+            raise UnsupportedError(f"pruner {pruner}: no kernel reads V in groups along head_dim yet")
+        plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
+        fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+        key, value = (FittedCompressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate((k, v)))
         super().__init__(key, value)
-        self.kv = HierarchicalKV(key.pages, value.pages)
+        self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits)
 
 
-def compress_kv(
-    k: Tensor, v: Tensor, *, key_sparsity: float, value_sparsity: float, sink: int = 0, local: int = 0
-) -> HierarchicalKV:
+def compress_kv(k: Tensor, v: Tensor, **options: Any) -> HierarchicalKV:
     """Compresses a KV cache, arguments as of :class:`KVCompressor`; :func:`hsbench.compress` is the public form."""
-    compressor = KVCompressor(k, v, key_sparsity=key_sparsity, value_sparsity=value_sparsity, sink=sink, local=local)
+    compressor = KVCompressor(k, v, **options)
     compressor.run()
     compressor.check()
     return compressor.kv

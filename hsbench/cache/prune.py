@@ -167,7 +167,7 @@ def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
     lower block index.
 
     Args:
-        x: ``[batch, kv_heads, seq, head_dim]``, fp16 or bf16, finite.
+        x: ``[batch, kv_heads, seq, head_dim]``, fp16 or bf16, finite: as the pruner sees it.
 
     Returns:
         bool ``[batch, kv_heads, blocks]``.
@@ -188,13 +188,33 @@ def kinds_of_chosen(chosen: Tensor) -> Tensor:
     return torch.where(chosen, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
 
 
-def prune_hierarchical(x: Tensor, operand: Operand, chosen: Tensor) -> Tensor:
-    """``x [batch, kv_heads, seq, head_dim]`` with zeros in place of what the ``chosen`` blocks drop."""
+def prune_hierarchical(
+    x: Tensor, operand: Operand, chosen: Tensor, *, scores: Tensor | None = None, fold: float = 0.0
+) -> Tensor:
+    """``x [batch, kv_heads, seq, head_dim]`` with zeros in place of what the ``chosen`` blocks drop.
+
+    Args:
+        scores: of the shape of ``x``: what the two that stay of a group are chosen by, in place of ``x`` itself.
+        fold: each of the two gets half of this share of the sum of the two that go.
+    """
     pruned = x.clone()
     blocks = split_blocks(pruned)  # a view
-    keep = keep_2_of_4(blocks, contraction_dim(operand)) | ~chosen[..., : blocks.shape[-3], None, None]
-    blocks.masked_fill_(~keep, 0.0)
+    dim = contraction_dim(operand)
+    keep = keep_2_of_4(blocks if scores is None else split_blocks(scores), dim)
+    to_prune = chosen[..., : blocks.shape[-3], None, None]
+    if fold:
+        blocks.copy_(torch.where(to_prune & keep, folded(blocks, keep, dim, fold), blocks))
+    blocks.masked_fill_(~keep & to_prune, 0.0)
     return pruned
+
+
+def folded(x: Tensor, keep: Tensor, dim: int, fold: float) -> Tensor:
+    """``x`` plus half of ``fold`` of the sum of what each group of 4 along ``dim`` does not keep: added up in fp32,
+    rounded once, saturating."""
+    dropped = x.float().masked_fill(keep, 0.0).movedim(dim, -1).unflatten(-1, (-1, 4)).sum(-1, keepdim=True)
+    share = (dropped * (fold / 2)).expand(*dropped.shape[:-1], 4).flatten(-2).movedim(-1, dim)
+    largest = torch.finfo(x.dtype).max
+    return (x.float() + share).clamp(-largest, largest).to(x.dtype)
 
 
 def kept_per_token(sparsity: float, head_dim: int) -> int:

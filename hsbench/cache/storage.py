@@ -122,3 +122,7 @@ class StoredKV(ABC, Generic[Stored]):
     def unpack(self) -> tuple[Tensor, Tensor]:
         """The pruned K and V, the shapes and dtype of what was compressed."""
         return self.k.unpack(), self.v.unpack()
+
+    def unpack_head(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor]:
+        """The pruned K and V of one (batch, kv head), ``[seq, head_dim]``."""
+        return self.k.head(batch, kv_head).unpack()[0, 0], self.v.head(batch, kv_head).unpack()[0, 0]

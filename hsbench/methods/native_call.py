@@ -41,7 +41,7 @@ class NativePrepared(Prepared):
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
         if self.achieved_sparsity is None:
             return None
-        return self.kv.k.head(batch, kv_head).unpack()[0, 0], self.kv.v.head(batch, kv_head).unpack()[0, 0]
+        return self.kv.unpack_head(batch, kv_head)
 
 
 def prepare_native(

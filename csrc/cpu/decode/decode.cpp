@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "attention_shape.h"
+#include "cpu/fit.h"
 #include "cpu/page_pool.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
@@ -21,6 +22,7 @@ std::int64_t counter_bytes(const hsb_decode_params &p) {
 
 void check_shape(const hsb_decode_params &p) {
     check_attention_shape(p);
+    check_fit(p);
     HSB_CHECK(p.threads > 0, "threads must be positive");
 }
 
@@ -86,6 +88,8 @@ extern "C" int64_t hsb_cpu_decode_bitmap_workspace(const hsb_decode_params *p) {
 extern "C" int hsb_cpu_decode_bitmap(const hsb_decode_params *p) {
     using namespace hsb::cpu;
     return hsb::guarded([&] {
+        HSB_CHECK(p->key_order == HSB_ORDER_ADJACENT && !p->key_shift && !p->value_shift,
+                  "bitmaps have no key_order, key_shift or value_shift");
         for (const hsb_bitmaps *bitmaps : {&p->k_bitmap, &p->v_bitmap})
             HSB_CHECK(bitmaps->bitmap && bitmaps->offset && bitmaps->values, "bitmap, offset and values are required");
         decode(*p, [&](auto tag, const DecodeUnit &unit) { attend_bitmaps<typename decltype(tag)::type>(*p, unit); });

@@ -127,10 +127,19 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
         }
     }
     auto *out = static_cast<std::uint16_t *>(p.out) + head * p.head_dim;
+    float lse = (max + (__builtin_log2f(sum) + sum_reserve(p.dtype, p.seq))) * kLn2;
+    const std::int64_t kv_head = head / (p.q_heads / p.kv_heads);
     with_type(p.dtype, [&](auto type) {
+        using Type = decltype(type);
+        if (p.value_shift) {
+            add_shift<Isa, Type>(partials, 1.0f / sum, p.value_shift + kv_head * p.head_dim, p.head_dim);
+            sum = 1.0f;
+        }
         for (int d = 0; d < p.head_dim; ++d) out[d] = from_float(partials[d] / sum, type);
+        const auto *q = static_cast<const std::uint16_t *>(p.q) + head * p.head_dim;
+        if (p.key_shift) lse += shift_of_scores<Isa, Type>(p, kv_head, q);
     });
-    p.lse[head] = (max + (__builtin_log2f(sum) + sum_reserve(p.dtype, p.seq))) * kLn2;
+    p.lse[head] = lse;
 }
 
 template void attend_pages<Isa>(const hsb_decode_params &, const DecodeUnit &);

@@ -1,6 +1,7 @@
 // Online softmax over the runs of a unit, in the log2 domain: queries are scaled by scale * log2(e) beforehand.
 #pragma once
 
+#include "cpu/fit.h"
 #include "cpu/simd/isa.h"
 #include "decode.h"
 
@@ -17,7 +18,7 @@ float exp2_scalar(float x) {
     return lanes[0];
 }
 
-// Scaled queries, and nothing seen yet.
+// Scaled queries, in the order of K's channels, and nothing seen yet.
 template <class Isa, class Type>
 void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
     const int group = p.q_heads / p.kv_heads;
@@ -27,6 +28,8 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
         Isa::store(s.q + i, Isa::mul(Isa::load(q + i, Type{}), scale));
         Isa::store(s.out + i, Isa::zero());
     }
+    if (p.key_order == HSB_ORDER_MIRROR)
+        for (int h = 0; h < group; ++h) mirror_channels<Isa>(s.q + h * p.head_dim, p.head_dim);
     for (int h = 0; h < group; ++h) {
         s.max[h] = kNoMax;
         s.sum[h] = 0.0f;

@@ -4,6 +4,7 @@
 
 #include "api.h"
 #include "attention_shape.h"
+#include "cpu/fit.h"
 #include "cpu/page_pool.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
@@ -40,6 +41,7 @@ struct Plan {
 
 void check(const hsb_prefill_params &p) {
     check_attention_shape(p);
+    check_fit(p);
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.threads > 0, "threads must be positive");
 }

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "attention_shape.h"
+#include "cpu/fit.h"
 #include "cpu/simd/isa.h"
 #include "products.h"
 #include "softmax.h"
@@ -46,7 +47,7 @@ struct Scratch {
 // Rows of one (batch, kv head), where they lie in q, out and lse, and what they see.
 struct Rows {
     Rows(const hsb_prefill_params &p, std::int64_t head)
-        : p(p), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group) {}
+        : p(p), kv_head(head), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group) {}
 
     std::int64_t query(std::int64_t row) const { return row / group; }
     // [batch, q_heads, q_len] flat
@@ -54,10 +55,10 @@ struct Rows {
     std::int64_t last_token(std::int64_t row) const { return p.seq - p.q_len + row / group; }
 
     const hsb_prefill_params &p;
-    std::int64_t group, first_head, rows;
+    std::int64_t kv_head, group, first_head, rows;
 };
 
-// Q rows to a tile's Q^T, with scale and log2(e); padding lanes are zero.
+// Q rows to a tile's Q^T, with scale and log2(e), in the order of K's channels; padding lanes are zero.
 template <class Isa, class Type>
 void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
     constexpr int kLanes = Tile<Isa>::lanes;
@@ -68,6 +69,7 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
         const std::int64_t row = first + (lane < used ? lane : used - 1);
         const auto *q = static_cast<const std::uint16_t *>(rows.p.q) + rows.index(row) * head_dim;
         for (int d = 0; d < head_dim; d += Isa::width) Isa::store(line + d, Isa::mul(factor, Isa::load(q + d, Type{})));
+        if (rows.p.key_order == HSB_ORDER_MIRROR) mirror_channels<Isa>(line, head_dim);
         for (int d = 0; d < head_dim; ++d) queries[d * kLanes + lane] = lane < used ? line[d] : 0.0f;
         s.last(t)[lane] = static_cast<float>(rows.query(row) - rows.query(first));
         s.reference(t)[lane] = -INFINITY;
@@ -81,18 +83,25 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
 template <class Isa, class Type>
 void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
     constexpr int kLanes = Tile<Isa>::lanes;
-    const int head_dim = rows.p.head_dim;
+    const hsb_prefill_params &p = rows.p;
+    const int head_dim = p.head_dim;
     const float *output = s.output(t);
     float *line = s.at(s.line);
     for (int lane = 0; lane < used; ++lane) {
         const std::int64_t index = rows.index(first + lane);
         const float sum = s.sum(t)[lane];
         for (int d = 0; d < head_dim; ++d) line[d] = output[d * kLanes + lane];
-        auto *out = static_cast<std::uint16_t *>(rows.p.out) + index * head_dim;
-        const auto factor = Isa::set(1.0f / sum);
+        auto *out = static_cast<std::uint16_t *>(p.out) + index * head_dim;
+        float lse = s.reference(t)[lane] * kLn2 + (logf(sum) + sum_reserve(p.dtype, p.seq) * kLn2);
+        if (p.key_shift) {
+            const auto *q = static_cast<const std::uint16_t *>(p.q) + index * head_dim;
+            lse += shift_of_scores<Isa, Type>(p, rows.kv_head, q);
+        }
+        p.lse[index] = lse;
+        if (p.value_shift) add_shift<Isa, Type>(line, 1.0f / sum, p.value_shift + rows.kv_head * head_dim, head_dim);
+        const auto factor = Isa::set(p.value_shift ? 1.0f : 1.0f / sum);
         for (int d = 0; d < head_dim; d += Isa::width)
             Isa::store(out + d, Isa::mul(factor, Isa::load(line + d)), Type{});
-        rows.p.lse[index] = s.reference(t)[lane] * kLn2 + (logf(sum) + sum_reserve(rows.p.dtype, rows.p.seq) * kLn2);
     }
 }
 

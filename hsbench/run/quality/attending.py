@@ -6,13 +6,14 @@ wrong makes no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hsbench.attention.reference import attend_heads
+from hsbench.cache.fit import QUERIES
 from hsbench.errors import NonFiniteError, UnsupportedError
 from hsbench.models.dense import dense_attend
 from hsbench.run import check
@@ -21,6 +22,23 @@ from hsbench.run.quality.settings import Chunk, Setting, Task
 
 SeenOf = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 """Told of a layer's q, K, V and of what the setting made of them."""
+
+
+class Recorder:
+    """Dense attention that remembers the last queries of each layer, for pruners that look at what they attend to.
+
+    Attributes:
+        queries: ``[b, q_heads, up to QUERIES, d]`` by layer.
+    """
+
+    def __init__(self) -> None:
+        self.queries: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``protocol.Attend``."""
+        before = self.queries.get(layer, q[:, :, :0])
+        self.queries[layer] = torch.cat([before, q[:, :, -QUERIES:]], 2)[:, :, -QUERIES:]
+        return dense_attend(q, k, v)
 
 
 class DisagreementError(Exception):
@@ -59,6 +77,7 @@ class Attending:
         through: whether the layers after this one go on with what the setting gives, or, to look at a layer by itself,
             with the dense output.
         seen: told of each layer, where given.
+        queries: of the last tokens of what the cache holds before the first pass, by layer; see :class:`Recorder`.
 
     Attributes:
         stored: what the last pass stored.
@@ -74,11 +93,13 @@ class Attending:
         *,
         through: bool = True,
         seen: SeenOf | None = None,
+        queries: Mapping[int, Tensor] | None = None,
     ) -> None:
         self._store, self._setting, self._task, self._dtype = store, setting, task, dtype
         self._through, self._seen = through, seen
         self._chunk, self._checked = Chunk(0, 0, 0), False
         self.stored = Stored()
+        self._queries = dict(queries or {})
         self.rel_error: float | None = None
 
     def begin(self, chunk: Chunk, *, checked: bool) -> None:
@@ -97,9 +118,14 @@ class Attending:
             return dense_attend(q, k, v)
         query, key, value = (x.to(self._dtype) for x in (q, k, v))
         try:
-            held = self._chunk.first
             compressed = self._store.compress(
-                layer, key, value, held=held, sink=self._task.sink, local=self._chunk.local
+                layer,
+                key,
+                value,
+                self._queries.get(layer, query),
+                held=self._chunk.first,
+                sink=self._task.sink,
+                local=self._chunk.local,
             )
         except NonFiniteError as error:
             where = f"layer {layer}: {error.tensor} is not finite"
@@ -107,6 +133,7 @@ class Attending:
                 raise UnsupportedError(f"{where}, as the model makes it") from error
             raise UnsupportedError(f"{where} in {self._dtype}: give another --dtype") from error
         self.stored.add(compressed)
+        self._queries[layer] = query[:, :, -QUERIES:]
         out = compressed.attend(query)
         if self._checked and not compressed.simulated:
             self._check(layer, query, compressed, out)

@@ -89,7 +89,7 @@ def _setting_s(plan: QualityPlan, model: Model, setting: Setting, chunk: Chunk) 
     layer = next(iter(model.attended))
 
     def run() -> None:
-        store.compress(layer, k, v, held=chunk.first, sink=plan.task.sink, local=chunk.local).attend(q)
+        store.compress(layer, k, v, q, held=chunk.first, sink=plan.task.sink, local=chunk.local).attend(q)
 
     return _timed(run, plan)
 

@@ -89,10 +89,14 @@ class Compressed(Protocol):
 class Store(Protocol):
     """How the K and V of one window are stored as it grows; it keeps what is frozen at the first compression."""
 
-    def compress(self, layer: int, k: Tensor, v: Tensor, *, held: int, sink: int, local: int) -> Compressed:
+    def compress(
+        self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int
+    ) -> Compressed:
         """Stores ``k, v [b, kv_heads, m, d]`` of a layer, 16-bit.
 
         Args:
+            queries: ``[b, q_heads, n, d]``, of the last n tokens that were in the cache before this pass; of this pass
+                where there were none.
             held: of the m tokens, those that were in the cache before this pass.
             sink, local: first and last tokens of the m that stay dense, by whole blocks.
         """

@@ -111,7 +111,7 @@ class QualityRun:
                     self._attempt(row, partial(self._window, row, ids, dense))
 
     def _window(self, row: OpenRow, ids: Tensor, dense: scoring.Dense) -> None:
-        attending, started = self._attending(row.setting), time.monotonic()
+        attending, started = self._attending(row.setting, dense.queries), time.monotonic()
         try:
             row.scores.append(
                 scoring.scored_run(
@@ -126,16 +126,16 @@ class QualityRun:
         for at, one in enumerate(self._needles):
             self.watcher.stage(f"passkey {at + 1}: dense")
             self._cache.rewind(0)
-            scoring.dense_prefix(self.model, self._cache, one.ids[: one.context], self.watcher.through)
+            queries = scoring.dense_prefix(self.model, self._cache, one.ids[: one.context], self.watcher.through)
             logits = self.model.forward(one.ids[None, one.context : -1], self._cache, None, logits="all")[0]
             right = needle.answers(one, one.context, [logits])
             for row in rows:
                 if row in self._open and row.setting.only is None:
                     self.watcher.stage(f"passkey {at + 1}: {row.setting.label}")
-                    self._attempt(row, partial(self._answer, row, one, right))
+                    self._attempt(row, partial(self._answer, row, one, right, queries))
 
-    def _answer(self, row: OpenRow, one: needle.Needle, right: needle.Answers) -> None:
-        attending = self._attending(row.setting)
+    def _answer(self, row: OpenRow, one: needle.Needle, right: needle.Answers, queries: dict[int, Tensor]) -> None:
+        attending = self._attending(row.setting, queries)
         seen: list[Tensor] = []
         scoring.run_passes(
             self.model, self._cache, one.ids, one.context, self.task, attending,
@@ -150,9 +150,10 @@ class QualityRun:
             errors = layers.OutputErrors()
             self.watcher.stage(f"layers: {setting.label}")
             self._cache.rewind(0)
+            queries: dict[int, Tensor] = {}
             if self.task.keeps_prefix:
-                scoring.dense_prefix(self.model, self._cache, ids[: self.task.context], self.watcher.through)
-            attending = self._attending(setting, seen=errors.see)
+                queries = scoring.dense_prefix(self.model, self._cache, ids[: self.task.context], self.watcher.through)
+            attending = self._attending(setting, queries, seen=errors.see)
             scoring.run_passes(
                 self.model, self._cache, ids, self.task.context, self.task, attending, lambda first, logits: None,
                 self.watcher.through,
@@ -202,10 +203,12 @@ class QualityRun:
     def _layers(self, setting: Setting) -> Sequence[int]:
         return list(self.model.attended) if setting.key_sparsity or setting.value_sparsity else []
 
-    def _attending(self, setting: Setting, seen: SeenOf | None = None) -> Attending:
+    def _attending(self, setting: Setting, queries: dict[int, Tensor], seen: SeenOf | None = None) -> Attending:
         geometry, basis = self.model.geometry, None if self.plan.basis is None else self.plan.basis[1]
         store = METHODS[setting.method].store(setting, geometry.q_heads // geometry.kv_heads, basis)
-        return Attending(store, setting, self.task, self.plan.dtype.torch_dtype, through=seen is None, seen=seen)
+        known = queries if self.task.keeps_prefix else None
+        dtype = self.plan.dtype.torch_dtype
+        return Attending(store, setting, self.task, dtype, through=seen is None, seen=seen, queries=known)
 
     def _watch(self, rows: int) -> None:
         task = self.task

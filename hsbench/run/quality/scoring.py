@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsbench.run.quality.attending import Attending
+from hsbench.run.quality.attending import Attending, Recorder
 from hsbench.run.quality.protocol import Attend, Model, ModelCache
 from hsbench.run.quality.settings import BLOCK, Chunk, Task
 
@@ -43,10 +43,12 @@ class Dense:
     Attributes:
         log_probs: fp32 ``[score, vocab]``.
         nll: fp64 ``[score]``.
+        queries: of the last tokens of the context, by layer.
     """
 
     log_probs: Tensor
     nll: np.ndarray
+    queries: dict[int, Tensor]
 
 
 def dense_run(model: Model, cache: ModelCache, ids: Tensor, context: int, told: Told = lambda tokens: None) -> Dense:
@@ -57,7 +59,7 @@ def dense_run(model: Model, cache: ModelCache, ids: Tensor, context: int, told: 
         ids: int64 ``[context + scored + 1]``.
     """
     cache.rewind(0)
-    dense_prefix(model, cache, ids[:context], told)
+    queries = dense_prefix(model, cache, ids[:context], told)
     scored = len(ids) - 1 - context
     log_probs = torch.empty(scored, model.geometry.vocab, dtype=torch.float32, device=ids.device)
     for first in range(context, len(ids) - 1, BLOCK):
@@ -65,15 +67,17 @@ def dense_run(model: Model, cache: ModelCache, ids: Tensor, context: int, told: 
         logits = model.forward(ids[None, first:end], cache, None, logits="all")[0]
         log_probs[first - context : end - context] = logits.float().log_softmax(-1)
         told(end - first)
-    return Dense(log_probs, _nll(log_probs, ids[context + 1 :]))
+    return Dense(log_probs, _nll(log_probs, ids[context + 1 :]), queries)
 
 
-def dense_prefix(model: Model, cache: ModelCache, ids: Tensor, told: Told = lambda tokens: None) -> None:
-    """Appends tokens by the model's own attention."""
+def dense_prefix(model: Model, cache: ModelCache, ids: Tensor, told: Told = lambda tokens: None) -> dict[int, Tensor]:
+    """Appends tokens by dense attention; the queries of the last ones, by layer."""
+    recorder = Recorder()
     for first in range(0, len(ids), PASS):
         part = ids[first : first + PASS]
-        model.forward(part[None], cache, None, logits="none")
+        model.forward(part[None], cache, recorder, logits="none")
         told(len(part))
+    return recorder.queries
 
 
 def scored_run(

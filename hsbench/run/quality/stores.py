@@ -13,13 +13,16 @@ from torch import Tensor
 from hsbench.attention import calls
 from hsbench.attention.reference import attention
 from hsbench.cache import bitmap
+from hsbench.cache.basis import Basis
+from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, compress_kv
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
+from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, Pruner, pruner_of
+from hsbench.cache.simulate import simulate
 from hsbench.errors import UsageError, unknown
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
 from hsbench.problem.elements import element_by
-from hsbench.run.quality import pruners
 from hsbench.run.quality.layer_plan import LayerPlan
 from hsbench.run.quality.protocol import Compressed, Store
 from hsbench.run.quality.settings import BLOCK, Setting
@@ -89,35 +92,47 @@ class _Simulated(_Stored):
 
 
 class Hierarchical:
-    """Hierarchical 2:4 by a pruner. Shifts are those of the first compression, which sees what was held before it."""
+    """Hierarchical 2:4 by a pruner, which is fitted at the first compression to what was held before it."""
 
     def __init__(self, setting: Setting, group: int, basis: Any) -> None:
         assert setting.pruner is not None
         self._setting, self._group, self._basis = setting, group, basis
-        self._pruner = pruners.pruner_of(setting.pruner)
-        self._shifts: dict[int, Any] = {}
+        self._pruner = pruner_of(setting.pruner)
+        self._fits: dict[int, tuple[Fit, Fit]] = {}
 
-    def compress(self, layer: int, k: Tensor, v: Tensor, *, held: int, sink: int, local: int) -> Compressed:
+    def compress(
+        self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int
+    ) -> Compressed:
         key, value = self._setting.shares(layer)
         where = {"sink": sink, "local": local}
         plans = plan_blocks(k.shape[2], key, **where), plan_blocks(k.shape[2], value, **where)
         asked: dict[str, Any] = {"key_sparsity": key, "value_sparsity": value, **where}
-        how: dict[str, Any] = {"pruner": self._pruner, "basis": None}
-        if self._basis is not None and self._pruner.basis:
-            how["basis"] = self._basis.layer(layer)
-        if layer not in self._shifts and self._pruner.shifts:
-            seen = held or k.shape[2]  # what comes after the first query must not move what it sees
-            self._shifts[layer] = pruners.shifts_of(k[:, :, :seen], v[:, :, :seen], **how)
-        how["shifts"] = self._shifts.get(layer)
-        if why_simulated(self._pruner, k, self._group) is not None:
-            key_kept, value_kept, nbytes = pruners.simulate(k, v, **asked, **how)
-            return _Simulated(tuple(k.shape), k.dtype, plans, key_kept, value_kept, nbytes)
-        return _Paged(tuple(k.shape), k.dtype, plans, compress_kv(k, v, **asked, **pruners.arguments(**how)))
+        asked |= {"pruner": self._pruner, "fits": self._fit(layer, k, v, queries, held, where)}
+        if why_simulated(self._pruner, k, self._group) is None:
+            return _Paged(tuple(k.shape), k.dtype, plans, compress_kv(k, v, **asked))
+        found = simulate(k, v, **asked)
+        return _Simulated(tuple(k.shape), k.dtype, plans, found.k.float(), found.v.float(), found.nbytes)
+
+    def _fit(
+        self, layer: int, k: Tensor, v: Tensor, queries: Tensor, held: int, where: dict[str, int]
+    ) -> tuple[Fit, Fit]:
+        # What comes after the first query must not move what it sees, except where all is pruned at once.
+        seen = held or k.shape[2]
+        if layer not in self._fits:
+            plans = [plan_blocks(seen, 0.5, **where)] * 2
+            query_rms = self._basis.layer(layer).query_rms if self._pruner.needs_calibration and self._basis else None
+            self._fits[layer] = fit_pruner(
+                self._pruner, k[:, :, :seen], v[:, :, :seen], plans, query_rms=query_rms, queries=queries
+            )
+        elif self._pruner.needs_queries:
+            key, value = self._fits[layer]
+            self._fits[layer] = key, value.extended(pooled_attention(queries, k[:, :, :seen]))
+        return self._fits[layer]
 
 
-def why_simulated(pruner: Any, k: Tensor, group: int) -> str | None:
+def why_simulated(pruner: Pruner, k: Tensor, group: int) -> str | None:
     """Why no kernel can attend to what a pruner stores; None where ours does."""
-    if pruner.value_axis != "tokens":
+    if pruner.is_simulated:
         return "V pruned along head_dim has no kernel yet"
     if k.shape[-1] not in HEAD_DIMS:
         return f"the kernels take head_dim 64 and 128, not {k.shape[-1]}"
@@ -135,7 +150,9 @@ class Unstructured:
     def __init__(self, setting: Setting, group: int, basis: Any) -> None:
         self._setting = setting
 
-    def compress(self, layer: int, k: Tensor, v: Tensor, *, held: int, sink: int, local: int) -> Compressed:
+    def compress(
+        self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int
+    ) -> Compressed:
         plans, kept, components = [], [], {"dense": 0}
         for name, x, share in zip("kv", (k, v), self._setting.shares(layer), strict=True):
             plan = plan_blocks(x.shape[2], share, sink=sink, local=local)
@@ -200,14 +217,16 @@ def check_settings(
         if name not in METHODS:
             raise unknown("methods", name, METHODS)
     if asked is None:
-        asked = [pruners.DEFAULT_PRUNER if plan is None or plan.pruner is None else plan.pruner]
+        asked = [DEFAULT_MODEL_PRUNER if plan is None or plan.pruner is None else plan.pruner]
     elif not any(METHODS[name].pruners for name in chosen):
         raise UsageError("pruner", ",".join(asked), f"{', '.join(chosen)} has none; leave it out")
-    found = [pruners.pruner_of(name) for name in dict.fromkeys(asked)]
-    needing = [pruner.name for pruner in found if pruner.basis]
+    found = [pruner_of(name) for name in dict.fromkeys(asked)]
+    needing = [pruner.name for pruner in found if pruner.needs_calibration]
     if needing and basis is None:
-        raise UsageError("pruner", needing[0], "needs `basis` FILE, which hsbench calibrate makes")
+        raise UsageError(
+            "pruner", needing[0], "needs a calibration; make one with hsbench calibrate and give it as `basis`"
+        )
     if basis is not None and not needing:
         raise UsageError("basis", basis, "none of the pruners takes a basis; give --pruner calibrated")
-    opened = None if basis is None else pruners.open_basis(basis)
+    opened = None if basis is None else Basis.load(basis)
     return [(name, METHODS[name].pruners) for name in chosen], list(dict.fromkeys(asked)), opened

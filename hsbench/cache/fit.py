@@ -1,0 +1,258 @@
+"""A pruner fitted to a cache: how K and V are stored under it, how its choice is weighted, and the way back.
+
+What is fitted to the first tokens stays as it is while the cache grows, so that later tokens can join the earlier ones:
+order and shift are the same for every token of a cache, 2:4 or dense.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.prune import BLOCK, BlockPlan, Operand
+from hsbench.cache.pruner import Order, Pruner, check_sources
+
+QUERIES = 64
+"""The last queries of a context whose attention is looked at."""
+
+_ATTENTION_FLOOR = 1e-4
+"""A token that the last queries did not look at may be looked at later: no weight falls below this mass's."""
+
+_WEIGHT_RANGE = 2.0**8
+"""Weights lie within this factor of 1, so that weighted magnitudes stay within fp16."""
+
+
+def channel_order(order: Order, head_dim: int) -> Tensor:
+    """Which channel stands at each place of a stored key, int64 ``[head_dim]``."""
+    if order == "adjacent":
+        return torch.arange(head_dim, device="cpu")
+    half = head_dim // 2
+    groups = [[g, half - 1 - g, g + half, head_dim - 1 - g] for g in range(half // 2)]
+    return torch.tensor(groups, device="cpu").flatten()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One of K and V under a pruner.
+
+    Attributes:
+        operand: which.
+        order: of the channels, see :func:`channel_order`.
+        shift: fp32 ``[batch, kv_heads, head_dim]``, contiguous, in the tensor's own order of channels.
+        fold: see :class:`Pruner`.
+        channel_weights: fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order.
+        norm_power, norm: V: a token's weight is ``(norm / |v|) ** norm_power``; norm is fp32 ``[batch, kv_heads, 1]``.
+        token_weights: V: what the weights of the first tokens are multiplied by, fp32 ``[batch, kv_heads, known]``: the
+            attention that was paid them, in units of an even share, to the power of attention_power.
+    """
+
+    operand: Operand
+    order: Order = "adjacent"
+    shift: Tensor | None = None
+    fold: float = 0.0
+    channel_weights: Tensor | None = None
+    norm_power: float = 0.0
+    norm: Tensor | None = None
+    token_weights: Tensor | None = None
+    attention_power: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensor is stored and chosen from as it is."""
+        return self.stores_plain and self.fold == 0.0 and not self.weighs
+
+    @property
+    def stores_plain(self) -> bool:
+        """Whether what is stored is in the tensor's own order and place."""
+        return self.order == "adjacent" and self.shift is None
+
+    @property
+    def weighs(self) -> bool:
+        """Whether what stays is chosen by anything but magnitude."""
+        return self.channel_weights is not None or self.norm is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a kernel reads because of it."""
+        return 0 if self.shift is None else self.shift.nbytes
+
+    def stored(self, x: Tensor) -> Tensor:
+        """What the cache stores of ``x [batch, kv_heads, seq, head_dim]`` before it is pruned, in the dtype of ``x``.
+
+        Finite stays finite: what a shift moves out of the dtype's range saturates.
+        """
+        if self.stores_plain:
+            return x
+        out = x
+        if self.shift is not None:
+            largest = torch.finfo(x.dtype).max
+            moved = x.float() - self.shift.unsqueeze(2)
+            out = torch.where(torch.isfinite(x), moved.clamp(-largest, largest), moved).to(x.dtype)
+        return self._placed(out)
+
+    def restored(self, stored: Tensor) -> Tensor:
+        """The way back of :meth:`stored`: fp32 where a shift is added, for the dtype could not hold the sum."""
+        out = stored
+        if self.order != "adjacent":
+            out = stored[..., channel_order(self.order, stored.shape[-1]).argsort().to(stored.device)]
+        return out if self.shift is None else out.float() + self.shift.unsqueeze(2)
+
+    def scores(self, stored: Tensor) -> Tensor:
+        """What 2:4 chooses by, of the shape and dtype of what is stored: it, weighted and rounded to its dtype."""
+        if not self.weighs:
+            return stored
+        weights = self._weights(stored).to(stored.dtype)
+        return (stored.float() * weights.float()).to(stored.dtype)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Channels in the order of what is stored."""
+        return x if self.order == "adjacent" else x[..., channel_order(self.order, x.shape[-1]).to(x.device)]
+
+    def _weights(self, stored: Tensor) -> Tensor:
+        """Of each stored channel (K) or token (V), fp32 ``[batch, kv_heads, 1 or seq, head_dim or 1]``."""
+        if self.channel_weights is not None:
+            return self._placed(self.channel_weights).unsqueeze(2)
+        assert self.norm is not None
+        tiny = torch.finfo(torch.float32).tiny
+        weights = (self.norm / stored.float().norm(dim=-1).clamp(min=tiny)) ** self.norm_power
+        if self.token_weights is not None:
+            known = min(self.token_weights.shape[-1], weights.shape[-1])
+            weights[..., :known] *= self.token_weights[..., :known]
+        # The largest weighted magnitude must not overflow; a factor for all of a head changes no choice.
+        weights = weights.clamp(1 / _WEIGHT_RANGE, _WEIGHT_RANGE)
+        largest = stored.float().abs().amax((-2, -1)) * weights.amax(-1)
+        room = torch.finfo(stored.dtype).max / 2
+        scale = torch.exp2(-torch.ceil(torch.log2((largest / room).clamp(min=1.0))))
+        return (weights * scale.unsqueeze(-1)).unsqueeze(-1)
+
+    def extended(self, attention: Tensor) -> Fit:
+        """The fit of a cache that has grown: tokens that it knows keep their weights.
+
+        Args:
+            attention: see :func:`pooled_attention`, of all tokens that there are now.
+        """
+        if self.token_weights is None:
+            return self
+        later = _attention_weights(attention, self.attention_power)[..., self.token_weights.shape[-1] :]
+        return replace(self, token_weights=torch.cat([self.token_weights, later], -1))
+
+    def head(self, batch: int, kv_head: int) -> Fit:
+        """Of one (batch, kv head), as a fit of its own."""
+
+        def one(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[batch : batch + 1, kv_head : kv_head + 1]
+
+        return replace(
+            self,
+            shift=one(self.shift),
+            channel_weights=one(self.channel_weights),
+            norm=one(self.norm),
+            token_weights=one(self.token_weights),
+        )
+
+
+def fit_pruner(
+    pruner: Pruner,
+    k: Tensor,
+    v: Tensor,
+    plans: Sequence[BlockPlan],
+    *,
+    query_rms: Tensor | None = None,
+    queries: Tensor | None = None,
+) -> tuple[Fit, Fit]:
+    """A pruner fitted to K and V.
+
+    Args:
+        k, v: ``[batch, kv_heads, seq, head_dim]``.
+        plans: of the blocks of K and of V.
+        query_rms: see :func:`fit_key`; of a calibration.
+        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention.
+
+    Raises:
+        UsageError: the pruner needs a calibration or queries, which are not given.
+    """
+    check_sources(pruner, calibration=query_rms is not None, queries=queries is not None)
+    attention = None
+    if pruner.needs_queries and queries is not None:
+        attention, query_rms = pooled_attention(queries, k), query_rms_of(queries, k.shape[1])
+    return fit_key(k, pruner, plans[0], query_rms=query_rms), fit_value(v, pruner, plans[1], attention=attention)
+
+
+def fit_key(k: Tensor, pruner: Pruner, plan: BlockPlan, *, query_rms: Tensor | None = None) -> Fit:
+    """Fits a pruner to K.
+
+    Args:
+        k: ``[batch, kv_heads, seq, head_dim]``.
+        query_rms: fp32 ``[kv_heads, head_dim]``, or one for each of the batch: the root mean square of each channel of
+            the group's queries, for a pruner that weighs by it.
+    """
+    weights = None
+    if pruner.key_weights != "none":
+        assert query_rms is not None
+        weights = (query_rms / query_rms.amax(-1, keepdim=True)).to(k.device).expand(k.shape[0], -1, -1)
+    return Fit("k", pruner.order, _mean(k, plan) if pruner.key_shift else None, channel_weights=weights)
+
+
+def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor | None = None) -> Fit:
+    """Fits a pruner to V.
+
+    Args:
+        v: ``[batch, kv_heads, seq, head_dim]``.
+        attention: fp32 ``[batch, kv_heads, seq]``, see :func:`pooled_attention`, for a pruner that weighs by it.
+    """
+    fit = Fit("v", shift=_mean(v, plan) if pruner.value_shift else None, fold=pruner.fold)
+    if pruner.value_weights == "none":
+        return fit
+    norm = fit.stored(v).float().norm(dim=-1).median(-1, keepdim=True).values
+    weights = None
+    if pruner.value_weights == "attention":
+        assert attention is not None
+        weights = _attention_weights(attention, pruner.attention_power)
+    return replace(
+        fit,
+        norm=norm,
+        norm_power=pruner.norm_power,
+        token_weights=weights,
+        attention_power=pruner.attention_power,
+    )
+
+
+def _attention_weights(attention: Tensor, power: float) -> Tensor:
+    return ((attention + _ATTENTION_FLOOR) * attention.shape[-1]) ** power
+
+
+def query_rms_of(q: Tensor, kv_heads: int) -> Tensor:
+    """The root mean square of each channel of a group's queries, fp32 ``[batch, kv_heads, head_dim]``.
+
+    Args:
+        q: ``[batch, q_heads, n, head_dim]``, the last n of the context; at most :data:`QUERIES` of them are looked at.
+    """
+    last = q[:, :, -QUERIES:].float().unflatten(1, (kv_heads, -1))
+    return last.square().mean((2, 3)).sqrt()
+
+
+def pooled_attention(q: Tensor, k: Tensor) -> Tensor:
+    """What the last queries of a context paid each token, mean over the queries and the group: fp32
+    ``[batch, kv_heads, seq]``, each head's sum 1.
+
+    Args:
+        q: ``[batch, q_heads, n, head_dim]``, the last n of the context; at most :data:`QUERIES` of them are looked at.
+        k: ``[batch, kv_heads, seq, head_dim]``.
+    """
+    batch, kv_heads, seq, head_dim = k.shape
+    last = q[:, :, -QUERIES:].float()
+    n = last.shape[2]
+    rows = last.reshape(batch, kv_heads, -1, head_dim)
+    scores = (rows @ k.float().mT / math.sqrt(head_dim)).view(batch, kv_heads, -1, n, seq)
+    hidden = torch.arange(seq, device=k.device) > seq - n + torch.arange(n, device=k.device).unsqueeze(-1)
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1).mean((2, 3))
+
+
+def _mean(x: Tensor, plan: BlockPlan) -> Tensor:
+    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it."""
+    eligible = slice(plan.first * BLOCK, plan.last * BLOCK) if plan.eligible else slice(None)
+    return x[:, :, eligible].float().mean(2)

@@ -1,0 +1,74 @@
+"""What a pruner leaves of K and V, by its definition alone: for settings that no kernel can run yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hsbench.cache.fit import Fit, fit_pruner
+from hsbench.cache.prune import BLOCK, BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.pruner import Pruner
+from hsbench.problem.elements import element_by
+
+_METADATA_BITS = 4
+"""Of a group of 4 elements, as CUDA's pages hold them."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """K and V as a cache would give them back.
+
+    Attributes:
+        k, v: ``[batch, kv_heads, seq, head_dim]``, the input's dtype, or fp32 where the pruner shifts.
+        fits: the pruner, fitted; pass them on as the cache grows.
+        nbytes: what such a cache would store: values, metadata, map, shifts.
+        achieved_sparsity: share of elements pruned among eligible blocks, 0 to 0.5.
+    """
+
+    k: Tensor
+    v: Tensor
+    fits: tuple[Fit, Fit]
+    nbytes: int
+    achieved_sparsity: float
+
+
+def simulate(
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_sparsity: float,
+    value_sparsity: float,
+    sink: int = 0,
+    local: int = 0,
+    pruner: Pruner,
+    query_rms: Tensor | None = None,
+    queries: Tensor | None = None,
+    fits: tuple[Fit, Fit] | None = None,
+) -> Simulated:
+    """Prunes K and V; arguments and errors as of ``KVCompressor`` of ``hierarchical``, with any head_dim
+    that is a multiple of 4."""
+    plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
+    fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+    pruned, nbytes = [], 0
+    for x, fit, plan in zip((k, v), fits, plans, strict=True):
+        check_finite(fit.operand, x)
+        stored, scores = fit.stored(x), fit.scores(fit.stored(x))
+        # Groups along head_dim are what K's are, whatever the tensor.
+        operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
+        chosen = choose_blocks(scores, operand, plan)
+        pruned.append(fit.restored(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)))
+        nbytes += _page_bytes(x, plan) + fit.nbytes
+    eligible = sum(plan.eligible for plan in plans)
+    achieved = sum(plan.pruned for plan in plans) / eligible if eligible else 0.0
+    return Simulated(pruned[0], pruned[1], fits, nbytes, achieved)
+
+
+def _page_bytes(x: Tensor, plan: BlockPlan) -> int:
+    """Pages and map."""
+    batch, kv_heads, _, head_dim = x.shape
+    element, elements = element_by(x.dtype), BLOCK * head_dim
+    sparse = element.nbytes(elements // 2) + elements // 4 * _METADATA_BITS // 8
+    entry = torch.int32.itemsize
+    return batch * kv_heads * (plan.sparse * sparse + plan.dense * element.nbytes(elements) + plan.blocks * entry)
