@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hsbench.attention import arguments, calls
-from hsbench.cache.hierarchical import HierarchicalKV, check_kv, compress_kv
+from hsbench.cache.fitted import compress_kv
+from hsbench.cache.hierarchical import HierarchicalKV, check_kv
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
 

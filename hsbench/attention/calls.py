@@ -85,7 +85,8 @@ class NativeCall:
 
 def _paged_call(operation: str, struct: str, q: Tensor, kv: HierarchicalKV, **fields: Any) -> NativeCall:
     key, value = kv.key_fit, kv.value_fit
-    fit = {"key_order": library.ORDERS[key.order], "key_shift": key.shift, "value_shift": value.shift}
+    order = library.constants()[f"HSB_ORDER_{key.order.upper()}"]
+    fit = {"key_order": order, "key_shift": key.shift, "value_shift": value.shift}
     return NativeCall(operation, struct, q, kv.shape, {"k": kv.k, "v": kv.v}, **fit, **fields)
 
 

@@ -193,7 +193,9 @@ def fit_key(k: Tensor, pruner: Pruner, plan: BlockPlan, *, query_rms: Tensor | N
     weights = None
     if pruner.key_weights != "none":
         assert query_rms is not None
-        weights = (query_rms / query_rms.amax(-1, keepdim=True)).to(k.device).expand(k.shape[0], -1, -1)
+        tiny = torch.finfo(torch.float32).tiny  # what no query reads has a rms of 0
+        largest = query_rms.amax(-1, keepdim=True).clamp(min=tiny)
+        weights = (query_rms / largest).to(k.device).expand(k.shape[0], -1, -1)
     return Fit("k", pruner.order, _mean(k, plan) if pruner.key_shift else None, channel_weights=weights)
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import entries_of, kinds_of, slots_of
-from hsbench.cache.compressor import PairCompressor, TensorCompressor
-from hsbench.cache.fit import Fit, fit_pruner
+from hsbench.cache.compressor import TensorCompressor
+from hsbench.cache.fit import Fit
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
@@ -27,8 +26,6 @@ from hsbench.cache.prune import (
     check_finite,
     choose_blocks,
     kinds_of_chosen,
-    plan_blocks,
-    prune_hierarchical,
     split_blocks,
 )
 from hsbench.cache.pruner import MAGNITUDE, Pruner
@@ -218,49 +215,6 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
     return compressor.pages
 
 
-class FittedCompressor:
-    """One tensor bound to the pages that it becomes under a pruner that was fitted to it.
-
-    What native code chooses by is magnitude. Where a pruner weighs or folds, the definition in torch prunes, and native
-    code packs what is left, which it finds by its magnitudes; with blocks of both kinds, the definition packs, too.
-
-    Raises:
-        UnavailableError: there is no native library for the device.
-    """
-
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit) -> None:
-        self._x, self._operand, self._plan, self._fit = x, operand, plan, fit
-        self._stored = x if fit.is_plain else torch.empty_like(x, memory_format=torch.contiguous_format)
-        self._native = PageCompressor(self._stored, operand, plan)
-        self.pages = self._native.pages
-
-    def run(self) -> None:
-        """Prunes and packs, as often as it is called."""
-        fit, plan = self._fit, self._plan
-        if fit.is_plain:
-            self._native.run()
-            return
-        stored = fit.stored(self._x)
-        if not plan.sparse or not (fit.weighs or fit.fold):
-            self._stored.copy_(stored)
-            self._native.run()
-            return
-        scores = fit.scores(stored)
-        chosen = choose_blocks(scores, self._operand, plan)
-        self._stored.copy_(prune_hierarchical(stored, self._operand, chosen, scores=scores, fold=fit.fold))
-        if plan.sparse == plan.eligible:
-            self._native.run()
-        else:
-            pack_torch(self._stored, self.pages, chosen)
-
-    def check(self) -> None:
-        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
-        if self._fit.is_plain:
-            self._native.check()
-        else:
-            check_finite(self._operand, self._x)
-
-
 def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
     """The definition of :func:`compress_tensor`: the same bytes, in torch, slowly."""
     check_finite(operand, x)
@@ -283,49 +237,3 @@ def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor) -> None:
             pool.copy_(pages.layout[kind].pack(blocks[of_kind], pages.operand))
             slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
     pages.map.copy_(entries_of(slots, kinds).view_as(pages.map))
-
-
-class KVCompressor(PairCompressor):
-    """A KV cache bound to the pages that it becomes, ``kv``, which each run fills.
-
-    Args:
-        k, v: ``[batch, kv_heads, seq, head_dim]``.
-        pruner: fitted to k and v, unless ``fits`` are given: of an earlier cache of the same sequences.
-        query_rms: see :func:`hsbench.cache.fit.fit_key`.
-        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention.
-
-    Raises:
-        UsageError: the pruner needs a calibration or queries, which are not given.
-        UnsupportedError: no kernel reads what it stores.
-        UnavailableError: there is no native library for the device.
-    """
-
-    def __init__(
-        self,
-        k: Tensor,
-        v: Tensor,
-        *,
-        key_sparsity: float,
-        value_sparsity: float,
-        sink: int = 0,
-        local: int = 0,
-        pruner: Pruner = MAGNITUDE,
-        query_rms: Tensor | None = None,
-        queries: Tensor | None = None,
-        fits: tuple[Fit, Fit] | None = None,
-    ) -> None:
-        if pruner.is_simulated:
-            raise UnsupportedError(f"pruner {pruner}: no kernel reads V in groups along head_dim yet")
-        plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
-        fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
-        key, value = (FittedCompressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate((k, v)))
-        super().__init__(key, value)
-        self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits)
-
-
-def compress_kv(k: Tensor, v: Tensor, **options: Any) -> HierarchicalKV:
-    """Compresses a KV cache, arguments as of :class:`KVCompressor`; :func:`hsbench.compress` is the public form."""
-    compressor = KVCompressor(k, v, **options)
-    compressor.run()
-    compressor.check()
-    return compressor.kv

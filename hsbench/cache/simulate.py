@@ -47,7 +47,7 @@ def simulate(
     queries: Tensor | None = None,
     fits: tuple[Fit, Fit] | None = None,
 ) -> Simulated:
-    """Prunes K and V; arguments and errors as of ``KVCompressor`` of ``hierarchical``, with any head_dim
+    """Prunes K and V; arguments and errors as of :class:`hsbench.cache.fitted.KVCompressor`, with any head_dim
     that is a multiple of 4."""
     plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
     fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)

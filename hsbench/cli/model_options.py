@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from hsbench.problem.elements import INPUTS
-from hsbench.problem.tensor_output import AXES
 
 DEFAULT_SEQ = "8k"
 DEFAULT_QUERIES = "64"
@@ -38,7 +37,6 @@ ModelSeq = Annotated[
 ]
 Layers = Annotated[str | None, _option("--layers", "N,...", "Layers to capture, or all (all).")]
 Queries = Annotated[str | None, _option("--queries", "N", f"Last queries to keep, or all ({DEFAULT_QUERIES}).")]
-Axes = Annotated[str | None, _option("--axes", "KIND", f"{' or '.join(AXES)}: what K is stored along ({AXES[0]}).")]
 CaptureDtype = Annotated[
     str | None,
     _option("--dtype", "DTYPE", f"{' or '.join(INPUTS)} to write (what the weights are in; fp16 if in neither)."),

@@ -24,8 +24,6 @@ LIB = Path(__file__).parents[1] / "lib"
 KEY, VALUE = 0, 1
 ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
 """hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""
-ORDERS = {"adjacent": 0, "mirror": 1}
-"""hsb_order by name."""
 PATHS = {"auto": 0, "sm80": 1, "sm90": 2}
 """hsb_path by name: which CUDA prefill kernel."""
 PROBE_WAYS = {"loads": 1, "ring": 2}

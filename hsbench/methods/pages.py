@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hsbench.attention import calls
-from hsbench.cache.hierarchical import HierarchicalKV, KVCompressor
+from hsbench.cache.fitted import KVCompressor
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.prune import BLOCK
 from hsbench.kernels import library
 from hsbench.kernels.device import Device

@@ -1,4 +1,4 @@
-"""What a text makes of each layer's q, K and V: means and second moments, added up piece by piece in fp64."""
+"""What a text makes of each layer's q, K and V: means, and the size of q, added up piece by piece in fp64."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hsbench.cache.basis import Basis, BasisSource, LayerBasis, make_basis
+from hsbench.cache.basis import Basis, BasisSource, LayerBasis
 from hsbench.errors import UnsupportedError
 from hsbench.models.dense import dense_attend
 from hsbench.models.model import Model
 from hsbench.models.text import Text
-from hsbench.problem.tensor_output import AXES
 
 CHUNK = 512
 """Tokens of a pass."""
@@ -25,45 +24,37 @@ class Moments:
 
     Attributes:
         queries, tokens: how many were added; queries count each query head of a group.
-        query: of q q^T, ``[kv_heads, head_dim, head_dim]``.
-        key, value: of k and v, ``[kv_heads, head_dim]``.
-        key_square: of k k^T, ``[kv_heads, head_dim, head_dim]``.
+        query_square: of the squares of q's channels, ``[kv_heads, head_dim]``.
+        key, value: of k and v, the same shape.
     """
 
-    query: Tensor
+    query_square: Tensor
     key: Tensor
     value: Tensor
-    key_square: Tensor
     queries: int = 0
     tokens: int = 0
 
     @classmethod
     def empty(cls, kv_heads: int, head_dim: int, device: str = "cpu") -> Moments:
         """Of nothing yet."""
-        flat, square = (kv_heads, head_dim), (kv_heads, head_dim, head_dim)
-        query, key, value, key_square = (
-            torch.zeros(shape, dtype=torch.float64, device=device) for shape in (square, flat, flat, square)
-        )
-        return cls(query, key, value, key_square)
+        query_square, key, value = torch.zeros(3, kv_heads, head_dim, dtype=torch.float64, device=device)
+        return cls(query_square, key, value)
 
     def add(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Tokens: q ``[batch, q_heads, n, head_dim]``, k and v ``[batch, kv_heads, n, head_dim]``."""
         kv_heads, d = self.key.shape
         grouped = q.double().unflatten(1, (kv_heads, -1)).movedim(0, 2).reshape(kv_heads, -1, d)
         keys, values = (x.double().movedim(0, 1).reshape(kv_heads, -1, d) for x in (k, v))
-        self.query += grouped.mT @ grouped
-        self.key_square += keys.mT @ keys
+        self.query_square += grouped.square().sum(1)
         self.key += keys.sum(1)
         self.value += values.sum(1)
         self.queries += grouped.shape[1]
         self.tokens += keys.shape[1]
 
-    def basis(self, axes: str = AXES[0]) -> LayerBasis:
-        """The basis that fits them, along axes of a kind of `AXES`; on the CPU."""
-        key_mean, value_mean = self.key / self.tokens, self.value / self.tokens
-        spread = self.key_square / self.tokens - key_mean[:, :, None] * key_mean[:, None, :]
-        read, store = make_basis((self.query / self.queries).cpu(), spread.cpu(), axes)
-        return LayerBasis(key_mean.float().cpu(), value_mean.float().cpu(), read, store)
+    def basis(self) -> LayerBasis:
+        """What they come to; on the CPU."""
+        rms = (self.query_square / self.queries).sqrt()
+        return LayerBasis(*(x.float().cpu() for x in (self.key / self.tokens, self.value / self.tokens, rms)))
 
 
 def measure_moments(
@@ -91,25 +82,16 @@ def measure_moments(
     return moments
 
 
-def calibrate(
-    model: Model,
-    text: Text,
-    ids: Tensor,
-    axes: str = AXES[0],
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> Basis:
+def calibrate(model: Model, text: Text, ids: Tensor, progress: Callable[[int], None] = lambda tokens: None) -> Basis:
     """The basis of a model's attended layers, from the first tokens of a text.
 
     Raises:
-        UnsupportedError: no layer is attended, or a layer's moments cannot be inverted.
+        UnsupportedError: no layer is attended, or what a layer computes is not finite.
     """
     if not model.attended:
         raise UnsupportedError(f"MODEL {model.name}: {'; '.join(model.notes)}; no layer is left")
-    layers = {}
-    for layer, moments in measure_moments(model, ids, progress=progress).items():
-        try:
-            layers[layer] = moments.basis(axes)
-        except ValueError as error:
-            raise UnsupportedError(f"MODEL {model.name}: layer {layer}: {error}") from error
-    shape = model.geometry.to_dict()
-    return Basis(BasisSource(model.name, model.identity, shape, text.sha256, len(ids), axes), layers)
+    layers = {layer: moments.basis() for layer, moments in measure_moments(model, ids, progress=progress).items()}
+    for number, layer in layers.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in vars(layer).values()):
+            raise UnsupportedError(f"MODEL {model.name}: layer {number}: its q, K or V is not finite on this text")
+    return Basis(BasisSource(model.name, model.identity, model.geometry.to_dict(), text.sha256, len(ids)), layers)

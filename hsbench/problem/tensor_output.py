@@ -22,9 +22,6 @@ CAPTURE_FORMAT = "hsbench-capture/1"
 BASIS_FORMAT = "hsbench-basis/1"
 """What the metadata of our files say that they are."""
 
-AXES = ("whitened", "channels")
-"""What a basis may be made of; the first where nobody asks."""
-
 
 @dataclass(frozen=True)
 class Entry:

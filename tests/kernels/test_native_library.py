@@ -343,7 +343,7 @@ def test_errors_of_questions_do_so_too(function: str, struct: str) -> None:
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
 def test_a_null_pointer_is_refused(phase: str, field: str) -> None:
     from hsbench.attention import calls
-    from hsbench.cache.hierarchical import compress_kv
+    from hsbench.cache.fitted import compress_kv
 
     k = torch.randn(1, 1, 70, 64, generator=torch.Generator().manual_seed(0)).half()
     kv = compress_kv(k, k, key_sparsity=0.5, value_sparsity=0.5)
@@ -357,7 +357,7 @@ def test_a_null_pointer_is_refused(phase: str, field: str) -> None:
 @needs_native
 def test_the_pools_are_checked() -> None:
     from hsbench.attention import calls
-    from hsbench.cache.hierarchical import compress_kv
+    from hsbench.cache.fitted import compress_kv
 
     k = torch.ones(1, 1, 128, 64, dtype=torch.float16)
     kv = compress_kv(k, k, key_sparsity=0.5, value_sparsity=0.5)

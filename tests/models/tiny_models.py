@@ -57,10 +57,3 @@ def save_tokenizer(folder: Path) -> None:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>").save_pretrained(folder)
-
-
-def two_of_four(x: torch.Tensor) -> torch.Tensor:
-    """The larger two of each four along the last dimension."""
-    groups = x.unflatten(-1, (-1, 4))
-    kept = groups.abs().topk(2, -1).indices
-    return torch.zeros_like(groups).scatter(-1, kept, groups.gather(-1, kept)).flatten(-2)

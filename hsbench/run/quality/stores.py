@@ -15,7 +15,8 @@ from hsbench.attention.reference import attention
 from hsbench.cache import bitmap
 from hsbench.cache.basis import Basis
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, compress_kv
+from hsbench.cache.fitted import compress_kv
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, Pruner, pruner_of
 from hsbench.cache.simulate import simulate
