@@ -34,7 +34,7 @@ struct Float16Bits {
 //   kHasReserve      whether probabilities are kept some powers of 2 lower (reserve.cuh): where sums of numbers near
 //                    kLargest would overflow fp32
 //   kWide            whether a block's sum, in units of the least magnitude, has more than 52 bits (compress/loss.cuh)
-//   pack(low, high)  two fp32 numbers, rounded, in one register; unpack_magnitudes() turns that back, signs being 0
+//   pack(low, high)  two fp32 numbers, rounded, in one register; unpack() turns that back
 //   round(x)         one fp32 number, rounded
 //   max_pair(a, b)   only with kHasReserve: of two registers, the larger of each pair; NaN is the largest
 template <class T>
@@ -51,7 +51,7 @@ struct Element<__half> : Float16Bits<5> {
         const __half2 pair = __floats2half2_rn(low, high);
         return reinterpret_cast<const std::uint32_t &>(pair);
     }
-    static __device__ __forceinline__ float2 unpack_magnitudes(std::uint32_t pair) {
+    static __device__ __forceinline__ float2 unpack(std::uint32_t pair) {
         return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
     }
     static __device__ __forceinline__ __half round(float x) { return __float2half_rn(x); }
@@ -68,7 +68,7 @@ struct Element<__nv_bfloat16> : Float16Bits<8> {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
         return reinterpret_cast<const std::uint32_t &>(pair);
     }
-    static __device__ __forceinline__ float2 unpack_magnitudes(std::uint32_t pair) {
+    static __device__ __forceinline__ float2 unpack(std::uint32_t pair) {
         return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
     }
     static __device__ __forceinline__ __nv_bfloat16 round(float x) { return __float2bfloat16_rn(x); }

@@ -112,6 +112,15 @@ void check_paged_shape(const P &p) {
               "more blocks than a map can name: cut the batch");
 }
 
+// What a pruner did to K and V before they were stored, which kernels take back: on either's params.
+template <class P>
+void check_order_and_shifts(const P &p) {
+    HSB_CHECK(p.key_order == HSB_ORDER_ADJACENT || p.key_order == HSB_ORDER_MIRROR, "key_order is not an hsb_order");
+    const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
+    HSB_CHECK(p.key_order == HSB_ORDER_ADJACENT || is_aligned(p.q), "q must be 16-byte aligned");
+    HSB_CHECK(is_aligned(p.key_shift) && is_aligned(p.value_shift), "shifts must be 16-byte aligned");
+}
+
 // What the arguments of the kernels over pages have alike.
 template <class Arguments, class P>
 void set_tensors(Arguments &a, const P &p) {
@@ -121,6 +130,10 @@ void set_tensors(Arguments &a, const P &p) {
     a.k = pool_of(p.k);
     a.v = pool_of(p.v);
     a.group = p.q_heads / p.kv_heads;
+    a.mirror = p.key_order == HSB_ORDER_MIRROR;
+    a.key_shift = p.key_shift;
+    a.value_shift = p.value_shift;
+    a.given_scale = p.scale;
 }
 
 }  // namespace hsb::cuda

@@ -75,7 +75,7 @@ def test_a_table(quality, opened):
         "words.txt",
         "1 window of 448 + 64 tokens",
         "dense",
-        "hierarchical:magnitude",
+        "hierarchical:attentive",
         "KL nats",
     ):
         assert piece in out
@@ -102,7 +102,7 @@ def test_csv_json_and_their_manifest(quality, tmp_path, words):
 def test_markdown(quality):
     code, out, _ = quality(*SMALL, "--format", "markdown", "--per-layer")
     assert code == 0 and out.startswith("### quality tiny") and "one layer at a time" in out
-    assert "| hierarchical:magnitude |" in out
+    assert "| hierarchical:attentive |" in out
 
 
 def test_a_wrong_kernel_is_exit_code_3(quality, monkeypatch):
@@ -199,20 +199,25 @@ def test_no_file_is_written_over(quality, words, tmp_path):
         assert code == 2 and f"{option} {words}: is the file of --text; give another" in err, err
 
 
-def test_a_pruner_that_needs_a_basis(quality, monkeypatch, tmp_path):
-    from hsbench.cache.basis import Basis, BasisSource
-    from hsbench.run.quality import pruners
+def test_a_pruner_that_needs_a_basis(quality, tmp_path):
+    from hsbench.cache.basis import Basis, BasisSource, LayerBasis
 
-    monkeypatch.setattr(pruners, "pruner_of", lambda name: pruners.Pruner(name, basis=name == "calibrated"))
+    def save(model, identity, head_dim):
+        geometry = {"kv_heads": 2, "head_dim": head_dim}
+        layers = {0: LayerBasis(*(torch.ones(2, head_dim) for _ in LayerBasis.__dataclass_fields__))}
+        Basis(BasisSource(model, identity, geometry, "", 1), layers).save(path)
+
     code, _, err = quality(*SMALL, "--pruner", "magnitude,calibrated")
-    assert code == 2 and "--pruner calibrated: needs --basis FILE, which hsbench calibrate makes" in err
+    assert (
+        code == 2
+        and "--pruner calibrated: needs a calibration; make one with hsbench calibrate and give it as --basis" in err
+    )
     path = tmp_path / "basis.safetensors"
     code, _, err = quality(*SMALL, "--pruner", "calibrated", "--basis", str(path))
     assert code == 2 and "basis.safetensors: no such file; hsbench calibrate makes one" in err
-    geometry = {"kv_heads": 2, "head_dim": 64}
-    Basis(BasisSource("other", "another", geometry, "", 1), {}).save(path)
+    save("other", "another", 64)
     code, _, err = quality(*SMALL, "--pruner", "calibrated", "--basis", str(path))
     assert code == 2 and "is of other, not of this tiny" in err
-    Basis(BasisSource("tiny", "abc123", {**geometry, "head_dim": 128}, "", 1), {}).save(path)
+    save("tiny", "abc123", 128)
     code, _, err = quality(*SMALL, "--pruner", "calibrated", "--basis", str(path))
     assert code == 2 and "is for 2 kv heads x 128 (tiny), not for 2 x 64" in err

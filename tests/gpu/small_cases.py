@@ -13,6 +13,8 @@ import hsbench
 from hsbench.attention import calls
 from hsbench.attention.reference import attention
 from hsbench.cache.bitmap import BitmapKV, compress_bitmap
+from hsbench.cache.fitted import compress_kv
+from hsbench.cache.pruner import CENTERED, MAGNITUDE
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
@@ -25,8 +27,8 @@ def main() -> None:
         k, v = (torch.randn(1, 2, 300, head_dim, device="cuda").to(dtype) for _ in range(2))
         q = torch.randn(1, 2 * group, 1, head_dim, device="cuda").to(dtype)
         chunk = torch.randn(1, 2 * group, 150, head_dim, device="cuda").to(dtype)
-        for sparsity in (0.0, 0.25, 0.5):
-            kv = hsbench.compress(k, v, sparsity)
+        for sparsity, pruner in itertools.product((0.0, 0.25, 0.5), (MAGNITUDE, CENTERED)):
+            kv = compress_kv(k, v, key_sparsity=sparsity, value_sparsity=sparsity, pruner=pruner)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
             for kernel in kernels if group == 4 else ():
                 call = calls.prefill_call(chunk, kv, kernel)

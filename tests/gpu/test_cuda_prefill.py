@@ -42,14 +42,6 @@ LENGTHS = (
 """q_len and seq."""
 
 
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> str:
-    """Each kernel that this GPU can run."""
-    if reason := calls.why_not_path(request.param):
-        pytest.skip(reason)
-    return request.param
-
-
 def prefill(case: Case, kernel: str, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
     return Call("prefill", q, case.operands, path=library.PATHS[kernel], **fields)

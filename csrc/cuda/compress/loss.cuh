@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
     };
 #pragma unroll
     for (int i = 0; i < kLoads * 2; ++i) {
-        const float2 f = Element<T>::unpack_magnitudes(dropped[i]);
+        const float2 f = Element<T>::unpack(dropped[i]);
         add(f.x);
         add(f.y);
     }

@@ -13,6 +13,7 @@
 #include "launch.h"
 #include "merge.cuh"
 #include "page_stream.cuh"
+#include "result.cuh"
 #include "softmax.cuh"
 
 namespace hsb::cuda::decode {
@@ -119,7 +120,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 
         std::uint32_t q[Tiles][HeadDim / kStepCols][4];
         const T *const q_of_group = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
-        load_queries<T, HeadDim, Tiles>(q, q_of_group, a.group, a.flip, lane);
+        load_queries<T, HeadDim, Tiles>(q, q_of_group, a.group, a.flip, a.mirror, lane);
+        prefetch_shifts<HeadDim>(a, head);
 
         Running<HeadDim, Tiles> running;
         running.clear();
@@ -159,10 +161,11 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         float *const partial =
             a.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + begins) * partial_floats(a.group, HeadDim);
         for (int h = warp; h < a.group; h += warps) {
+            const Shifts<T, HeadDim> shifts(a, head, h, lane);
             const WarpResults<HeadDim, Tiles> results{shared, result_at, h};
             const auto merged = merge<HeadDim>(results, warps, a.log2_scale, lane);
             if (parts == 1) {
-                store_result(out + h * HeadDim, a.lse + q_head + h, merged, a.scale, a.reserve, lane);
+                store_result(out + h * HeadDim, a.lse + q_head + h, merged, shifts, a, lane);
                 continue;
             }
             store_dims(partial + h * HeadDim + lane * (HeadDim / 32), merged.out);
@@ -183,7 +186,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             if (__shfl_sync(~0u, before, 0) == others) {
                 const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
                 store_result(out + h * HeadDim, a.lse + q_head + h, merge<HeadDim>(partials, parts, a.log2_scale, lane),
-                             a.scale, a.reserve, lane);
+                             shifts, a, lane);
             }
         }
 

@@ -23,9 +23,13 @@ struct Arguments {
     std::int32_t group;       // query heads per kv head
     float scale;              // of the scores; not negative, q's sign is flipped instead
     float log2_scale;
-    float margin;        // kDecodeMargin in units of the scores
-    float reserve;       // powers of 2 by which probabilities are kept lower: sum_reserve() and kDecodeMargin, or 0
-    std::uint32_t flip;  // xor of a pair of q's values: their sign bits, or 0
+    float margin;            // kDecodeMargin in units of the scores
+    float reserve;           // powers of 2 by which probabilities are kept lower: sum_reserve() and kDecodeMargin, or 0
+    std::uint32_t flip;      // xor of a pair of q's values: their sign bits, or 0
+    const float *key_shift;  // [batch, kv_heads, head_dim], or null: what lse gets back, given_scale * q . key_shift
+    const float *value_shift;  // likewise: what out gets back
+    float given_scale;         // of the scores, with its sign
+    bool mirror;               // K's channels are in the mirror order
 };
 
 // Launches the kernel for groups of up to Tiles * 8 query heads. `a` lacks only what depends on the pages' bytes: stages.

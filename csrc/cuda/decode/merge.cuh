@@ -95,21 +95,4 @@ __device__ __forceinline__ void store_dims(float *to, const float (&from)[kDims]
         *reinterpret_cast<float2 *>(to) = make_float2(from[0], from[1]);
 }
 
-// out[head_dim] and lse of one query head, whose sums are 2^reserve too low.
-template <class T, int HeadDim>
-__device__ __forceinline__ void store_result(T *out, float *lse, const Merged<HeadDim> &merged, float scale,
-                                             float reserve, int lane) {
-    constexpr float kLn2 = 0.693147181f;
-    constexpr int kDims = HeadDim / 32;
-    const float inverse = 1.0f / merged.sum;
-    std::uint32_t words[kDims / 2];
-#pragma unroll
-    for (int d = 0; d < kDims; d += 2)
-        words[d / 2] = Element<T>::pack(within<T>(merged.out[d] * inverse), within<T>(merged.out[d + 1] * inverse));
-    std::uint32_t *to = reinterpret_cast<std::uint32_t *>(out + lane * kDims);
-#pragma unroll
-    for (int i = 0; i < kDims / 2; ++i) to[i] = words[i];
-    if (lane == 0) *lse = merged.max * scale + (logf(merged.sum) + reserve * kLn2);
-}
-
 }  // namespace hsb::cuda::decode

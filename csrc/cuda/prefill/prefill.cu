@@ -37,6 +37,7 @@ void run(const hsb_prefill_params &p) {
     for (const void *tensor : {p.q, static_cast<const void *>(p.out)})
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
+    check_order_and_shifts(p);
     const Device device = current_device();
     if (choose_path(p, device) == HSB_PATH_SM90)
         run_prefill_sm90(p, device);

@@ -14,6 +14,13 @@ __device__ __forceinline__ std::uint32_t permute_bytes(std::uint32_t a, std::uin
     return d;
 }
 
+// The same, by a selector that is known only now.
+__device__ __forceinline__ std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+    std::uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
 // The low, or the high, 16 bits of a and b, a's first.
 __device__ __forceinline__ std::uint32_t low_halves(std::uint32_t a, std::uint32_t b) {
     return permute_bytes<0x5410>(a, b);

@@ -1,4 +1,4 @@
-// Global memory, 16 bytes a thread.
+// Global memory: 16 bytes a thread, or a hint.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,11 @@ __device__ __forceinline__ void store_16(void *global, uint4 value) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z),
                  "r"(value.w)
                  : "memory");
+}
+
+// Asks for a line that will be read later.
+__device__ __forceinline__ void prefetch_l2(const void *global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 }  // namespace hsb::cuda::ptx

@@ -31,7 +31,8 @@ def scores(model, task: Task = SMALL, of: Setting = HALF, tokens: torch.Tensor |
     tokens = ids(task.tokens) if tokens is None else tokens
     cache = model.new_cache(1, len(tokens))
     dense = scoring.dense_run(model, cache, tokens, task.context)
-    return scoring.scored_run(model, cache, tokens, task.context, task, attending(of, task), dense)
+    known = dense.queries if task.keeps_prefix else None
+    return scoring.scored_run(model, cache, tokens, task.context, task, attending(of, task, queries=known), dense)
 
 
 def test_a_query_sees_2_4_only_what_left_the_window_before_it():
@@ -77,21 +78,24 @@ def test_64_tokens_at_a_time_are_what_one_at_a_time_is(model):
     np.testing.assert_allclose(together.kl, kl, rtol=2e-2, atol=2e-5)
 
 
+@pytest.mark.parametrize("pruner", ["magnitude", "centered", "balanced", "attentive", "attentive:hd"])
 @pytest.mark.parametrize("when", ["decode", "chunked"])
-def test_no_query_sees_what_comes_after_it(model, when):
+def test_no_query_sees_what_comes_after_it(model, when, pruner):
+    of = dataclasses.replace(HALF, pruner=pruner)
     task = dataclasses.replace(SMALL, when=when, chunk=192)
     tokens, other = ids(task.tokens), ids(task.tokens)
     cut = task.context + 70
     other[cut + 1 :] = (other[cut + 1 :] + 7) % 64
     # Up to the cut the tokens that go in are the same; so are those that are wanted, but for the last.
-    one, two = (scores(model, task, tokens=x) for x in (tokens, other))
+    one, two = (scores(model, task, of, tokens=x) for x in (tokens, other))
     np.testing.assert_allclose(one.kl[:70], two.kl[:70], rtol=1e-4, atol=1e-7)
     assert not np.allclose(one.kl[72:], two.kl[72:], rtol=1e-2)
 
 
+@pytest.mark.parametrize("pruner", ["magnitude", "balanced", "attentive"])
 @pytest.mark.parametrize("when", ["decode", "chunked", "whole"])
-def test_at_sparsity_0_only_rounding_is_left(model, when):
-    nothing = dataclasses.replace(HALF, key_sparsity=0.0, value_sparsity=0.0)
+def test_at_sparsity_0_only_rounding_is_left(model, when, pruner):
+    nothing = Setting("hierarchical", 0.0, 0.0, pruner)
     found = scores(model, dataclasses.replace(SMALL, when=when, chunk=192), nothing)
     assert 0 <= found.kl.mean() < 1e-5 and found.agree.mean() > 0.99
 
@@ -132,12 +136,14 @@ def test_the_first_scored_pass_and_another_are_checked(model):
     assert all(2 in one and one <= {2, 3} for one in picked)
 
 
-def test_the_simulated_path_is_the_real_one(model, monkeypatch):
-    real = scores(model)
+@pytest.mark.parametrize("pruner", ["magnitude", "mirror", "centered", "balanced", "attentive"])
+def test_the_simulated_path_is_the_real_one(model, monkeypatch, pruner):
+    of = dataclasses.replace(HALF, pruner=pruner)
+    real = scores(model, of=of)
     monkeypatch.setattr(stores, "why_simulated", lambda *of: "said so")
     ran = []
     monkeypatch.setattr(calls, "prefill_call", lambda *given: ran.append(given))
-    simulated = scores(model)
+    simulated = scores(model, of=of)
     assert not ran
     np.testing.assert_allclose(real.nll, simulated.nll, atol=5e-2)
     np.testing.assert_allclose(real.kl.mean(), simulated.kl.mean(), rtol=2e-2)
@@ -147,7 +153,7 @@ def test_unstructured_prunes_the_same_blocks_and_costs_less(model):
     plain = dataclasses.replace(HALF, method="unstructured", pruner=None)
     assert 0 < scores(model, of=plain).kl.mean() < scores(model).kl.mean()
     k, v = torch.randn(2, 1, 2, 448, 64, dtype=torch.float16)
-    stored = stores.Unstructured(plain, 2, None).compress(0, k, v, held=448, sink=64, local=128)
+    stored = stores.Unstructured(plain, 2, None).compress(0, k, v, k, held=448, sink=64, local=128)
     kept, _ = stored.unpack()
     assert torch.equal(kept[:, :, :64].half(), k[:, :, :64]) and torch.equal(kept[:, :, 320:].half(), k[:, :, 320:])
     assert ((kept[:, :, 64:320] != 0).sum(-1) == 32).all()

@@ -22,10 +22,14 @@ struct Arguments {
     std::int32_t tiles;  // per head
     float scale;         // powers of 2 per unit of the product q k; positive, q's sign is flipped instead
     float inverse_scale;
-    float reserve;          // prefill_reserve() (cuda/reserve.cuh)
-    float margin;           // kPrefillSm80Margin + reserve
-    std::uint32_t largest;  // largest_probabilities()
-    std::uint32_t flip;     // xor of a pair of q's values: their sign bits, or 0
+    float reserve;             // prefill_reserve() (cuda/reserve.cuh)
+    float margin;              // kPrefillSm80Margin + reserve
+    std::uint32_t largest;     // largest_probabilities()
+    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+    const float *key_shift;    // [batch, kv_heads, head_dim], or null: what lse gets back, given_scale * q . key_shift
+    const float *value_shift;  // likewise: what out gets back
+    float given_scale;         // of the scores, with its sign
+    bool mirror;               // K's channels are in the mirror order
 };
 
 // `a` lacks only what depends on the pages' bytes: ring and tiles.

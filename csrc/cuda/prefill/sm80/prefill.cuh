@@ -80,12 +80,48 @@ __device__ __forceinline__ void clear(Scores<Tiles> &s) {
             for (int i = 0; i < 4; ++i) s[tile][strip][i] = 0.0f;
 }
 
-// out [queries, head_dim] and lse [queries] of a warp, as far as `valid`. `room`: shared memory of its own,
+// out [queries, head_dim] and lse [queries] of a warp, as far as they exist. `room`: shared memory of its own,
 // Tiles * 8 * head_dim * 2 bytes, used as panels of 64 dims, swizzled as a dense page's are.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDim, Tiles> &running, std::int32_t valid,
-                                              float scale, unsigned char *room, int lane) {
+template <class T, int HeadDim, class Tile, int Tiles>
+__device__ __forceinline__ void store_results(const Arguments &a, const WarpQueries<Tile> &own,
+                                              Running<HeadDim, Tiles> &running, unsigned char *room) {
     constexpr float kLn2 = 0.693147181f;
+    const int lane = own.lane, valid = own.valid;
+    T *const out = static_cast<T *>(a.out) + own.row * HeadDim;
+    float *const lse = a.lse + own.row;
+    const std::int64_t shift_at = static_cast<std::int64_t>(own.head / a.group) * HeadDim;
+
+    // What K's shift took from the scores of query tile * 8 + lane / 4. The queries are read again: to keep them, or this,
+    // while there are pages would take registers.
+    float taken[Tiles] = {};
+    if (a.key_shift) {
+#pragma unroll
+        for (int i = 0; i < HeadDim / 32; ++i) {
+            const int chunk = i * 4 + lane % 4;
+            float4 shift[2];
+            load_chunk(shift, a.key_shift + shift_at, chunk);
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+                const int query = min(tile * 8 + lane / 4, valid - 1);
+                const uint4 x = __ldg(static_cast<const uint4 *>(a.q) + (own.row + query) * (HeadDim / 8) + chunk);
+                taken[tile] += chunk_times<T>(x, shift);
+            }
+        }
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile) {
+            for (int lanes = 1; lanes < 4; lanes *= 2) taken[tile] += __shfl_xor_sync(~0u, taken[tile], lanes);
+            taken[tile] *= a.given_scale;
+        }
+    }
+    float value_shift[HeadDim / kStripRows][2] = {};
+    if (a.value_shift) {
+#pragma unroll
+        for (int strip = 0; strip < HeadDim / kStripRows; ++strip)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                value_shift[strip][half] = __ldg(a.value_shift + shift_at + strip * kStripRows + half * 8 + lane / 4);
+    }
+
     const auto chunk_at = [&](int query, int chunk) {
         return room + chunk / 8 * (Tiles * 8 * 128) + swizzled_chunk<128>(query, chunk % 8);
     };
@@ -97,15 +133,16 @@ __device__ __forceinline__ void store_results(T *out, float *lse, Running<HeadDi
             const float sum = sum_over_rows(running.sum[tile][i]);
             inverse[i] = 1.0f / sum;
             const int query = tile * 8 + lane % 4 * 2 + i;
-            const float offset = running.offset_log2(tile, i, scale, warp_references<Tiles>(), lane);
-            if (lane / 4 == 0 && query < valid) lse[query] = offset * kLn2 + logf(sum);
+            const float offset = running.offset_log2(tile, i, a.scale, warp_references<Tiles>(), lane);
+            const float of_query = a.key_shift ? __shfl_sync(~0u, taken[tile], query % 8 * 4) : 0.0f;
+            if (lane / 4 == 0 && query < valid) lse[query] = offset * kLn2 + logf(sum) + of_query;
         }
 #pragma unroll
         for (int strip = 0; strip < HeadDim / kStripRows; ++strip)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const float low = running.out[tile][strip][half * 2] * inverse[0];
-                const float high = running.out[tile][strip][half * 2 + 1] * inverse[1];
+                const float low = running.out[tile][strip][half * 2] * inverse[0] + value_shift[strip][half];
+                const float high = running.out[tile][strip][half * 2 + 1] * inverse[1] + value_shift[strip][half];
                 const std::uint32_t pair = ptx::movmatrix_trans(Element<T>::pack(within<T>(low), within<T>(high)));
                 unsigned char *const chunk = chunk_at(tile * 8 + lane / 4, strip * 2 + half);
                 *reinterpret_cast<std::uint32_t *>(chunk + lane % 4 * 4) = pair;
@@ -196,7 +233,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
                                              ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
                                              own.head / a.group * blocks, pages);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
-    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, lane);
+    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, a.mirror,
+                                     lane);
     Running<HeadDim, kTiles> running;
     running.clear();
 
@@ -222,8 +260,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     if (again.valid <= 0) return;
     unsigned char *const results =
         shared + sizeof(WarpReferences<Tile>) + again.warp * (Tile::kWarpQueries * HeadDim * 2);
-    store_results<T, HeadDim, kTiles>(static_cast<T *>(a.out) + again.row * HeadDim, a.lse + again.row, running,
-                                      again.valid, a.scale, results, again.lane);
+    store_results<T, HeadDim>(a, again, running, results);
 }
 
 template <class T, int HeadDim>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/ptx/place.cuh"
+#include "cuda/queries.cuh"
 #include "group.cuh"
 #include "pages.cuh"
 #include "softmax.cuh"
@@ -81,6 +82,7 @@ private:
 
     // All are asked for before the first is waited for.
     __device__ __forceinline__ void load_queries() const {
+        if (a_.mirror) return load_mirrored_queries();
         const uint4 *const from = static_cast<const uint4 *>(a_.q) + first_chunk();
         uint4 x[Group::share(kAllChunks)];
         Group::deal<kAllChunks>([&](int n, int i) {
@@ -91,6 +93,29 @@ private:
         Group::deal<kAllChunks>([&](int n, int i) {
             *at_query_chunk(i / kChunks, i % kChunks) =
                 make_uint4(x[n].x ^ a_.flip, x[n].y ^ a_.flip, x[n].z ^ a_.flip, x[n].w ^ a_.flip);
+        });
+    }
+    // A thread takes 4 chunks of a query, whose places are those of 4 others (cuda/queries.cuh).
+    __device__ __forceinline__ void load_mirrored_queries() const {
+        constexpr int kHalf = kChunks / 2, kQuarters = kChunks / 4, kAll = kGroupQueries * kQuarters;
+        const uint4 *const from = static_cast<const uint4 *>(a_.q) + first_chunk();
+        uint4 x[Group::share(kAll)][4];
+        Group::deal<kAll>([&](int n, int i) {
+            const int row = i / kQuarters, near = i % kQuarters, far = kHalf - 1 - near;
+            const int chunks[4] = {near, far, kHalf + near, kHalf + far};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                x[n][j] = make_uint4(0, 0, 0, 0);
+                if (first_row_ + row < a_.q_len) x[n][j] = __ldg(from + row * kChunks + chunks[j]);
+            }
+        });
+        Group::deal<kAll>([&](int n, int i) {
+            uint4 y[4];
+            mirror_chunks(y, x[n]);
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                *at_query_chunk(i / kQuarters, i % kQuarters * 4 + j) =
+                    make_uint4(y[j].x ^ a_.flip, y[j].y ^ a_.flip, y[j].z ^ a_.flip, y[j].w ^ a_.flip);
         });
     }
     // Of this group's first query, in chunks of 8 values.
@@ -268,10 +293,20 @@ private:
 
     // Sums over all tokens, then the log-sum-exp and the output, which goes out by way of the queries' place.
     __device__ __forceinline__ void finish() {
+        float value_shift[kHalves][2] = {};  // asked for before what takes longer
+        if (a_.value_shift) {
+            const float *const from = a_.value_shift + static_cast<std::int64_t>(head_ / a_.group) * HeadDim;
+#pragma unroll
+            for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+                    value_shift[half][i] = __ldg(from + half * 64 + group_.warp * 16 + ptx::lane() / 4 + i * 8);
+        }
         group_.template over_tokens<kGroupQueries>(softmax_.sum, 0, probability_,
                                                    [](float x, float y) { return x + y; });
         const int lane = ptx::lane();
-        if (group_.warp == 0 && lane < 4)
+        if (group_.warp == 0 && lane < 4) {
+            if (a_.key_shift) ptx::mbarrier_wait(Shared::taken_full_at(base_), 0);
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) {
                 constexpr float kLn2 = 0.69314718056f;
@@ -279,16 +314,18 @@ private:
                 const float reference = shifted_ ? -margin() : softmax_.reference.at(c);
                 const float shift = ptx::load_shared_f32(shift_of(query)) * a_.log2_scale;
                 const float lse = (ptx::log2_approx(softmax_.sum[c]) - reference - shift) * kLn2;
-                if (row < a_.q_len) a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] = lse;
+                const float taken = ptx::load_shared_f32(Shared::taken_at(base_, group_.index * kGroupQueries + query));
+                if (row < a_.q_len) a_.lse[static_cast<std::int64_t>(head_) * a_.q_len + row] = lse + taken;
             }
+        }
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
             const float scale = ptx::reciprocal_approx(softmax_.sum[c]);
             const int i = c / 2 * 4 + c % 2;
 #pragma unroll
             for (int half = 0; half < kHalves; ++half) {
-                out_[half][i] = within<T>(out_[half][i] * scale);
-                out_[half][i + 2] = within<T>(out_[half][i + 2] * scale);
+                out_[half][i] = within<T>(out_[half][i] * scale + value_shift[half][0]);
+                out_[half][i + 2] = within<T>(out_[half][i + 2] * scale + value_shift[half][1]);
             }
         }
 #pragma unroll

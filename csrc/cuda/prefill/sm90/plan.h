@@ -86,14 +86,18 @@ struct Arguments {
     RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
-    std::int32_t group;     // query heads per kv head
-    std::int32_t tiles;     // per head
-    float log2_scale;       // powers of 2 per unit of the scores; positive
-    float reserve;          // prefill_reserve()
-    float margin;           // kPrefillSm90Margin + reserve
-    std::uint32_t largest;  // largest_probabilities() (cuda/reserve.cuh)
-    std::uint32_t flip;     // xor of a pair of q's values: their sign bits, or 0
-    std::uint32_t never;    // 0, which the compiler does not know: see ptx/order.cuh
+    std::int32_t group;        // query heads per kv head
+    std::int32_t tiles;        // per head
+    float log2_scale;          // powers of 2 per unit of the scores; positive
+    float reserve;             // prefill_reserve()
+    float margin;              // kPrefillSm90Margin + reserve
+    std::uint32_t largest;     // largest_probabilities() (cuda/reserve.cuh)
+    std::uint32_t flip;        // xor of a pair of q's values: their sign bits, or 0
+    std::uint32_t never;       // 0, which the compiler does not know: see ptx/order.cuh
+    const float *key_shift;    // [batch, kv_heads, head_dim], or null: what lse gets back, given_scale * q . key_shift
+    const float *value_shift;  // likewise: what out gets back
+    float given_scale;         // of the scores, with its sign
+    bool mirror;               // K's channels are in the mirror order
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
     HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }

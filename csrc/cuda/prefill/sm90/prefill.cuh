@@ -12,12 +12,44 @@
 #include "cuda/launch.h"
 #include "cuda/prefill/prefill.h"
 #include "cuda/ptx/registers.cuh"
+#include "cuda/queries.cuh"
 #include "launch.h"
 #include "references.cuh"
 
 namespace hsb::cuda::prefill::sm90 {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// What K's shift took from the scores of a tile's queries, by the warps of the producer's group that stream nothing, so that
+// consumers lose neither time nor registers. Few are left here: a thread has the same 8 channels of every query, and
+// waits for two queries at once where 32 registers are left, for one where 24 are.
+constexpr int kSpareThreads = 3 * 32;
+template <class T, class Cut, int HeadDim>
+__device__ __forceinline__ void store_taken(const Arguments &a, std::uint32_t base, int kv_head, int head,
+                                            int first_row, int thread) {
+    using Shared = SharedMemory<Cut, HeadDim>;
+    constexpr int kChunks = HeadDim / 8, kStride = kSpareThreads / kChunks,
+                  kAtOnce = Cut::kProducerRegisters < 32 ? 1 : 2;
+    static_assert(Cut::kTileQueries % (kStride * kAtOnce) == 0, "warps stay whole");
+    const int chunk = thread % kChunks, last = a.q_len - 1 - first_row;
+    const std::int64_t row = static_cast<std::int64_t>(head) * a.q_len + first_row;
+    const uint4 *const q = static_cast<const uint4 *>(a.q) + row * kChunks + chunk;
+    float4 shift[2];
+    load_chunk(shift, a.key_shift + static_cast<std::int64_t>(kv_head) * HeadDim, chunk);
+#pragma unroll 1
+    for (int query = thread / kChunks; query < Cut::kTileQueries; query += kStride * kAtOnce) {
+        uint4 x[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) x[i] = __ldg(q + min(query + i * kStride, last) * kChunks);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+            float taken = chunk_times<T>(x[i], shift);
+            for (int lanes = 1; lanes < kChunks; lanes *= 2) taken += __shfl_xor_sync(~0u, taken, lanes);
+            if (chunk == 0) ptx::store_shared_f32(Shared::taken_at(base, query + i * kStride), taken * a.given_scale);
+        }
+    }
+    ptx::mbarrier_arrive(Shared::taken_full_at(base));
+}
 
 template <class T, int HeadDim, int Pair>
 __device__ __forceinline__ void attend_tile(const Arguments &a, SharedMemory<CutFor<Pair>, HeadDim> *shared) {
@@ -36,6 +68,7 @@ __device__ __forceinline__ void attend_tile(const Arguments &a, SharedMemory<Cut
             ptx::mbarrier_init(Shared::key_empty_at(base, stage), Cut::kGroups * kGroupThreads);
             ptx::mbarrier_init(Shared::value_empty_at(base, stage), Cut::kGroups * kGroupThreads);
         }
+        ptx::mbarrier_init(Shared::taken_full_at(base), kSpareThreads);
         ptx::fence_mbarrier_init();
     }
     for (int at = Shared::zero_begin() + threadIdx.x * 4; at < Shared::zero_end(); at += Cut::kThreads * 4)
@@ -48,7 +81,10 @@ __device__ __forceinline__ void attend_tile(const Arguments &a, SharedMemory<Cut
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), group = warp / 4, lane = threadIdx.x % 32;
     if (group == Cut::kGroups) {
         ptx::registers_down_to<Cut::kProducerRegisters>();
-        if (warp % 4 == 0) Producer<Cut, HeadDim>(a, shared).stream(first_page, pages, lane);
+        if (warp % 4 == 0)
+            Producer<Cut, HeadDim>(a, shared).stream(first_page, pages, lane);
+        else if (a.key_shift)
+            store_taken<T, Cut, HeadDim>(a, base, kv_head, head, tile * Cut::kTileQueries, (warp % 4 - 1) * 32 + lane);
     } else {
         ptx::registers_up_to<Cut::kConsumerRegisters>();
         const int first_row = tile * Cut::kTileQueries + group * Cut::kGroupQueries;

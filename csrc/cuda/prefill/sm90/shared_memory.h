@@ -24,10 +24,12 @@ struct SharedMemory {
 
     std::uint64_t key_full[kMaxStages], key_empty[kMaxStages];  // mbarriers
     std::uint64_t value_full[kMaxStages], value_empty[kMaxStages];
+    std::uint64_t taken_full;              // mbarrier
     std::int32_t counts[kPairKinds];       // pages of each kind
     std::int32_t page_at[kMaxStages];      // which page is in a stage
     std::uint32_t rises[Cut::kGroups][2];  // whether a score passed its reference (softmax.cuh)
     alignas(512) float shift[Cut::kGroups][Cut::kGroupQueries];
+    float taken[Cut::kTileQueries];  // what K's shift took from each query's scores
     alignas(kSwizzleAlign) Panel query[Cut::kGroups][kPanels];
     Panel probability[Cut::kGroups][2];  // of two pages
 
@@ -43,11 +45,18 @@ struct SharedMemory {
     HSB_HOST_DEVICE static constexpr std::uint32_t value_empty_at(std::uint32_t base, int stage) {
         return base + offsetof(SharedMemory, value_empty) + stage * 8;
     }
+    HSB_HOST_DEVICE static constexpr std::uint32_t taken_full_at(std::uint32_t base) {
+        return base + offsetof(SharedMemory, taken_full);
+    }
     HSB_HOST_DEVICE static constexpr std::uint32_t rises_at(std::uint32_t base, int group, int buffer) {
         return base + offsetof(SharedMemory, rises) + (group * 2 + buffer) * 4;
     }
     HSB_HOST_DEVICE static constexpr std::uint32_t shift_at(std::uint32_t base, int group, int query) {
         return base + offsetof(SharedMemory, shift) + (group * Cut::kGroupQueries + query) * 4;
+    }
+    // `query`: of the tile's.
+    HSB_HOST_DEVICE static constexpr std::uint32_t taken_at(std::uint32_t base, int query) {
+        return base + offsetof(SharedMemory, taken) + query * 4;
     }
     HSB_HOST_DEVICE static constexpr int query_at(int group) {
         return at(offsetof(SharedMemory, query), group, kPanels * kPanelBytes);
@@ -63,7 +72,7 @@ struct SharedMemory {
     }
     HSB_HOST_DEVICE static constexpr int bytes(const RingShape &ring) { return value_at(ring, ring.stages); }
 
-    // What is zero before the pages are counted: from counts to the queries.
+    // What is zero at first: from counts to the queries.
     HSB_HOST_DEVICE static constexpr int zero_begin() { return static_cast<int>(offsetof(SharedMemory, counts)); }
     HSB_HOST_DEVICE static constexpr int zero_end() { return query_at(0); }
 
