@@ -11,8 +11,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from hsbench.attention import arguments, calls
+from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, check_kv
+from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
 
@@ -26,6 +28,9 @@ def compress(
     value_sparsity: float | None = None,
     sink: int = 0,
     local: int = 0,
+    pruner: str | Pruner = DEFAULT_PRUNER,
+    queries: Tensor | None = None,
+    basis: LayerBasis | None = None,
 ) -> HierarchicalKV:
     """Prunes K and V to hierarchical 2:4 sparsity and packs them (HieraSparse, arXiv 2604.16864).
 
@@ -37,20 +42,33 @@ def compress(
         value_sparsity: overrides ``sparsity`` for V.
         sink: blocks that touch the first ``sink`` tokens stay dense.
         local: blocks that touch the last ``local`` tokens stay dense.
+        pruner: what decides what stays, by name: ``magnitude`` is the paper's, ``mirror``, ``centered``, ``balanced``,
+            ``attentive`` and ``calibrated`` cost a model less and a kernel the same (:mod:`hsbench.cache.pruner`). K is
+            expected behind half-split RoPE by all but ``magnitude``.
+        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` looks at.
+        basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.
 
     Returns:
         The compressed cache, on the device of ``k``.
 
     Raises:
-        UsageError: k or v is no plain tensor or requires a gradient; a sparsity is no number from 0 to 0.5; sink or
-            local is no whole number from 0 on. Names the argument and the remedy.
-        UnsupportedError: shapes or dtypes that the formats do not hold, or k and v on different devices.
+        UsageError: k, v or queries is no plain tensor or requires a gradient; a sparsity is no number from 0 to 0.5;
+            sink or local is no whole number from 0 on; there is no such pruner, or it lacks queries or a basis; the
+            basis is of other heads. Names the argument and the remedy.
+        UnsupportedError: shapes or dtypes that the formats do not hold, queries that do not fit k, tensors on different
+            devices, or a pruner that no kernel can read yet.
         NonFiniteError: K or V holds a NaN or an infinity; names the tensor and the first index.
         UnavailableError: the native library for the device is missing, or the device cannot be used in a forked
             process; the message has the remedy.
     """
     k, v = arguments.tensor("k", k), arguments.tensor("v", v)
     check_kv(k, v)
+    chosen = arguments.pruner("pruner", pruner)
+    if queries is not None:
+        queries = arguments.tensor("queries", queries)
+        batch, kv_heads, seq, head_dim = k.shape
+        calls.check_query(queries, (batch, kv_heads, seq, head_dim), k.dtype, k.device, name="queries")
+    check_sources(chosen, calibration=basis is not None, queries=queries is not None)
     return compress_kv(
         k,
         v,
@@ -58,6 +76,9 @@ def compress(
         value_sparsity=_share("value_sparsity", value_sparsity, sparsity),
         sink=arguments.tokens("sink", sink),
         local=arguments.tokens("local", local),
+        pruner=chosen,
+        queries=queries,
+        query_rms=None if basis is None else arguments.basis("basis", basis, k.shape[1], k.shape[3]),
     )
 
 

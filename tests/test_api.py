@@ -6,18 +6,26 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 import hsbench
+from hsbench.cache.basis import LayerBasis
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.pruner import BALANCED, DEFAULT_PRUNER, MIRROR, PRUNERS
 from hsbench.errors import HsbenchError, NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.kernels import library
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+compress = partial(hsbench.compress, pruner="magnitude")
+"""What can be held bit for bit against the definition of pruning alone. Others: tests/cache, tests/kernels."""
 
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 EVERY_DTYPE = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in TOLERANCE]
@@ -84,7 +92,7 @@ def test_decode(
     dtype: torch.dtype, batch: int, q_heads: int, kv_heads: int, seq: int, head_dim: int, sparsity: float
 ) -> None:
     q, k, v = tensors(dtype, batch=batch, q_heads=q_heads, kv_heads=kv_heads, seq=seq, head_dim=head_dim)
-    kv = hsbench.compress(k, v, sparsity)
+    kv = compress(k, v, sparsity)
     expected = attention(q, prune(k, "k", sparsity), prune(v, "v", sparsity))
     assert_close(hsbench.decode(q, kv), expected, q)
 
@@ -95,7 +103,7 @@ def test_decode(
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_prefill(dtype: torch.dtype, q_len: int, seq: int, head_dim: int, sparsity: float) -> None:
     q, k, v = tensors(dtype, batch=2, q_len=q_len, seq=seq, head_dim=head_dim)
-    kv = hsbench.compress(k, v, sparsity)
+    kv = compress(k, v, sparsity)
     expected = attention(q, prune(k, "k", sparsity), prune(v, "v", sparsity))
     assert_close(hsbench.prefill(q, kv), expected, q)
 
@@ -103,7 +111,7 @@ def test_prefill(dtype: torch.dtype, q_len: int, seq: int, head_dim: int, sparsi
 @needs_native
 def test_prefill_of_one_query_is_decode() -> None:
     q, k, v = tensors(seq=150)
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     assert_close(hsbench.prefill(q, kv), attention(q, *kv.unpack()), q)
     assert_close(hsbench.decode(q, kv), attention(q, *kv.unpack()), q)
 
@@ -114,7 +122,7 @@ def test_inputs_may_be_strided_and_stay_as_they_are() -> None:
     before = [x.clone() for x in (q, k, v)]
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     assert not any(x.is_contiguous() for x in strided)
-    kv = hsbench.compress(*strided[1:])
+    kv = compress(*strided[1:])
     assert_close(hsbench.prefill(strided[0], kv), attention(q, prune(k, "k", 0.5), prune(v, "v", 0.5)), q)
     assert all(torch.equal(x, old) for x, old in zip(strided, before, strict=True))
 
@@ -122,7 +130,7 @@ def test_inputs_may_be_strided_and_stay_as_they_are() -> None:
 @needs_native
 def test_outputs_are_the_callers_own() -> None:
     q, k, v = tensors()
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     out, lse = hsbench.decode(q, kv)
     first = out.clone(), lse.clone()
     hsbench.decode(-q, kv)
@@ -133,7 +141,7 @@ def test_outputs_are_the_callers_own() -> None:
 @needs_native
 def test_half_is_the_default() -> None:
     _, k, v = tensors(seq=256)
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     assert kv.achieved_sparsity == 0.5
     assert all(int((x == 0).sum()) == x.numel() // 2 for x in kv.unpack())
 
@@ -143,7 +151,7 @@ def test_key_and_value_sparsity_override() -> None:
     _, k, v = tensors(seq=640)
 
     def pruned(**options: float) -> tuple[float, float]:
-        unpacked = hsbench.compress(k, v, **options).unpack()
+        unpacked = compress(k, v, **options).unpack()
         return tuple(float((x == 0).float().mean()) for x in unpacked)
 
     assert pruned(sparsity=0.2) == pytest.approx((0.2, 0.2))
@@ -158,7 +166,7 @@ def test_key_and_value_sparsity_override() -> None:
 @pytest.mark.parametrize(("sink", "local"), [(0, 0), (1, 0), (64, 0), (65, 0), (0, 1), (0, 41), (70, 70), (999, 0)])
 def test_sink_and_local_stay_dense(sink: int, local: int) -> None:
     q, k, v = tensors(seq=400)  # 6 blocks and a tail of 16
-    kv = hsbench.compress(k, v, 0.5, sink=sink, local=local)
+    kv = compress(k, v, 0.5, sink=sink, local=local)
     for x, got, operand in zip((k, v), kv.unpack(), "kv", strict=True):
         assert torch.equal(got, prune(x, operand, 0.5, sink, local))
         assert torch.equal(got[:, :, :sink], x[:, :, :sink])
@@ -171,9 +179,9 @@ def test_sink_and_local_stay_dense(sink: int, local: int) -> None:
 @needs_native
 def test_achieved_sparsity_counts_eligible_blocks() -> None:
     _, k, v = tensors(seq=400)
-    assert hsbench.compress(k, v, 0.25, sink=64, local=17).achieved_sparsity == pytest.approx(0.25)  # 2 of 4 blocks
-    assert hsbench.compress(k, v, 0.3).achieved_sparsity == pytest.approx(0.5 * 4 / 6)
-    assert hsbench.compress(k[:, :, :63], v[:, :, :63]).achieved_sparsity == 0
+    assert compress(k, v, 0.25, sink=64, local=17).achieved_sparsity == pytest.approx(0.25)  # 2 of 4 blocks
+    assert compress(k, v, 0.3).achieved_sparsity == pytest.approx(0.5 * 4 / 6)
+    assert compress(k[:, :, :63], v[:, :, :63]).achieved_sparsity == 0
 
 
 # ---- The cache ---------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def test_achieved_sparsity_counts_eligible_blocks() -> None:
 @pytest.mark.parametrize("seq", [1, 63, 64, 65, 200])
 def test_unpack(dtype: torch.dtype, seq: int) -> None:
     _, k, v = tensors(dtype, batch=2, seq=seq, head_dim=128)
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     assert isinstance(kv, hsbench.HierarchicalKV)
     assert kv.shape == tuple(k.shape) and kv.dtype == dtype and kv.device == k.device
     for x, got, operand in zip((k, v), kv.unpack(), "kv", strict=True):
@@ -192,7 +200,7 @@ def test_unpack(dtype: torch.dtype, seq: int) -> None:
 @needs_native
 def test_nbytes() -> None:
     _, k, v = tensors(batch=2, kv_heads=2, seq=65, head_dim=128)
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     heads = 2 * 2 * 2  # of K and of V
     # Each head has one 2:4 block, and a tail block that takes a whole dense page.
     assert kv.memory() == {
@@ -202,7 +210,7 @@ def test_nbytes() -> None:
         "map": heads * 2 * 4,
     }
     assert kv.nbytes == sum(kv.memory().values())
-    dense = hsbench.compress(k, v, 0.0)
+    dense = compress(k, v, 0.0)
     assert dense.nbytes == heads * (2 * 16_384 + 2 * 4)
 
 
@@ -223,7 +231,7 @@ def test_nbytes() -> None:
 def test_tensors_that_do_not_fit(change, message: str) -> None:
     _, k, v = tensors()
     with pytest.raises(UnsupportedError, match=message):
-        hsbench.compress(*change(k, v))
+        compress(*change(k, v))
 
 
 @pytest.mark.parametrize("name", ["sparsity", "key_sparsity", "value_sparsity"])
@@ -231,14 +239,14 @@ def test_tensors_that_do_not_fit(change, message: str) -> None:
 def test_sparsity_outside_0_to_a_half(name: str, value: float) -> None:
     _, k, v = tensors()
     with pytest.raises(UsageError, match=rf"sparsity {value}: .*0 to 0\.5"):
-        hsbench.compress(k, v, **{name: value})
+        compress(k, v, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["sink", "local"])
 def test_negative_sink_and_local(name: str) -> None:
     _, k, v = tensors()
     with pytest.raises(UsageError, match=rf"{name} -1: .*0 or more"):
-        hsbench.compress(k, v, **{name: -1})
+        compress(k, v, **{name: -1})
 
 
 @needs_native
@@ -248,11 +256,11 @@ def test_non_finite_tensors_are_named(dtype: torch.dtype, bad: float) -> None:
     _, k, v = tensors(dtype)
     k[0, 1, 199, 63] = bad
     with pytest.raises(NonFiniteError, match=r"k is not finite at index \[0, 1, 199, 63\]") as caught:
-        hsbench.compress(k, v)
+        compress(k, v)
     assert caught.value.tensor == "k" and caught.value.index == (0, 1, 199, 63)
     assert isinstance(caught.value, HsbenchError) and isinstance(caught.value, ValueError)
     with pytest.raises(NonFiniteError, match=r"v is not finite at index \[0, 1, 199, 63\]"):
-        hsbench.compress(v, k, 0.0)  # an all-dense cache is checked too
+        compress(v, k, 0.0)  # an all-dense cache is checked too
 
 
 @needs_native
@@ -273,7 +281,7 @@ def test_non_finite_tensors_are_named(dtype: torch.dtype, bad: float) -> None:
 )
 def test_queries_that_do_not_fit(change, message: str) -> None:
     q, k, v = tensors()
-    kv = hsbench.compress(k, v)
+    kv = compress(k, v)
     for attend in (hsbench.decode, hsbench.prefill):
         with pytest.raises(UnsupportedError, match=message):
             attend(change(q), kv)
@@ -283,13 +291,13 @@ def test_queries_that_do_not_fit(change, message: str) -> None:
 def test_decode_takes_one_query() -> None:
     q, k, v = tensors(q_len=2)
     with pytest.raises(UnsupportedError, match="2 queries: decode takes one; use prefill"):
-        hsbench.decode(q, hsbench.compress(k, v))
+        hsbench.decode(q, compress(k, v))
 
 
 def test_a_device_without_kernels() -> None:
     _, k, v = tensors()
     with pytest.raises(UnavailableError, match="meta"):
-        hsbench.compress(k.to("meta"), v.to("meta"))
+        compress(k.to("meta"), v.to("meta"))
 
 
 # ---- Import ------------------------------------------------------------------------------------------------
@@ -327,3 +335,75 @@ except AttributeError as error:
     lines = python(code).splitlines()
     assert lines[-1] == "module 'hsbench' has no attribute 'no_such_name'"
     assert lines[0].endswith(hsbench.__version__)
+
+
+# ---- Pruners -----------------------------------------------------------------------------------------------
+def calibrated(kv_heads: int = 2, head_dim: int = 64) -> LayerBasis:
+    return LayerBasis(*(torch.rand(kv_heads, head_dim) for _ in range(3)))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+@pytest.mark.parametrize("name", PRUNERS)
+def test_attention_over_what_a_pruner_leaves(name: str, dtype: torch.dtype) -> None:
+    q, k, v = tensors(dtype, q_len=20)
+    kv = hsbench.compress(k + 9, v, 0.3, sink=3, pruner=name, queries=q, basis=calibrated())
+    assert kv.pruner is PRUNERS[name]
+    kept = kv.unpack()
+    assert_close(hsbench.prefill(q, kv), attention(q, *kept), q)
+    last = q[:, :, -1:].contiguous()
+    assert_close(hsbench.decode(last, kv), attention(last, *kept), last)
+
+
+@needs_native
+def test_a_pruner_as_a_value_by_its_name_and_by_default() -> None:
+    _, k, v = tensors()
+    one, other, default = (hsbench.compress(k, v, **how) for how in ({"pruner": "balanced"}, {"pruner": BALANCED}, {}))
+    assert DEFAULT_PRUNER == "balanced" and one.pruner is other.pruner is default.pruner is BALANCED
+    for got in (other.unpack(), default.unpack()):
+        assert all(torch.equal(a, b) for a, b in zip(got, one.unpack(), strict=True))
+    own = replace(MIRROR, name="mine", key_shift=True)
+    assert hsbench.compress(k, v, pruner=own).pruner is own
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"pruner": "mirorr"}, r"pruner mirorr: unknown \(did you mean mirror\?\)"),
+        ({"pruner": None}, "pruner None: not the name of a pruner; give one of magnitude"),
+        ({"pruner": 3}, "pruner .*: not the name of a pruner"),
+        ({"pruner": "attentive"}, "pruner attentive: needs the context's last queries"),
+        ({"pruner": "calibrated"}, "pruner calibrated: needs a calibration"),
+        ({"pruner": "calibrated", "basis": torch.zeros(2, 64)}, "basis of type .*Tensor: not the basis of a layer"),
+        ({"pruner": "calibrated", "basis": calibrated(3)}, "basis of 3 x 64: does not fit; k has 2 kv heads x 64"),
+        ({"queries": 1}, "queries of type int: not a tensor"),
+    ],
+)
+def test_a_pruner_that_lacks_something(given: dict[str, object], what: str) -> None:
+    _, k, v = tensors()
+    with pytest.raises(UsageError, match=f"^{what}"):
+        hsbench.compress(k, v, **given)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda q: q[:, :3], "queries has 3 heads: give 1 to 16 times the 2 kv heads"),
+        (lambda q: q.float(), "queries is torch.float32, but the cache torch.float16"),
+        (lambda q: q[..., :32], "queries is"),
+        (lambda q: q.repeat(1, 1, 300, 1), "queries has 300 queries"),
+    ],
+)
+def test_queries_to_look_at_that_do_not_fit(change: Callable[[Tensor], Tensor], what: str) -> None:
+    q, k, v = tensors()
+    with pytest.raises(UnsupportedError, match=what):
+        hsbench.compress(k, v, pruner="attentive", queries=change(q).contiguous())
+
+
+@needs_native
+def test_a_pruner_that_no_kernel_reads() -> None:
+    _, k, v = tensors()
+    with pytest.raises(UnsupportedError, match="pruner mirror:hd: no kernel reads V in groups along head_dim yet"):
+        hsbench.compress(k, v, pruner="mirror:hd")

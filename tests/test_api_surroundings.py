@@ -113,7 +113,7 @@ def test_a_cache_made_under_one_is_used_under_another(surroundings: Any) -> None
         kv = hsbench.compress(k, v)
     expected = hsbench.decode(q[:, :, -1:], hsbench.compress(k, v))
     assert_same(hsbench.decode(q[:, :, -1:], kv), expected)
-    assert_same(kv.k.head(0, 1).unpack()[0, 0], kv.unpack()[0][0, 1])
+    assert_same(kv.unpack_head(0, 1)[0], kv.unpack()[0][0, 1])
     with surroundings():
         assert_same(hsbench.decode(q[:, :, -1:], kv), expected)
 
@@ -219,8 +219,9 @@ if process == 0:
         print(type(error).__name__, error, file=sys.stderr, flush=True)
     finally:
         os._exit(code)
-status = os.waitpid(process, 0)[1]
-sys.exit(os.waitstatus_to_exitcode(status) and f"the child ended with {{os.waitstatus_to_exitcode(status)}}")
+status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+print(f"the child ended with {{status}}", file=sys.stderr, flush=True)
+os._exit(status != 0)  # Python's own end unwinds threads that are within torch, which torch takes for a fatal error
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -247,7 +248,8 @@ def test_a_child_of_a_child() -> None:
 @needs_fork
 def test_a_child_that_imports_hsbench_first() -> None:
     """No one has told hsbench of the fork: what is contiguous asks nothing of torch's threads."""
-    in_a_child("", "import signal; signal.alarm(60)\nimport hsbench\nhsbench.decode(q, hsbench.compress(k, v))", "")
+    compress = 'hsbench.compress(k, v, pruner="magnitude")'  # the others are torch's work
+    in_a_child("", f"import signal; signal.alarm(60)\nimport hsbench\nhsbench.decode(q, {compress})", "")
 
 
 @needs_native

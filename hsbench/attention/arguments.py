@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsbench.cache.basis import LayerBasis
 from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.pruner import PRUNERS, Pruner, pruner_of
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels import forks
 from hsbench.problem.elements import DEFAULT_INPUT, TORCH_INPUTS
@@ -83,6 +85,35 @@ def tokens(name: str, value: Any) -> int:
     if value < 0:
         raise UsageError(name, value, remedy)
     return int(value)
+
+
+def pruner(name: str, value: Any) -> Pruner:
+    """``value`` as a pruner, by its name or itself.
+
+    Raises:
+        UsageError: there is no such pruner.
+    """
+    if isinstance(value, Pruner):
+        return value
+    if not isinstance(value, str):
+        raise UsageError(name, _shown(value), f"not the name of a pruner; give one of {', '.join(PRUNERS)}")
+    return pruner_of(value)
+
+
+def basis(name: str, value: Any, kv_heads: int, head_dim: int) -> Tensor:
+    """What a pruner takes of the basis of a layer: fp32 ``[kv_heads, head_dim]``.
+
+    Raises:
+        UsageError: no basis of a layer, or one of other heads.
+    """
+    if not isinstance(value, LayerBasis):
+        remedy = "give hsbench.cache.basis.Basis.load(file).layer(number)"
+        raise UsageError(name, f"of type {_type(value)}", f"not the basis of a layer; {remedy}")
+    have = tuple(value.query_rms.shape)
+    if have != (kv_heads, head_dim):
+        remedy = f"k has {kv_heads} kv heads x {head_dim}; give the basis of its model and layer"
+        raise UsageError(name, f"of {' x '.join(map(str, have))}", f"does not fit; {remedy}")
+    return value.query_rms
 
 
 def _is_number(value: Any, kind: type) -> bool:

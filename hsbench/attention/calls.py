@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
 from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, library
 from hsbench.problem.elements import element_by
@@ -18,19 +19,19 @@ MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
 
 
-def check_query(q: Tensor, kv_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-    """Raises :class:`UnsupportedError` unless ``q [batch, q_heads, q_len, head_dim]`` fits the cache."""
+def check_query(q: Tensor, kv_shape: Shape, dtype: torch.dtype, device: torch.device, *, name: str = "q") -> None:
+    """Raises :class:`UnsupportedError` unless ``q [batch, q_heads, q_len, head_dim]`` fits the cache; says ``name``."""
     batch, kv_heads, seq, head_dim = kv_shape
     if q.device != device:
-        raise UnsupportedError(f"q is on {q.device}, but the cache on {device}: give q.to('{device}')")
+        raise UnsupportedError(f"{name} is on {q.device}, but the cache on {device}: give {name}.to('{device}')")
     if q.dtype != dtype:
-        raise UnsupportedError(f"q is {q.dtype}, but the cache {dtype}: give q.to({dtype})")
+        raise UnsupportedError(f"{name} is {q.dtype}, but the cache {dtype}: give {name}.to({dtype})")
     if q.ndim != 4 or q.shape[0] != batch or q.shape[3] != head_dim:
-        raise UnsupportedError(f"q is {list(q.shape)}: this cache needs [{batch}, q_heads, q_len, {head_dim}]")
+        raise UnsupportedError(f"{name} is {list(q.shape)}: this cache needs [{batch}, q_heads, q_len, {head_dim}]")
     if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= MAX_GROUP:
-        raise UnsupportedError(f"q has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
+        raise UnsupportedError(f"{name} has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
     if not 1 <= q.shape[2] <= seq:
-        raise UnsupportedError(f"q has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
+        raise UnsupportedError(f"{name} has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
 
 
 class NativeCall:
@@ -51,7 +52,7 @@ class NativeCall:
         operation: str,
         struct: str,
         q: Tensor,
-        kv_shape: tuple[int, int, int, int],
+        kv_shape: Shape,
         operands: dict[str, Any],
         **fields: Any,
     ) -> None:

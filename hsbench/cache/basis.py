@@ -8,6 +8,7 @@ lost twice as much (docs/models.md), for keys are sparser along their own channe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -134,3 +135,42 @@ class Basis:
         if not layers or any(tensor.shape != shape for tensor in tensors.values()):
             raise UsageError("basis", path, f"damaged (its tensors are not {list(shape)}); {_AGAIN}")
         return cls(source, layers, path)
+
+
+@dataclass(frozen=True)
+class BasisLayer:
+    """One layer of a basis file.
+
+    Attributes:
+        path, layer: which.
+        basis: what the file holds.
+    """
+
+    path: Path
+    layer: int
+    basis: Basis = field(compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path, layer: int | None = None) -> BasisLayer:
+        """A layer of a file; the first there if None.
+
+        Raises:
+            UsageError: the file cannot be read, is none, or has no such layer.
+        """
+        basis = Basis.load(path)
+        number = min(basis.layers) if layer is None else layer
+        basis.layer(number)
+        return cls(Path(path), number, basis)
+
+    @property
+    def query_rms(self) -> Tensor:
+        """See :class:`LayerBasis`."""
+        return self.basis.layer(self.layer).query_rms
+
+    def check_heads(self, kv_heads: int, head_dim: int) -> None:
+        """As :meth:`Basis.check_heads`."""
+        self.basis.check_heads(kv_heads, head_dim)
+
+    def sha256(self) -> str:
+        """Of what a pruner reads of it: tells whether two runs had the same."""
+        return hashlib.sha256(self.query_rms.contiguous().numpy().tobytes()).hexdigest()

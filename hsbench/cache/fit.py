@@ -45,7 +45,7 @@ class Fit:
         shift: fp32 ``[batch, kv_heads, head_dim]``, contiguous, in the tensor's own order of channels.
         fold: see :class:`Pruner`.
         channel_weights: fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order.
-        norm_power, norm: V: a token's weight is ``(norm / |v|) ** norm_power``; norm is fp32 ``[batch, kv_heads, 1]``.
+        norm_power, norm: V: a token's weight is ``(norm / |v|) ** norm_power``; norm is fp64 ``[batch, kv_heads, 1]``.
         token_weights: V: what the weights of the first tokens are multiplied by, fp32 ``[batch, kv_heads, known]``: the
             attention that was paid them, in units of an even share, to the power of attention_power.
     """
@@ -118,16 +118,16 @@ class Fit:
             return self._placed(self.channel_weights).unsqueeze(2)
         assert self.norm is not None
         tiny = torch.finfo(torch.float32).tiny
-        weights = (self.norm / stored.float().norm(dim=-1).clamp(min=tiny)) ** self.norm_power
+        weights = (self.norm / _norms(stored).clamp(min=tiny)) ** self.norm_power
         if self.token_weights is not None:
             known = min(self.token_weights.shape[-1], weights.shape[-1])
             weights[..., :known] *= self.token_weights[..., :known]
         # The largest weighted magnitude must not overflow; a factor for all of a head changes no choice.
         weights = weights.clamp(1 / _WEIGHT_RANGE, _WEIGHT_RANGE)
-        largest = stored.float().abs().amax((-2, -1)) * weights.amax(-1)
+        largest = stored.abs().amax((-2, -1)).double() * weights.amax(-1)
         room = torch.finfo(stored.dtype).max / 2
         scale = torch.exp2(-torch.ceil(torch.log2((largest / room).clamp(min=1.0))))
-        return (weights * scale.unsqueeze(-1)).unsqueeze(-1)
+        return (weights * scale.unsqueeze(-1)).float().unsqueeze(-1)
 
     def extended(self, attention: Tensor) -> Fit:
         """The fit of a cache that has grown: tokens that it knows keep their weights.
@@ -209,7 +209,7 @@ def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor |
     fit = Fit("v", shift=_mean(v, plan) if pruner.value_shift else None, fold=pruner.fold)
     if pruner.value_weights == "none":
         return fit
-    norm = fit.stored(v).float().norm(dim=-1).median(-1, keepdim=True).values
+    norm = _norms(fit.stored(v)).median(-1, keepdim=True).values
     weights = None
     if pruner.value_weights == "attention":
         assert attention is not None
@@ -254,7 +254,13 @@ def pooled_attention(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(hidden, float("-inf")).softmax(-1).mean((2, 3))
 
 
+def _norms(x: Tensor) -> Tensor:
+    """Of each token, in fp64: the squares of bf16's larger values overflow fp32."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+
+
 def _mean(x: Tensor, plan: BlockPlan) -> Tensor:
-    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it."""
+    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it. Added up in fp64,
+    for the sums of bf16's larger values overflow fp32."""
     eligible = slice(plan.first * BLOCK, plan.last * BLOCK) if plan.eligible else slice(None)
-    return x[:, :, eligible].float().mean(2)
+    return x[:, :, eligible].mean(2, dtype=torch.float64).float()

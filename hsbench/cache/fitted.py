@@ -14,6 +14,7 @@ from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, pack_torc
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import MAGNITUDE, Pruner
 from hsbench.errors import UnsupportedError
+from hsbench.kernels import forks
 
 
 class FittedCompressor:
@@ -34,10 +35,17 @@ class FittedCompressor:
 
     def run(self) -> None:
         """Prunes and packs, as often as it is called."""
-        fit, plan = self._fit, self._plan
-        if fit.is_plain:
+        if self._fit.is_plain:
             self._native.run()
             return
+        with forks.torch_operations():
+            packed = self._prune()
+        if not packed:
+            self._native.run()
+
+    def _prune(self) -> bool:
+        """Fills what native code packs; returns whether it packed already."""
+        fit, plan = self._fit, self._plan
         prunes = plan.sparse > 0 and (fit.weighs or fit.fold > 0.0)
         batch, kv_heads = self._x.shape[:2]
         chosen = torch.zeros(batch, kv_heads, plan.blocks, dtype=torch.bool, device=self._x.device)
@@ -49,17 +57,18 @@ class FittedCompressor:
                 chosen[one] = choose_blocks(scores, self._operand, plan)
                 stored = prune_hierarchical(stored, self._operand, chosen[one], scores=scores, fold=fit.fold)
             self._stored[one] = stored
-        if prunes and plan.sparse < plan.eligible:
+        mixed = prunes and plan.sparse < plan.eligible
+        if mixed:
             pack_torch(self._stored, self.pages, chosen)
-        else:
-            self._native.run()
+        return mixed
 
     def check(self) -> None:
         """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
         if self._fit.is_plain:
             self._native.check()
         else:
-            check_finite(self._operand, self._x)
+            with forks.torch_operations():
+                check_finite(self._operand, self._x)
 
 
 class KVCompressor(PairCompressor):
@@ -91,10 +100,12 @@ class KVCompressor(PairCompressor):
         queries: Tensor | None = None,
         fits: tuple[Fit, Fit] | None = None,
     ) -> None:
-        if pruner.is_simulated:
-            raise UnsupportedError(f"pruner {pruner}: no kernel reads V in groups along head_dim yet")
+        if reason := pruner.why_simulated:
+            raise UnsupportedError(reason)
         plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
-        fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+        if fits is None:
+            with forks.torch_operations():
+                fits = fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
         key, value = (FittedCompressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate((k, v)))
         super().__init__(key, value)
         self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits)

@@ -173,7 +173,8 @@ def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
         bool ``[batch, kv_heads, blocks]``.
     """
     chosen = torch.zeros(*x.shape[:2], plan.blocks, dtype=torch.bool, device=x.device)
-    if plan.sparse == 0:
+    if plan.sparse in (0, plan.eligible):  # no losses are needed
+        chosen[..., plan.first : plan.last] = plan.sparse > 0
         return chosen
     if plan.sparse == plan.eligible:
         chosen[..., plan.first : plan.last] = True

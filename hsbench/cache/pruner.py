@@ -65,7 +65,14 @@ class Pruner:
     @property
     def is_simulated(self) -> bool:
         """Whether no kernel can read what it stores yet."""
-        return self.value_axis != "tokens"
+        return self.why_simulated is not None
+
+    @property
+    def why_simulated(self) -> str | None:
+        """Why no kernel can; None where one can."""
+        if self.value_axis == "tokens":
+            return None
+        return f"pruner {self.name}: no kernel reads V in groups along head_dim yet; take one without {ALONG_HEAD_DIM}"
 
     def __str__(self) -> str:
         return self.name

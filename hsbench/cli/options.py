@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hsbench.cache.pruner import ALONG_HEAD_DIM, PRUNERS
 from hsbench.cli.request import DEFAULT_PROFILE_DIR, DEVICES
 from hsbench.problem import workload as problem
 from hsbench.problem.elements import INPUTS
@@ -53,6 +54,13 @@ _SPARSITY_OF_BOTH = _option(
     _SPARSITY,
 )
 
+_PRUNER = _option(
+    "--pruner",
+    "NAME",
+    f"What stays of K and V under {', '.join(PRUNERS)}, or NAME{ALONG_HEAD_DIM} ({problem.PAPER_PRUNER}).",
+    _SPARSITY,
+)
+
 Text = str | None
 
 Workload = Annotated[Text, _WORKLOAD]
@@ -75,6 +83,11 @@ QLen = Annotated[
 ]
 KeySparsity = Annotated[Text, _option("--key-sparsity", "SHARE", "Of K alone (--sparsity).", _SPARSITY)]
 ValueSparsity = Annotated[Text, _option("--value-sparsity", "SHARE", "Of V alone (--sparsity).", _SPARSITY)]
+Pruner = Annotated[Text, _PRUNER]
+Pruners = Annotated[Text, _listed(_PRUNER)]
+Basis = Annotated[
+    Text, _option("--basis", "FILE", "What hsbench calibrate wrote, for the pruner calibrated; see --layer.", _SPARSITY)
+]
 Sink = Annotated[Text, _option("--sink", "SIZE", "First tokens whose blocks stay dense (0).", _SPARSITY)]
 Local = Annotated[Text, _option("--local", "SIZE", "Last tokens whose blocks stay dense (0).", _SPARSITY)]
 Methods = Annotated[
@@ -85,7 +98,7 @@ Device = Annotated[
     Text, _option("--device", "DEVICE", f"{_either(DEVICES)} ({DEVICES[0]}: CUDA where there is one).", _RUN)
 ]
 Kv = Annotated[Text, _option("--kv", "FILE", "Captured layers.N.q, .k and .v in a safetensors file.", _RUN)]
-Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv (the first there).", _RUN)]
+Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv or --basis (the first there).", _RUN)]
 Tensors = Annotated[
     Text,
     _option(
@@ -173,11 +186,6 @@ ManySparsities = Annotated[
 ]
 ManyKeySparsities = Annotated[Text, _option("--key-sparsity", "SHARE,...", "Of K alone (--sparsity).", _SPARSITY)]
 ManyValueSparsities = Annotated[Text, _option("--value-sparsity", "SHARE,...", "Of V alone (--sparsity).", _SPARSITY)]
-Pruners = Annotated[
-    Text,
-    _option("--pruner", "NAME,...", "What decides which elements go; :hd behind it prunes V by channel.", _SPARSITY),
-]
-Basis = Annotated[Text, _option("--basis", "FILE", "What hsbench calibrate wrote, for --pruner calibrated.", _SPARSITY)]
 ModelSink = Annotated[
     Text, _option("--sink", "SIZE", f"First tokens, whose blocks stay dense ({Task.sink}).", _SPARSITY)
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hsbench.cache.pruner import CALIBRATED, Pruner, check_sources, pruner_of
 from hsbench.cli.parse import flag, parse_choice, parse_list, parse_size, parse_sparsity
 from hsbench.cli.request import LISTS, Request
 from hsbench.errors import UsageError
@@ -17,6 +18,7 @@ from hsbench.problem.shapes import find_shape, load_shapes
 from hsbench.problem.workload import TENSORS, make_workload
 
 if TYPE_CHECKING:
+    from hsbench.cache.basis import BasisLayer
     from hsbench.problem.captured import Captured
     from hsbench.run.plan import Problem
 
@@ -31,6 +33,7 @@ class _Case:
     seq: int | None
     batch: int | None
     sparsity: float | None
+    pruner: str | None
 
 
 def one_problem(phase: Phase, request: Request, captured: Captured | None) -> list[Problem]:
@@ -64,15 +67,28 @@ def open_tensors(request: Request) -> Captured | None:
         UsageError: they cannot be read, or the request contradicts them.
     """
     if request.kv is None:
-        if request.layer is not None:
+        if request.layer is not None and request.basis is None:
             raise UsageError("layer", request.layer, "only a file of captured tensors has layers; give --kv FILE")
         return None
     if request.tensors is not None:
         raise UsageError("tensors", request.tensors, "--kv brings the tensors; leave one of them out")
-    layer = None if request.layer is None else parse_size(request.layer, "layer", minimum=0)
     from hsbench.problem.captured import open_captured
 
-    return open_captured(request.kv, layer)
+    return open_captured(request.kv, _size(request.layer, "layer", 0))
+
+
+def open_basis(request: Request, captured: Captured | None) -> BasisLayer | None:
+    """The basis that was asked for: of the layer of the captured tensors, where there are some.
+
+    Raises:
+        UsageError: it cannot be read, or has no such layer.
+    """
+    if request.basis is None:
+        return None
+    layer = _size(request.layer, "layer", 0) if captured is None else captured.layer
+    from hsbench.cache.basis import BasisLayer
+
+    return BasisLayer.open(request.basis, layer)
 
 
 def warnings_of(problems: Sequence[Problem]) -> Iterator[str]:
@@ -103,10 +119,8 @@ def _cases(phases: Sequence[Phase], request: Request) -> Iterator[_Case]:
     batches = [_size(text, "batch") for text in _listed(request.batch, "batch")]
     sparsities = [_share(text, "sparsity") for text in _listed(request.sparsity, "sparsity")]
     # In the order of LISTS.
-    for phase, model, dtype, seq, batch, sparsity in itertools.product(
-        phases, models, dtypes, seqs, batches, sparsities
-    ):
-        yield _Case(phase, model, dtype, seq, batch, sparsity)
+    for case in itertools.product(phases, models, dtypes, seqs, batches, sparsities, _pruners(request)):
+        yield _Case(*case)
 
 
 def _synthetic(case: _Case, request: Request) -> Problem:
@@ -130,6 +144,7 @@ def _synthetic(case: _Case, request: Request) -> Problem:
         local=_size(request.local, "local", 0) or 0,
         tensors=tensors,
         seed=_size(request.seed, "seed", 0) or 0,
+        pruner=defaults.PAPER_PRUNER if case.pruner is None else case.pruner,
     )
     return workload, None
 
@@ -175,6 +190,7 @@ def _from_file(case: _Case, request: Request, captured: Captured) -> Problem:
         local=_size(request.local, "local", 0) or 0,
         tensors=used.source,
         seed=_size(request.seed, "seed", 0) or 0,
+        pruner=defaults.PAPER_PRUNER if case.pruner is None else case.pruner,
     )
     return (workload if case.workload is not None else replace(workload, name="captured")), used
 
@@ -185,6 +201,28 @@ def _contradiction(field: str, value: object, held: str, captured: Captured) -> 
 
 def _listed(typed: str | None, field: str) -> list[str | None]:
     return [None] if typed is None else [*parse_list(typed, field)]
+
+
+def _pruners(request: Request) -> list[str | None]:
+    """Names of pruners that have what they need.
+
+    Raises:
+        UsageError: an unknown one; one that needs a basis, which is not given; or a basis that none needs.
+    """
+    pruners = [None if name is None else _pruner(name) for name in _listed(request.pruner, "pruner")]
+    for pruner in filter(None, pruners):
+        check_sources(pruner, calibration=request.basis is not None, queries=True)
+    if request.basis is not None and not any(pruner is not None and pruner.needs_calibration for pruner in pruners):
+        remedy = f"only a pruner such as {CALIBRATED} takes it; add --pruner {CALIBRATED}, or leave it out"
+        raise UsageError("basis", request.basis, remedy)
+    return [None if pruner is None else pruner.name for pruner in pruners]
+
+
+def _pruner(typed: str) -> Pruner:
+    try:
+        return pruner_of(typed.lower())
+    except UsageError as error:
+        raise UsageError("pruner", typed, error.remedy) from None
 
 
 def _size(typed: str | None, field: str, minimum: int = 1) -> int | None:

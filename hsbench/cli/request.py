@@ -11,9 +11,9 @@ from hsbench.errors import UsageError
 DEVICES = ("auto", "cuda", "cpu")
 DEFAULT_PROFILE_DIR = "profiles/out"
 
-#: What ``compare`` takes lists of, slowest-changing first. Sparsity changes fastest: cells that differ only
-#: in it have the same tensors.
-LISTS = ("workload", "dtype", "seq", "batch", "sparsity")
+#: What ``compare`` takes lists of, slowest-changing first. Sparsity and pruner change fastest: cells that
+#: differ only in them have the same tensors.
+LISTS = ("workload", "dtype", "seq", "batch", "sparsity", "pruner")
 
 
 class Typed:
@@ -46,6 +46,8 @@ class Request(Typed):
     sparsity: str | None = None
     key_sparsity: str | None = None
     value_sparsity: str | None = None
+    pruner: str | None = None
+    basis: str | None = None
     sink: str | None = None
     local: str | None = None
     methods: str | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hsbench.cli.output import Output, make_output
 from hsbench.cli.parse import flag, parse_choice, parse_list, parse_number
 from hsbench.cli.places import check_creatable
-from hsbench.cli.problems import all_problems, one_problem, open_tensors, warnings_of
+from hsbench.cli.problems import all_problems, one_problem, open_basis, open_tensors, warnings_of
 from hsbench.cli.request import DEVICES, Request
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
@@ -102,6 +102,7 @@ def replay_task(request: Request, manifest: str) -> Task:
 
     plan = plan_of(path, then, device)
     inputs = [("replay", path), *(("kv", cell.captured.path) for cell in plan.cells if cell.captured)]
+    inputs += [("basis", cell.basis.path) for cell in plan.cells if cell.basis]
     output = make_output(request.output, request.format, request.manifest, "csv", inputs)
     profiling, said = _profiling(request, profiler, plan.device)
     again = replay(plan, then, COMMAND_LINE.get())
@@ -121,13 +122,14 @@ def _task(
 ) -> Task:
     device = "auto" if request.device is None else parse_choice(request.device, "device", DEVICES)
     inputs = [] if captured is None else [("kv", captured.path)]
+    inputs += [] if request.basis is None else [("basis", Path(request.basis))]
     output = make_output(request.output, request.format, request.manifest, default_format, inputs)
     profiler = _wanted_profiler(request)
     # Until here, a typing error is answered at once: now torch is imported.
     from hsbench.machine.hardware import resolve_device
     from hsbench.run.plan import make_plan
 
-    plan = make_plan(problems, methods, resolve_device(device), settings)
+    plan = make_plan(problems, methods, resolve_device(device), settings, open_basis(request, captured))
     profiling, said = _profiling(request, profiler, plan.device)
     return Task(plan, output, tuple(dict.fromkeys([*warnings_of(problems), *said])), profiling)
 

@@ -24,6 +24,9 @@ FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "unstructured")
 DENSE_FAMILIES = ("reference", "sdpa", "dense")
 """Those whose methods attend to all of K and V (:attr:`hsbench.methods.base.Method.dense`)."""
 
+PRUNER_FAMILIES = ("hierarchical",)
+"""Those whose K and V the workload's pruner prunes; the others' results do not depend on it."""
+
 
 def check_methods(names: Iterable[str]) -> list[str]:
     """``family`` or ``family:variant`` names as given, without repeats.

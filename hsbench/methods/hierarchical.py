@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hsbench.cache.pruner import Pruner, pruner_of
 from hsbench.kernels.device import Device
 from hsbench.methods.base import Method
 from hsbench.methods.pages import PagesMethod, paths
@@ -14,6 +15,9 @@ class Hierarchical(PagesMethod):
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         return workload.key_sparsity, workload.value_sparsity
+
+    def pruner(self, workload: Workload) -> Pruner:
+        return pruner_of(workload.pruner)
 
 
 def methods(phase: Phase, device: Device) -> list[Method]:

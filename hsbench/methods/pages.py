@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from hsbench.attention import calls
+from hsbench.cache.fit import QUERIES
 from hsbench.cache.fitted import KVCompressor
 from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.prune import BLOCK
+from hsbench.cache.pruner import MAGNITUDE, Pruner
+from hsbench.errors import UnsupportedError
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
 from hsbench.methods.base import Method, Prepared
@@ -13,7 +16,9 @@ from hsbench.methods.native_call import prepare_native, why_not_native
 from hsbench.problem.elements import FP32
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
-from hsbench.problem.workload import Workload
+from hsbench.problem.workload import MAX_SPARSITY, Workload
+
+_NEEDS_QUERIES = "pruner {} needs the context's last queries: give --kv with a file that holds several"
 
 
 def paths(phase: Phase, device: Device) -> list[str]:
@@ -40,22 +45,55 @@ class PagesMethod(Method):
         """Key and value sparsity, 0 to 0.5."""
         raise NotImplementedError
 
+    def pruner(self, workload: Workload) -> Pruner:
+        """What prunes K and V."""
+        return MAGNITUDE
+
     def unavailable(self, device: Device) -> str | None:
         return library.why_cannot(self.phase.name, device) or calls.why_not_path(self.path)
 
     def unsupported(self, workload: Workload, device: Device) -> str | None:
-        return why_not_native(workload)
+        pruner = self.pruner(workload)
+        if pruner.needs_queries and workload.is_synthetic:
+            return _NEEDS_QUERIES.format(pruner)
+        return why_not_native(workload) or pruner.why_simulated
 
     def estimate_bytes(self, workload: Workload) -> int:
+        return self.held_bytes(workload) + self._pruning_bytes(workload)
+
+    def held_bytes(self, workload: Workload) -> int:
         # The pages, at most a dense cache and its last padding; outputs; split partials are small beside them.
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
-        return workload.dense_kv_bytes + padding + outputs + (64 << 20)
+        prunes_in_torch = 0 if self.pruner(workload) == MAGNITUDE else workload.dense_kv_bytes  # what is to be packed
+        return workload.dense_kv_bytes + padding + outputs + prunes_in_torch + (64 << 20)
+
+    def _pruning_bytes(self, workload: Workload) -> int:
+        """What the definition in torch takes on the way, as measured: of one head at a time; where there are blocks of
+        both kinds, their losses, and packing, of one tensor."""
+        pruner, (key, value) = self.pruner(workload), self.sparsities(workload)
+        if pruner == MAGNITUDE:
+            return 0
+        head = workload.element.nbytes(workload.seq * workload.head_dim)
+        looked_at = 3 * FP32.nbytes(workload.batch * workload.q_heads * QUERIES * workload.seq) * pruner.needs_queries
+        mixed = any(0 < share < MAX_SPARSITY for share in (key, value))
+        return max(looked_at, 80 * head + 3 * workload.dense_kv_bytes if mixed else 40 * head)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)
+        pruner = self.pruner(workload)
+        if pruner.needs_queries and (inputs.context is None or inputs.context.shape[2] < 2):
+            raise UnsupportedError(_NEEDS_QUERIES.format(pruner))
         compressor = KVCompressor(
-            inputs.k, inputs.v, key_sparsity=key, value_sparsity=value, sink=workload.sink, local=workload.local
+            inputs.k,
+            inputs.v,
+            key_sparsity=key,
+            value_sparsity=value,
+            sink=workload.sink,
+            local=workload.local,
+            pruner=pruner,
+            queries=inputs.context,
+            query_rms=inputs.query_rms,
         )
 
         def call_of(kv: HierarchicalKV) -> calls.NativeCall:

@@ -84,18 +84,28 @@ class Captured:
         Raises:
             UsageError: the file is damaged, or an element is not finite; names tensor and first index.
         """
+        q, k, v = (self._load(name, device, self.q_len if name == "q" else None) for name in "qkv")
+        return Inputs(q, k, v, source=self.source)
+
+    def context(self, device: Device | str, most: int) -> torch.Tensor:
+        """The last queries of the file, whether or not they are used: ``most``, or as many as there are.
+
+        Raises:
+            UsageError: as :meth:`load`.
+        """
+        return self._load("q", device, most)
+
+    def _load(self, name: str, device: Device | str, last: int | None) -> torch.Tensor:
+        """q, k or v; of the last tokens alone, if told."""
+        key = f"layers.{self.layer}.{name}"
         with open_safetensors(self.path, "pt") as file:
-            loaded = {}
-            for name in "qkv":
-                key = f"layers.{self.layer}.{name}"
-                try:
-                    tensor = file.get_slice(key)[:, :, -self.q_len :] if name == "q" else file.get_tensor(key)
-                except Exception as error:  # safetensors raises its own types, by version
-                    raise damaged(self.path, error) from error
-                tensor = tensor.contiguous()
-                _check_finite(tensor, key, self.path)
-                loaded[name] = tensor.to(str(device))
-        return Inputs(**loaded, source=self.source)
+            try:
+                tensor = file.get_tensor(key) if last is None else file.get_slice(key)[:, :, -last:]
+            except Exception as error:  # safetensors raises its own types, by version
+                raise damaged(self.path, error) from error
+        tensor = tensor.contiguous()
+        _check_finite(tensor, key, self.path)
+        return tensor.to(str(device))
 
 
 @functools.cache  # the cells of a sweep share a file

@@ -26,6 +26,8 @@ DEFAULT_BATCH = 1
 DEFAULT_SPARSITY = 0.5
 DEFAULT_DTYPE = DEFAULT_INPUT.name
 DEFAULT_TENSORS = TENSORS[0]
+PAPER_PRUNER = "magnitude"
+"""The paper's. The others, and what they need, are in ``cache/pruner.py``."""
 
 # Kernels count tokens and heads in 32 bits, so a larger size is a typing error, not a benchmark.
 MAX_SIZE = 2**31 - 1
@@ -61,6 +63,7 @@ class Workload:
         sink, local: tokens at the start and at the end whose blocks stay dense.
         tensors: ``gaussian``, ``outliers``, or ``FILE.safetensors#layers.N`` for captured tensors.
         seed: seed of the synthetic tensors.
+        pruner: by name: how K and V are pruned where a method has the choice.
 
     Raises:
         UsageError: names the field, the value and the remedy.
@@ -81,12 +84,15 @@ class Workload:
     local: int
     tensors: str
     seed: int
+    pruner: str = PAPER_PRUNER  # which workloads written down before there was another lack
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             check_size(name, getattr(self, name), least)
         if not (isinstance(self.name, str) and self.name):
             raise UsageError("name", repr(self.name), "must be a name, such as Llama-3.1-8B or custom")
+        if not (isinstance(self.pruner, str) and self.pruner):
+            raise UsageError("pruner", repr(self.pruner), f"must be a name, such as {PAPER_PRUNER}")
         check_geometry(self.q_heads, self.kv_heads, self.head_dim)
         for name in ("key_sparsity", "value_sparsity"):
             object.__setattr__(self, name, check_sparsity(name, getattr(self, name)))
@@ -113,6 +119,11 @@ class Workload:
     def dtype(self) -> str:
         """The element's name."""
         return self.element.name
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its tensors are made, not captured."""
+        return self.tensors in TENSORS
 
     @property
     def is_chunk(self) -> bool:
@@ -218,6 +229,7 @@ def make_workload(
     local: int = 0,
     tensors: str = DEFAULT_TENSORS,
     seed: int = 0,
+    pruner: str = PAPER_PRUNER,
 ) -> Workload:
     """Build a workload from a model's shape and overrides.
 
@@ -259,4 +271,5 @@ def make_workload(
         local=local,
         tensors=tensors,
         seed=seed,
+        pruner=pruner,
     )

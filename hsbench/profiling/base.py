@@ -18,7 +18,7 @@ from hsbench.errors import HsbenchError, UnavailableError
 from hsbench.kernels.device import Device
 from hsbench.machine.software import find_tool
 from hsbench.problem.shapes import load_shapes
-from hsbench.problem.workload import Workload
+from hsbench.problem.workload import PAPER_PRUNER, Workload
 from hsbench.profiling.summary import Line
 from hsbench.report import text
 
@@ -183,6 +183,8 @@ def report_stem(workload: Workload, method: str | None = None) -> str:
         parts.append(f"s{w.key_sparsity:g}")
     else:
         parts.append(f"k{w.key_sparsity:g}-v{w.value_sparsity:g}")
+    if w.pruner != PAPER_PRUNER:
+        parts.append(w.pruner.replace(":", "-"))
     if method is not None:
         parts.append(method.replace(":", "-"))
     return "-".join(parts)

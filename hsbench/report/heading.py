@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.report import text
 from hsbench.results import Record, Report
 
@@ -17,6 +18,8 @@ def heading(report: Report) -> list[str]:
         workload.dtype,
         sparsity(workload.key_sparsity, workload.value_sparsity, _achieved(records)),
     ]
+    if workload.pruner != PAPER_PRUNER:
+        segments.append(workload.pruner)
     if workload.is_chunk:
         segments.insert(2, f"last {text.size(workload.q_len)} as queries")
     segments += [f"{name} {count}" for name, count in (("sink", workload.sink), ("local", workload.local)) if count]

@@ -1,4 +1,4 @@
-"""What all writers share: a stream that is opened once, closed once, and gets each row once."""
+"""What all writers share: a stream that is opened once, closed once, and gets each row of a report once."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class RowStream:
         self.open()
         for result in report.results:
             self.row(result)
+        # The next report may have rows of the same cases: what no pruner touches is the same whichever was asked for.
+        self._written.clear()
 
     def close(self) -> None:
         if self._opened and not self._closed:

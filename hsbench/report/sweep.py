@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.report import text
 from hsbench.report.compared import alarms, verdict
 from hsbench.report.footer import held_back, sustained
@@ -25,6 +26,7 @@ _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
     "heads": (lambda r: f"{r.workload.q_heads}/{r.workload.kv_heads}×{r.workload.head_dim}", "heads {}"),
     "dtype": (lambda report: report.workload.dtype, "{}"),
     "sparsity": (lambda report: _sparsity(report), "sparsity {}"),
+    "pruner": (lambda report: report.workload.pruner, "{}"),
     "tensors": (lambda report: report.workload.tensors.rpartition("/")[2], "{}"),
 }
 #: A column even where all cells agree: a row should say what it is.
@@ -43,7 +45,12 @@ def render_sweep(reports: list[Report], console: Console) -> None:
         return
     page = Page(console)
     axes = [name for name in _AXES if len({_AXES[name][0](r) for r in reports}) > 1 or name in _ALWAYS]
-    shared = [label.format(form(reports[0])) for name, (form, label) in _AXES.items() if name not in axes]
+    usual = {"pruner": PAPER_PRUNER}  # no news
+    shared = [
+        label.format(form(reports[0]))
+        for name, (form, label) in _AXES.items()
+        if name not in axes and form(reports[0]) != usual.get(name)
+    ]
     devices = unique(result.record.case.device for report in reports for result in report.results)
     for piece in text.joined(["summary", *filter(None, shared), *devices], page.width):
         page.line((piece, "bold"))

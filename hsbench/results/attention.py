@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hsbench.kernels.device import Device
-from hsbench.methods import DENSE_FAMILIES
+from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES
+from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.results.columns import about, measure
 from hsbench.results.identity import Case
 from hsbench.results.row import Row
 
 if TYPE_CHECKING:
     from hsbench.problem.workload import Workload
-
-PRUNER = "magnitude"
-"""What decides which elements go: the largest of each group of 4 stay, and the blocks that lose least are 2:4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class AttentionCase(Case):
     seq: int = field(metadata=about("tokens in the KV cache", "shape"))
     key_sparsity: float = field(metadata=about("of K, asked for: share pruned among eligible blocks", "setting"))
     value_sparsity: float = field(metadata=about("the same of V", "setting"))
-    pruner: str = field(metadata=about("what decides which elements are pruned: `magnitude`", "setting"))
+    pruner: str = field(metadata=about("what decides which elements are pruned, see below", "setting"))
     sink: int | None = field(metadata=about("first tokens, whose blocks stay dense", "setting"))
     local: int | None = field(metadata=about("last tokens, whose blocks stay dense", "setting"))
     tensors: str = field(metadata=about("`gaussian`, `outliers`, or `FILE#layers.N`", "name"))
@@ -69,7 +67,7 @@ class AttentionCase(Case):
             self.dtype,
             f"sparsity {self.key_sparsity:g}" if self.key_sparsity == self.value_sparsity
             else f"sparsity K {self.key_sparsity:g} V {self.value_sparsity:g}",
-            self.pruner * (self.pruner != PRUNER),
+            self.pruner * (self.pruner != PAPER_PRUNER),
             f"sink {self.sink}" * bool(self.sink),
             f"local {self.local}" * bool(self.local),
             self.tensors * (self.tensors != "gaussian"),
@@ -155,11 +153,12 @@ class Record(Row[AttentionCase, AttentionMeasures]):
         """
         kind = Device.of(device).kind
         cpu = (machine or {}).get("cpu") if kind == "cpu" else None
+        pruner = workload.pruner if method.partition(":")[0] in PRUNER_FAMILIES else PAPER_PRUNER
         case = AttentionCase(
             phase=str(workload.phase), method=method, dense=is_dense(method), device=kind, workload=workload.name,
             batch=workload.batch, q_heads=workload.q_heads, kv_heads=workload.kv_heads, head_dim=workload.head_dim,
             dtype=workload.dtype, q_len=workload.q_len, seq=workload.seq, key_sparsity=workload.key_sparsity,
-            value_sparsity=workload.value_sparsity, pruner=PRUNER, sink=workload.sink, local=workload.local,
+            value_sparsity=workload.value_sparsity, pruner=pruner, sink=workload.sink, local=workload.local,
             tensors=workload.tensors, seed=workload.seed, cache=cache, sustain_s=sustain_s,
             threads=(cpu or {}).get("threads"), isa=(cpu or {}).get("isa"),
         )  # fmt: skip

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hsbench.errors import UsageError
-from hsbench.results.attention import PRUNER, Record, is_dense
+from hsbench.problem.workload import PAPER_PRUNER
+from hsbench.results.attention import Record, is_dense
 from hsbench.results.quality import Quality
 from hsbench.results.row import SCHEMA, Row
 
@@ -90,7 +91,7 @@ def _of_schema_3(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "dense": is_dense(row["method"]),
-        "pruner": PRUNER,  # there was no other
+        "pruner": PAPER_PRUNER,  # there was no other
         **dict.fromkeys(("sink", "local", "threads", "isa")),
         "cache": cache,
         "cold_by": how.rstrip(")"),

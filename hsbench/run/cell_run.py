@@ -103,7 +103,7 @@ class CellRun(ABC):
         if not self._at(Planned):
             return False
         self.begin("generating q, k, v" if self.cell.captured is None else "loading q, k, v")
-        inputs = stages.load(workload, self.cell.captured, device)
+        inputs = stages.load(workload, self.cell.captured, device, self.cell.basis)
         self._step(Planned, lambda row: stages.prepare(row, workload, inputs), "preparing")
         reference = stages.Reference(inputs, workload.seed)
         used_bytes = self.telemetry.memory_used_bytes

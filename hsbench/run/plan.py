@@ -4,24 +4,28 @@ It is resolved once, here, whoever asks, and written down as JSON: the "run" par
 reads, and what a run under a profiler is given. Where results go is no part of it.
 
     {"schema": "hsbench-plan/2", "device", "methods" (asked for, or null), "settings",
-     "cells": [{"workload": {every field}, "methods": [rows], "captured": null or {"path", "layer", "sha256"}}]}
+     "cells": [{"workload": {every field}, "methods": [rows], "captured": null or {"path", "layer", "sha256"},
+                "basis": the same, where the pruner takes one}]}
 
-A plan without "schema" is of version 1, which may name families in a cell's methods.
+A plan without "schema" is of version 1, which may name families in a cell's methods. Workloads of before there was a
+choice of pruners do not name theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hsbench.cache.basis import BasisLayer
+from hsbench.cache.pruner import check_sources, pruner_of
 from hsbench.errors import UsageError
 from hsbench.kernels.device import KINDS, Device
 from hsbench.machine.hardware import resolve_device
 from hsbench.methods import check_methods, find_methods
 from hsbench.problem.captured import Captured, open_captured
-from hsbench.problem.workload import Workload
+from hsbench.problem.workload import PAPER_PRUNER, Workload
 from hsbench.run.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ Problem = tuple[Workload, Captured | None]
 
 
 class TensorsGoneError(UsageError):
-    """Captured tensors of a plan cannot be had any more, or have another shape."""
+    """Captured tensors or the basis of a plan cannot be had any more, or have another shape."""
 
 
 class MethodsGoneError(UsageError):
@@ -47,26 +51,26 @@ class MethodsGoneError(UsageError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload of a plan: the rows that run, by name, and its tensors where they are captured."""
+    """One workload of a plan: the rows that run, by name, its tensors where they are captured, and the basis that its
+    pruner takes."""
 
     workload: Workload
     methods: tuple[str, ...]
     captured: Captured | None = None
+    basis: BasisLayer | None = None
 
     @property
     def label(self) -> str:
         """What tells a cell from its neighbours, for the progress bar."""
         w = self.workload
         sparsity = f"{w.key_sparsity:g}" if w.key_sparsity == w.value_sparsity else "mixed"
-        return f"{w.phase} {w.name} seq {w.seq} batch {w.batch} {w.dtype} sparsity {sparsity}"
+        pruner = f" {w.pruner}" if w.pruner != PAPER_PRUNER else ""
+        return f"{w.phase} {w.name} seq {w.seq} batch {w.batch} {w.dtype} sparsity {sparsity}{pruner}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it, captured tensors by where they are and what they hold."""
-        captured = None
-        if self.captured is not None:
-            path = self.captured.path.resolve()
-            captured = {"path": str(path), "layer": self.captured.layer, "sha256": self.captured.sha256()}
-        return {"workload": self.workload.to_dict(), "methods": list(self.methods), "captured": captured}
+        captured, basis = {"captured": _source(self.captured)}, {"basis": _source(self.basis)} if self.basis else {}
+        return {"workload": self.workload.to_dict(), "methods": list(self.methods), **captured, **basis}
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Plan:
 
     def of(self, cell: Cell, rows: Sequence[str]) -> Plan:
         """The plan of one cell alone, and of some of its rows."""
-        return Plan((Cell(cell.workload, tuple(rows), cell.captured),), tuple(rows), self.device, self.settings)
+        return Plan((replace(cell, methods=tuple(rows)),), tuple(rows), self.device, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it.
@@ -129,9 +133,10 @@ class Plan:
         tensors = [
             _captured(entry.get("captured"), workload) for entry, workload in zip(entries, workloads, strict=True)
         ]
+        bases = [_basis(entry.get("basis"), workload) for entry, workload in zip(entries, workloads, strict=True)]
         now_on = resolve_device(own if device is None else device)
         cells = []
-        for workload, names, captured in zip(workloads, recorded, tensors, strict=True):
+        for workload, names, captured, basis in zip(workloads, recorded, tensors, bases, strict=True):
             if now_on.kind == own:
                 rows = row_names(names, workload.phase, now_on)
             else:
@@ -139,7 +144,7 @@ class Plan:
                     rows = row_names(asked, workload.phase, now_on)
                 except UsageError as error:
                     raise MethodsGoneError("device", device, str(error)) from error
-            cells.append(Cell(workload, rows, captured))
+            cells.append(Cell(workload, rows, captured, basis))
         return cls(tuple(cells), asked, now_on, settings)
 
 
@@ -148,6 +153,7 @@ def make_plan(
     methods: Sequence[str] | None,
     device: Device | None,
     settings: Settings | None = None,
+    basis: BasisLayer | None = None,
 ) -> Plan:
     """Resolves what to run.
 
@@ -156,16 +162,20 @@ def make_plan(
         methods: ``family`` or ``family:variant`` names; None for all that suit a cell's phase.
         device: where; None takes the GPU where there is one.
         settings: how to measure.
+        basis: for the cells whose pruner takes one.
 
     Raises:
-        UsageError: an unknown method, or a variant that is not there in one of the cells.
+        UsageError: an unknown method or pruner, a variant that is not there in one of the cells, no basis where one is
+            needed, or one for other heads.
     """
     where = resolve_device("auto") if device is None else device
     asked = None if methods is None else tuple(check_methods(methods))
     distinct = dict.fromkeys(problems)
     # Which rows a name stands for depends on phase and device; a sweep must not find out in its last cell.
     rows = {phase: row_names(asked, phase, where) for phase in dict.fromkeys(w.phase for w, _ in distinct)}
-    cells = tuple(Cell(workload, rows[workload.phase], captured) for workload, captured in distinct)
+    cells = tuple(
+        Cell(workload, rows[workload.phase], captured, basis_for(workload, basis)) for workload, captured in distinct
+    )
     return Plan(cells, asked, where, settings or Settings())
 
 
@@ -178,6 +188,20 @@ def row_names(methods: Sequence[str] | None, phase: Phase, device: Device) -> tu
     return tuple(method.name for method in find_methods(methods, phase, device))
 
 
+def basis_for(workload: Workload, basis: BasisLayer | None) -> BasisLayer | None:
+    """The basis, if the workload's pruner takes one.
+
+    Raises:
+        UsageError: an unknown pruner, no basis where one is needed, or one for other heads.
+    """
+    pruner = pruner_of(workload.pruner)
+    check_sources(pruner, calibration=basis is not None, queries=True)
+    if basis is None or not pruner.needs_calibration:
+        return None
+    basis.check_heads(workload.kv_heads, workload.head_dim)
+    return basis
+
+
 def _check_version(values: Mapping[str, Any]) -> None:
     name, _, version = str(values.get("schema", f"{_NAME}/1")).partition("/")
     if name != _NAME or not version.isdecimal() or int(version) > int(_VERSION):
@@ -188,6 +212,22 @@ def _names(values: object) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
         raise TypeError(f"methods {values!r}")
     return values
+
+
+def _source(of: Captured | BasisLayer | None) -> dict[str, Any] | None:
+    """Where tensors are, and what they hold."""
+    return None if of is None else {"path": str(of.path.resolve()), "layer": of.layer, "sha256": of.sha256()}
+
+
+def _basis(source: Mapping[str, Any] | None, workload: Workload) -> BasisLayer | None:
+    """The basis that a cell had."""
+    if source is None:
+        return basis_for(workload, None)
+    file, layer = Path(source["path"]), source["layer"]
+    try:
+        return basis_for(workload, BasisLayer.open(file, layer))
+    except UsageError as error:
+        raise TensorsGoneError("basis", file, f"its basis cannot be had ({error}); put it back") from error
 
 
 def _captured(source: Mapping[str, Any] | None, workload: Workload) -> Captured | None:

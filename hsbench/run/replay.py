@@ -64,9 +64,9 @@ def replay(plan: Plan, then: dict[str, Any], command: Sequence[str]) -> Replay:
     """
     now = manifest_of(plan, command)
     changed = differences(then, now)
-    changed += [
-        f"{cell.workload.tensors} holds other tensors"
-        for cell, before, after in zip(plan.cells, then["run"]["cells"], now["run"]["cells"], strict=True)
-        if cell.captured and after["captured"]["sha256"] != before["captured"].get("sha256")
-    ]
+    for cell, before, after in zip(plan.cells, then["run"]["cells"], now["run"]["cells"], strict=True):
+        if cell.captured and after["captured"]["sha256"] != before["captured"].get("sha256"):
+            changed.append(f"{cell.workload.tensors} holds other tensors")
+        if cell.basis and after["basis"]["sha256"] != before["basis"].get("sha256"):
+            changed.append(f"{cell.basis.path.name} is another basis")
     return Replay(plan, now, tuple(dict.fromkeys(changed)))

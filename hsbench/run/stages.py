@@ -19,6 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hsbench import measure
+from hsbench.cache.basis import BasisLayer
+from hsbench.cache.fit import QUERIES
+from hsbench.cache.pruner import pruner_of
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels.device import Device
 from hsbench.measure.out_of_memory import REMEDY, is_out_of_memory, let_go
@@ -76,14 +79,19 @@ class Refused:
     footprint: measure.Footprint | None = None
 
 
-def load(workload: Workload, captured: Captured | None, device: Device) -> Inputs:
-    """The tensors of a workload on a device: captured ones, or made.
+def load(workload: Workload, captured: Captured | None, device: Device, basis: BasisLayer | None = None) -> Inputs:
+    """The tensors of a workload on a device, captured ones or made, and what its pruner looks at.
 
     Raises:
         UsageError: the file of captured tensors is damaged, or holds an element that is not finite.
     """
     with measure.annotate("generate"):
-        return make_inputs(workload, device) if captured is None else captured.load(device)
+        inputs = make_inputs(workload, device) if captured is None else captured.load(device)
+        if captured is not None and pruner_of(workload.pruner).needs_queries:
+            inputs.context = captured.context(device, QUERIES)
+        if basis is not None:
+            inputs.query_rms = basis.query_rms.to(str(device))
+        return inputs
 
 
 def plan(row: Asked, workload: Workload, device: Device, fit: Fit) -> Planned | Refused:

@@ -43,6 +43,7 @@ class Bench:
     def measure_cell(self, cell: Cell, device: Device, settings: Settings, observer: Observer) -> Report:
         workload = cell.workload
         given = {"methods": list(cell.methods), "captured": cell.captured, "device": device, "settings": settings}
+        given["basis"] = cell.basis
         self.calls.append({"workload": workload, "observer": observer, **given})
         self.before(len(self.calls))
         observer.stage("generate")

@@ -42,6 +42,7 @@ def run(
     *,
     isa: str = "auto",
     threads: int = 1,
+    **fields: Any,
 ) -> tuple[Tensor, Tensor]:
     """``decode``, ``decode_bitmap`` or ``prefill``.
 
@@ -51,6 +52,7 @@ def run(
         operands: K and V by the names of their fields in the struct.
         isa: of ``library.ISAS``.
         threads: as many compute.
+        fields: others of the struct.
 
     Returns:
         ``out`` of q's shape; ``lse`` of q's shape without head_dim.
@@ -65,7 +67,7 @@ def run(
         shape["q_len"] = q_len
     how = dict(dtype=element_by(q.dtype).code, threads=threads, isa=library.ISAS[isa], scale=1 / math.sqrt(head_dim))
     structs = {name: struct_of(operand) for name, operand in operands.items()}
-    params = library.make(struct, q=q, out=out, lse=lse, **shape, **how, **structs)
+    params = library.make(struct, q=q, out=out, lse=lse, **(shape | how | structs | fields))
     cpu = library.load("cpu")
     size = cpu.number(f"hsb_cpu_{operation}_workspace", params)
     room = torch.full((size + 128,), 0xFF, dtype=torch.uint8)

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
+from hsbench.cache.pruner import PRUNERS
+from hsbench.cache.simulate import simulate
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA, Device
-from hsbench.methods import FAMILIES, check_methods, default_families, find_methods, rows_of
+from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
 from hsbench.problem.elements import INPUTS
 from hsbench.problem.inputs import Inputs
@@ -231,6 +233,37 @@ def test_hierarchical_prunes_what_was_asked_for(phase: Phase, device: Device) ->
         assert all(torch.equal(prepared.pruned(0, head)[which], expected[0, head]) for head in range(2))
     # Blocks 2 .. 7 of K, and 3 of those 6 of V.
     assert prepared.achieved_sparsity == pytest.approx((0.5 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("name", PRUNERS)
+def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, device: Device) -> None:
+    workload = make_workload("decode", seq=300, q_heads=4, kv_heads=2, head_dim=64, sparsity=0.3, pruner=name)
+    captured = replace(workload, tensors="file#layers.0")
+    inputs = make_inputs(workload, device)
+    inputs.context, inputs.query_rms = inputs.q.expand(-1, -1, 8, -1), torch.rand(2, 64).to(str(device))
+    how = dict(key_sparsity=0.3, value_sparsity=0.3, queries=inputs.context, query_rms=inputs.query_rms)
+    left = simulate(inputs.k, inputs.v, pruner=PRUNERS[name], **how)
+    for family in FAMILIES:
+        for method in rows_of(family, DECODE, device):
+            if family == "hierarchical" and PRUNERS[name].needs_queries:
+                assert "needs the context's last queries" in str(method.unsupported(workload, device))
+                with pytest.raises(UnsupportedError, match="needs the context's last queries"):
+                    method.prepare(workload, replace(inputs, context=inputs.q))
+            if method.unavailable(device) or method.unsupported(captured, device):
+                continue
+            got = method.prepare(captured, inputs).pruned(0, 1)
+            of_pruner = got is not None and torch.equal(got[0], left.k[0, 1]) and torch.equal(got[1], left.v[0, 1])
+            assert of_pruner == (family in PRUNER_FAMILIES)
+            dear = method.estimate_bytes(captured) - method.estimate_bytes(replace(captured, pruner="magnitude"))
+            assert (dear > 0) == (family in PRUNER_FAMILIES and name != "magnitude")
+
+
+def test_a_pruner_that_no_kernel_reads_says_why() -> None:
+    workload = make_workload("decode", seq=300, pruner="balanced:hd")
+    (hierarchical,) = rows_of("hierarchical", DECODE, CPU)
+    assert str(hierarchical.unsupported(workload, CPU)).startswith("pruner balanced:hd: no kernel reads V")
+    assert rows_of("dense", DECODE, CPU)[0].unsupported(workload, CPU) is None
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hsbench.cache.basis import Basis, BasisLayer, BasisSource, LayerBasis
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.problem.captured import open_captured
@@ -137,4 +139,42 @@ def test_captured_tensors_are_looked_for(tmp_path: Path) -> None:
         Plan.from_dict(values)
     path.unlink()
     with pytest.raises(TensorsGoneError, match="cannot be had"):
+        Plan.from_dict(values)
+
+
+def test_a_basis_goes_to_the_cells_that_take_one(tmp_path: Path) -> None:
+    geometry = {"layers": 9, "q_heads": 4, "kv_heads": 2, "head_dim": 64}
+    layer = LayerBasis(*(torch.rand(2, 64) for _ in range(3)))
+    path = tmp_path / "b.safetensors"
+    Basis(BasisSource("A", "1234", geometry, "ab", 7), {4: layer, 6: layer}).save(path)
+    basis = BasisLayer.open(path)
+    assert basis.layer == 4 and torch.equal(basis.query_rms, layer.query_rms)
+    problems = [(replace(DECODE, pruner=name), None) for name in ("magnitude", "calibrated", "mirror")]
+    made = make_plan(problems, ["hierarchical"], CPU, basis=basis)
+    assert [cell.basis for cell in made.cells] == [None, basis, None]
+    values = through_json(made.to_dict())
+    assert ["basis" in cell for cell in values["cells"]] == [False, True, False]
+    again = Plan.from_dict(values)
+    assert again == made and again.cells[1].basis is not None
+    assert made.of(made.cells[1], ["hierarchical"]).cells[0].basis == basis
+    with pytest.raises(UsageError, match="pruner calibrated: needs a calibration"):
+        make_plan(problems, ["hierarchical"], CPU)
+    with pytest.raises(UsageError, match="is for 2 kv heads x 64"):
+        make_plan([(replace(DECODE, pruner="calibrated", kv_heads=1), None)], None, CPU, basis=basis)
+    with pytest.raises(UsageError, match="pruner nosuch: unknown"):
+        make_plan([(replace(DECODE, pruner="nosuch"), None)], None, CPU)
+    del values["cells"][1]["basis"]
+    with pytest.raises(UsageError, match="pruner calibrated: needs a calibration"):
+        Plan.from_dict(values)
+    values["cells"][1]["basis"] = {"path": str(tmp_path / "gone"), "layer": 4}
+    with pytest.raises(TensorsGoneError, match="its basis cannot be had"):
+        Plan.from_dict(values)
+
+
+def test_a_plan_of_before_there_was_a_choice_means_the_papers() -> None:
+    values = through_json(plan(DECODE).to_dict())
+    del values["cells"][0]["workload"]["pruner"]
+    assert Plan.from_dict(values) == plan(DECODE)
+    values["cells"][0]["workload"]["pruner"] = "nosuch"
+    with pytest.raises(UsageError, match="pruner nosuch: unknown"):
         Plan.from_dict(values)
