@@ -32,47 +32,59 @@ __device__ __forceinline__ void mirror_chunks(uint4 (&to)[4], const uint4 (&from
 }
 
 // load_queries() in mirror order: a lane's pairs are of one half, and of even groups or of odd ones.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ void load_mirrored_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const T *from,
-                                                      std::int32_t valid, std::uint32_t flip, int lane) {
+template <class T, int HeadDim>
+__device__ __forceinline__ void load_mirrored_query(std::uint32_t (&q)[HeadDim / kStepCols][4], const T *query,
+                                                    int lane) {
     constexpr int kHalf = HeadDim / 2;
     const std::uint32_t selector = lane % 4 / 2 == 0 ? kEvenMirrorGroup : kOddMirrorGroup;
+    const T *const half = query + lane % 2 * kHalf;
 #pragma unroll
-    for (int tile = 0; tile < Tiles; ++tile) {
-        const int query = tile * 8 + lane / 4;
-        const T *const half = from + query * HeadDim + lane % 2 * kHalf;
-#pragma unroll
-        for (int step = 0; step < HeadDim / kStepCols; ++step) {
-            uint4 near = make_uint4(0, 0, 0, 0), far = near;
-            if (query < valid) {
-                near = __ldg(reinterpret_cast<const uint4 *>(half + step * 8));
-                far = __ldg(reinterpret_cast<const uint4 *>(half + kHalf - 8 - step * 8));
-            }
-            q[tile][step][0] = ptx::permute_bytes(near.x, far.w, selector) ^ flip;
-            q[tile][step][1] = ptx::permute_bytes(near.y, far.z, selector) ^ flip;
-            q[tile][step][2] = ptx::permute_bytes(near.z, far.y, selector) ^ flip;
-            q[tile][step][3] = ptx::permute_bytes(near.w, far.x, selector) ^ flip;
-        }
+    for (int step = 0; step < HeadDim / kStepCols; ++step) {
+        const uint4 near = __ldg(reinterpret_cast<const uint4 *>(half + step * 8));
+        const uint4 far = __ldg(reinterpret_cast<const uint4 *>(half + kHalf - 8 - step * 8));
+        q[step][0] = ptx::permute_bytes(near.x, far.w, selector);
+        q[step][1] = ptx::permute_bytes(near.y, far.z, selector);
+        q[step][2] = ptx::permute_bytes(near.z, far.y, selector);
+        q[step][3] = ptx::permute_bytes(near.w, far.x, selector);
     }
 }
 
+template <class T, int HeadDim>
+__device__ __forceinline__ void load_query(std::uint32_t (&q)[HeadDim / kStepCols][4], const T *query, int lane) {
+#pragma unroll
+    for (int step = 0; step < HeadDim / kStepCols; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            q[step][i] =
+                __ldg(reinterpret_cast<const std::uint32_t *>(query + step * kStepCols + i * 8 + lane % 4 * 2));
+}
+
 // Q^T of a warp's queries, from global memory: B fragments (ptx/mma.cuh) per step of 32 dims. Queries beyond `valid` are
-// zero.
+// zero. Nothing that is loaded is used inside a branch: there ptxas would wait for it, load by load (3 % of a decode of
+// 128k tokens).
 template <class T, int HeadDim, int Tiles>
 __device__ __forceinline__ void load_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const T *from,
                                              std::int32_t valid, std::uint32_t flip, bool mirror, int lane) {
-    if (mirror) return load_mirrored_queries<T, HeadDim, Tiles>(q, from, valid, flip, lane);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile) {
         const int query = tile * 8 + lane / 4;
 #pragma unroll
         for (int step = 0; step < HeadDim / kStepCols; ++step)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const T *pair = from + query * HeadDim + step * kStepCols + i * 8 + lane % 4 * 2;
-                q[tile][step][i] = query < valid ? __ldg(reinterpret_cast<const std::uint32_t *>(pair)) ^ flip : 0u;
-            }
+            for (int i = 0; i < 4; ++i) q[tile][step][i] = 0;
+        if (query < valid) {
+            if (mirror)
+                load_mirrored_query<T, HeadDim>(q[tile], from + query * HeadDim, lane);
+            else
+                load_query<T, HeadDim>(q[tile], from + query * HeadDim, lane);
+        }
     }
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+        for (int step = 0; step < HeadDim / kStepCols; ++step)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) q[tile][step][i] ^= flip;
 }
 
 // The product of 8 channels of a query with 8 of a vector.
