@@ -100,6 +100,16 @@ private:
     const Pages k_, v_;
 };
 
+// What K's shift took from every score of a query, and so from its log-sum-exp.
+template <class Isa, class Type>
+float shift_of_scores(const hsb_decode_params &p, std::int64_t kv_head, const std::uint16_t *q) {
+    const float *shift = p.key_shift + kv_head * p.head_dim;
+    auto sum = Isa::zero();
+    for (int d = 0; d < p.head_dim; d += Isa::width)
+        sum = Isa::fma(Isa::load(q + d, Type{}), Isa::load(shift + d), sum);
+    return p.scale * Isa::sum(sum);
+}
+
 }  // namespace
 
 template <class Isa>

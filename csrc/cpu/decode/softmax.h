@@ -24,12 +24,18 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
     const int group = p.q_heads / p.kv_heads;
     const auto *q = static_cast<const std::uint16_t *>(p.q) + unit.head * group * p.head_dim;
     const typename Isa::Float scale = Isa::set(p.scale * kLog2E);
+    const bool mirror = p.key_order == HSB_ORDER_MIRROR;
+    float *scaled = mirror ? s.scores : s.q;  // there are no scores yet
     for (int i = 0; i < group * p.head_dim; i += Isa::width) {
-        Isa::store(s.q + i, Isa::mul(Isa::load(q + i, Type{}), scale));
+        Isa::store(scaled + i, Isa::mul(Isa::load(q + i, Type{}), scale));
         Isa::store(s.out + i, Isa::zero());
     }
-    if (p.key_order == HSB_ORDER_MIRROR)
-        for (int h = 0; h < group; ++h) mirror_channels<Isa>(s.q + h * p.head_dim, p.head_dim);
+    if (mirror)
+        for (int h = 0; h < group; ++h) {
+            const float *__restrict from = scaled + h * p.head_dim;
+            float *__restrict to = s.q + h * p.head_dim;
+            for_each_mirrored(p.head_dim, [=](int place, int channel) { to[place] = from[channel]; });
+        }
     for (int h = 0; h < group; ++h) {
         s.max[h] = kNoMax;
         s.sum[h] = 0.0f;

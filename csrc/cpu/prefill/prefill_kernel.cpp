@@ -68,15 +68,40 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
     for (int lane = 0; lane < kLanes; ++lane) {
         const std::int64_t row = first + (lane < used ? lane : used - 1);
         const auto *q = static_cast<const std::uint16_t *>(rows.p.q) + rows.index(row) * head_dim;
-        for (int d = 0; d < head_dim; d += Isa::width) Isa::store(line + d, Isa::mul(factor, Isa::load(q + d, Type{})));
-        if (rows.p.key_order == HSB_ORDER_MIRROR) mirror_channels<Isa>(line, head_dim);
-        for (int d = 0; d < head_dim; ++d) queries[d * kLanes + lane] = lane < used ? line[d] : 0.0f;
+        for (int d = 0; d < head_dim; d += Isa::width)
+            Isa::store(line + d, lane < used ? Isa::mul(factor, Isa::load(q + d, Type{})) : Isa::zero());
+        const auto put = [=](int place, int channel) { queries[place * kLanes + lane] = line[channel]; };
+        if (rows.p.key_order == HSB_ORDER_MIRROR)
+            for_each_mirrored(head_dim, put);
+        else
+            for (int d = 0; d < head_dim; ++d) put(d, d);
         s.last(t)[lane] = static_cast<float>(rows.query(row) - rows.query(first));
         s.reference(t)[lane] = -INFINITY;
         s.sum(t)[lane] = 0.0f;
     }
     float *output = s.output(t);
     for (int i = 0; i < head_dim * kLanes; ++i) output[i] = 0.0f;
+}
+
+// What K's shift took from every score of a tile's queries [lanes], from Q^T, which is at hand: q itself is far by now.
+template <class Isa>
+void shift_of_scores(const Rows &rows, const Scratch<Isa> &s, int t, float *taken) {
+    using T = Tile<Isa>;
+    const hsb_prefill_params &p = rows.p;
+    const float *shift = p.key_shift + rows.kv_head * p.head_dim;
+    const float *queries = s.queries(t);
+    typename Isa::Float sum[T::vectors];
+    for (auto &x : sum) x = Isa::zero();
+    const auto add = [&](int place, int channel) {
+        const auto factor = Isa::set(shift[channel]);
+        const float *query = queries + place * T::lanes;
+        for (int v = 0; v < T::vectors; ++v) sum[v] = Isa::fma(factor, Isa::load(query + v * Isa::width), sum[v]);
+    };
+    if (p.key_order == HSB_ORDER_MIRROR)
+        for_each_mirrored(p.head_dim, add);
+    else
+        for (int d = 0; d < p.head_dim; ++d) add(d, d);
+    for (int v = 0; v < T::vectors; ++v) Isa::store(taken + v * Isa::width, Isa::mul(sum[v], Isa::set(kLn2)));
 }
 
 // O^T over the sums to out, and the log-sum-exp.
@@ -87,16 +112,15 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
     const int head_dim = p.head_dim;
     const float *output = s.output(t);
     float *line = s.at(s.line);
+    float taken[kLanes];
+    if (p.key_shift) shift_of_scores<Isa>(rows, s, t, taken);
     for (int lane = 0; lane < used; ++lane) {
         const std::int64_t index = rows.index(first + lane);
         const float sum = s.sum(t)[lane];
         for (int d = 0; d < head_dim; ++d) line[d] = output[d * kLanes + lane];
         auto *out = static_cast<std::uint16_t *>(p.out) + index * head_dim;
         float lse = s.reference(t)[lane] * kLn2 + (logf(sum) + sum_reserve(p.dtype, p.seq) * kLn2);
-        if (p.key_shift) {
-            const auto *q = static_cast<const std::uint16_t *>(p.q) + index * head_dim;
-            lse += shift_of_scores<Isa, Type>(p, rows.kv_head, q);
-        }
+        if (p.key_shift) lse += taken[lane];
         p.lse[index] = lse;
         if (p.value_shift) add_shift<Isa, Type>(line, 1.0f / sum, p.value_shift + rows.kv_head * head_dim, head_dim);
         const auto factor = Isa::set(p.value_shift ? 1.0f : 1.0f / sum);

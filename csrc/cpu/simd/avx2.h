@@ -38,6 +38,8 @@ struct Avx2 {
     static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    // Of a NaN and a number, min and max give the second.
+    static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
     static float sum(Float x) {

@@ -21,6 +21,8 @@ struct Avx512 {
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    // Of a NaN and a number, min and max give the second.
+    static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
     static float sum(Float x) { return _mm512_reduce_add_ps(x); }

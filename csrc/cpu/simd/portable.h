@@ -43,6 +43,10 @@ struct Portable {
     static Float mul(Float a, Float b) {
         return each<Float>([&](int i) { return a.lane[i] * b.lane[i]; });
     }
+    // Of a NaN and a number, min and max give the second.
+    static Float min(Float a, Float b) {
+        return each<Float>([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+    }
     static Float max(Float a, Float b) {
         return each<Float>([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
