@@ -98,7 +98,7 @@ Device = Annotated[
     Text, _option("--device", "DEVICE", f"{_either(DEVICES)} ({DEVICES[0]}: CUDA where there is one).", _RUN)
 ]
 Kv = Annotated[Text, _option("--kv", "FILE", "Captured layers.N.q, .k and .v in a safetensors file.", _RUN)]
-Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv or --basis (the first there).", _RUN)]
+Layer = Annotated[Text, _option("--layer", "N", "Layer of --kv, --basis or --plan (the first there).", _RUN)]
 Tensors = Annotated[
     Text,
     _option(
@@ -192,7 +192,9 @@ ModelSink = Annotated[
 ModelLocal = Annotated[
     Text, _option("--local", "SIZE", f"Last tokens whose blocks stay dense ({Task.local}).", _SPARSITY)
 ]
-LayerPlan = Annotated[Text, _option("--plan", "FILE", "Sparsities by layer, as --plan-output wrote them.", _SPARSITY)]
+LayerPlan = Annotated[
+    Text, _option("--plan", "FILE", "Sparsities by layer, as quality --plan-output wrote them; see --layer.", _SPARSITY)
+]
 QualityMethods = Annotated[Text, _option("--methods", "NAME,...", "hierarchical, unstructured (hierarchical).", _RUN)]
 Weights = Annotated[Text, _option("--weights", "DTYPE", "fp32, fp16 or bf16, of the model (on a CPU fp32).", _RUN)]
 CacheDtype = Annotated[

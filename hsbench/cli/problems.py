@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsbench.cache.pruner import CALIBRATED, Pruner, check_sources, pruner_of
@@ -67,7 +68,7 @@ def open_tensors(request: Request) -> Captured | None:
         UsageError: they cannot be read, or the request contradicts them.
     """
     if request.kv is None:
-        if request.layer is not None and request.basis is None:
+        if request.layer is not None and request.basis is None and request.plan is None:
             raise UsageError("layer", request.layer, "only a file of captured tensors has layers; give --kv FILE")
         return None
     if request.tensors is not None:
@@ -75,6 +76,30 @@ def open_tensors(request: Request) -> Captured | None:
     from hsbench.problem.captured import open_captured
 
     return open_captured(request.kv, _size(request.layer, "layer", 0))
+
+
+def with_plan(request: Request, captured: Captured | None) -> Request:
+    """The request with what a plan of layers says of its layer, in place of the plan.
+
+    Raises:
+        UsageError: the plan cannot be read, has no such layer, or the request contradicts it.
+    """
+    if request.plan is None:
+        return request
+    for name in ("sparsity", "key_sparsity", "value_sparsity"):
+        if (typed := getattr(request, name)) is not None:
+            raise UsageError(name, typed, "--plan brings the sparsities; leave one of them out")
+    from hsbench.run.quality.layer_plan import read_layer_plan
+
+    layers = read_layer_plan(Path(request.plan))
+    layer = (_size(request.layer, "layer", 0) or 0) if captured is None else captured.layer
+    if layer >= len(layers.layers):
+        raise UsageError(
+            "layer", layer, f"{request.plan} has the layers 0 to {len(layers.layers) - 1}; give one of these"
+        )
+    key, value = map(str, layers.layers[layer])
+    pruner = layers.pruner if request.pruner is None else request.pruner
+    return replace(request, plan=None, key_sparsity=key, value_sparsity=value, pruner=pruner)
 
 
 def open_basis(request: Request, captured: Captured | None) -> BasisLayer | None:

@@ -171,7 +171,7 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
             if basis is not None:
                 basis.check_model(source.name, source.identity)
             material = material_of(
-                lambda words: torch.tensor(source.tokenizer.encode(words), dtype=torch.int64),
+                lambda words: torch.tensor(source.tokenizer.encode(words), dtype=torch.int64, device="cpu"),
                 text, asked.task, asked.depths, source.max_positions, source.tokenizer.frame(),
             )  # fmt: skip
             seen = asked.task.context + asked.task.score

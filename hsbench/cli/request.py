@@ -48,6 +48,7 @@ class Request(Typed):
     value_sparsity: str | None = None
     pruner: str | None = None
     basis: str | None = None
+    plan: str | None = None
     sink: str | None = None
     local: str | None = None
     methods: str | None = None

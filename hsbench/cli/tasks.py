@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hsbench.cli.output import Output, make_output
 from hsbench.cli.parse import flag, parse_choice, parse_list, parse_number
 from hsbench.cli.places import check_creatable
-from hsbench.cli.problems import all_problems, one_problem, open_basis, open_tensors, warnings_of
+from hsbench.cli.problems import all_problems, one_problem, open_basis, open_tensors, warnings_of, with_plan
 from hsbench.cli.request import DEVICES, Request
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
@@ -62,7 +62,8 @@ def one_task(phase: Phase, request: Request) -> Task:
         UnavailableError: the device asked for is not there.
     """
     settings, methods, captured = _settings(request), _methods(request), open_tensors(request)
-    return _task(request, one_problem(phase, request, captured), captured, settings, methods, "table")
+    problems = one_problem(phase, with_plan(request, captured), captured)
+    return _task(request, problems, captured, settings, methods, "table")
 
 
 def sweep_task(request: Request) -> Task:
@@ -72,7 +73,8 @@ def sweep_task(request: Request) -> Task:
         UsageError, UnavailableError: as :func:`one_task`.
     """
     settings, methods, captured = _settings(request), _methods(request), open_tensors(request)
-    return _task(request, all_problems(request, captured), captured, settings, methods, "csv")
+    problems = all_problems(with_plan(request, captured), captured)
+    return _task(request, problems, captured, settings, methods, "csv")
 
 
 def replay_task(request: Request, manifest: str) -> Task:
@@ -122,7 +124,7 @@ def _task(
 ) -> Task:
     device = "auto" if request.device is None else parse_choice(request.device, "device", DEVICES)
     inputs = [] if captured is None else [("kv", captured.path)]
-    inputs += [] if request.basis is None else [("basis", Path(request.basis))]
+    inputs += [(name, Path(typed)) for name in ("basis", "plan") if (typed := getattr(request, name)) is not None]
     output = make_output(request.output, request.format, request.manifest, default_format, inputs)
     profiler = _wanted_profiler(request)
     # Until here, a typing error is answered at once: now torch is imported.

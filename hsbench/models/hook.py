@@ -169,11 +169,11 @@ def _no_mask(
         q_offset, q_length = int(cache_position[0]), int(cache_position.shape[0])
     assert q_length is not None
     # Three rows of it tell: a mask is a function of two positions, and the kinds there are differ in these rows.
-    rows = torch.tensor(sorted({0, q_length // 2, q_length - 1}))[:, None] + int(q_offset)
-    tokens = torch.arange(kv_length)[None] + kv_offset
-    at = torch.zeros((), dtype=torch.long)
+    rows = torch.tensor(sorted({0, q_length // 2, q_length - 1}), device="cpu")[:, None] + int(q_offset)
+    tokens = torch.arange(kv_length, device="cpu")[None] + kv_offset
+    at = torch.zeros((), dtype=torch.long, device="cpu")
     with torch.device("cpu"):
-        mask = torch.as_tensor(mask_function(at, at, rows, tokens)).expand(rows.shape[0], kv_length)
+        mask = torch.as_tensor(mask_function(at, at, rows, tokens), device="cpu").expand(rows.shape[0], kv_length)
     causal = tokens <= rows
     windows = [None, *sorted(_CALL.get().windows)]
     if not any(

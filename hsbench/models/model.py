@@ -54,7 +54,7 @@ class Model:
 
     def tokens(self, text: str) -> torch.Tensor:
         """Token numbers of a text, int64 ``[n]``, on the CPU; only what the tokenizer puts at the start is added."""
-        return torch.tensor(self._tokenizer.encode(text), dtype=torch.int64)
+        return torch.tensor(self._tokenizer.encode(text), dtype=torch.int64, device="cpu")
 
     def text(self, ids: torch.Tensor) -> str:
         """The text of token numbers ``[n]``."""
@@ -109,7 +109,7 @@ class Model:
             ValueError: the cache has no room for them.
         """
         n = ids.shape[1]
-        keep: int | torch.Tensor = {"all": 0, "last": 1}.get(logits, torch.empty(0, dtype=torch.long))
+        keep: int | torch.Tensor = {"all": 0, "last": 1}.get(logits, torch.empty(0, dtype=torch.long, device="cpu"))
         arguments: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             if cache.length + n > cache.capacity:

@@ -44,7 +44,7 @@ class Text:
         if count is not None and len(ids) < count:
             remedy = "give a longer text, or ask for fewer tokens"
             raise UsageError("text", self.path, f"has {len(ids):,} tokens, {count:,} are needed; {remedy}")
-        return torch.tensor(ids[:count], dtype=torch.int64)
+        return torch.tensor(ids[:count], dtype=torch.int64, device="cpu")
 
 
 def read_text(path: str | Path, field: str = "text") -> Text:

@@ -95,9 +95,35 @@ def test_a_manifest_names_the_basis(hsbench: Run, bench: Any, basis: Path, tmp_p
     assert ran.code == 2 and f"--replay {then}: its basis cannot be had" in ran.err and ran.err.count("\n") == 1
 
 
+def make_plan(path: Path) -> Path:
+    layers = [{"key_sparsity": 0.5, "value_sparsity": 0.25}, *({"key_sparsity": 0.0, "value_sparsity": 0.5},) * 3]
+    model = {"name": "A", "identity": "1234"}
+    path.write_text(
+        json.dumps({"schema": "hsbench-layers/1", "model": model, "pruner": "balanced", "kl": 0.01, "layers": layers})
+    )
+    return path
+
+
+def test_a_plan_of_layers_brings_sparsities_and_pruner(hsbench: Run, bench: Any, kv: Path, tmp_path: Path) -> None:
+    plan = ["--plan", str(make_plan(tmp_path / "plan.json"))]
+    for argv, expected in (
+        (["decode", *SHAPE, *plan], (0.5, 0.25, "balanced")),
+        (["prefill", *SHAPE, *plan, "--layer", "1"], (0.0, 0.5, "balanced")),
+        (["decode", "--kv", str(kv), *plan], (0.0, 0.5, "balanced")),
+        (["compare", *SHAPE, *plan, "--pruner", "mirror"], (0.5, 0.25, "mirror")),
+    ):
+        assert hsbench(*argv).code == 0
+        workload = bench.workloads[-1]
+        assert (workload.key_sparsity, workload.value_sparsity, workload.pruner) == expected
+
+
 @pytest.mark.parametrize(
     ("argv", "what"),
     [
+        (["--plan", "PLAN", "--sparsity", "0.5"], "--sparsity 0.5: --plan brings the sparsities; leave"),
+        (["--plan", "PLAN", "--layer", "4"], "has the layers 0 to 3; give one of these"),
+        (["--plan", "none"], "--plan none: cannot be read"),
+        (["--plan", "PLAN", "--output", "PLAN", "--format", "csv"], "is the file of --plan; give another"),
         (["--pruner", "mirorr"], "--pruner mirorr: unknown (did you mean mirror?); one of magnitude, mirror,"),
         (["--pruner", ""], '--pruner "": '),
         (["--pruner", "mirror,centered"], "--pruner mirror,centered: takes one value here"),
@@ -116,7 +142,12 @@ def test_a_manifest_names_the_basis(hsbench: Run, bench: Any, basis: Path, tmp_p
 def test_mistakes_are_one_line_before_any_work(
     hsbench: Run, bench: Any, basis: Path, kv: Path, tmp_path: Path, argv: list[str], what: str
 ) -> None:
-    files = {"BASIS": basis, "KV": kv, "OTHER": make_basis(tmp_path / "other.safetensors", kv_heads=8)}
+    files = {
+        "BASIS": basis,
+        "KV": kv,
+        "PLAN": make_plan(tmp_path / "plan.json"),
+        "OTHER": make_basis(tmp_path / "other.safetensors", kv_heads=8),
+    }
     before = basis.read_bytes()
     ran = hsbench("decode", *SHAPE, *(str(files.get(word, word)) for word in argv))
     assert ran.code == 2 and ran.out == "" and ran.err.count("\n") == 1 and not bench.calls

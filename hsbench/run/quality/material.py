@@ -74,5 +74,5 @@ def windows_of(text: Text, start: Tensor, ids: Tensor, task: Task) -> list[Tenso
         fewer = f"`windows` {have // size}" if have >= size else "a smaller `context` or `score`"
         remedy = f"has {have:,} tokens, and {needs} {size * task.windows:,}; give a longer text, or {fewer}"
         raise UsageError("text", text.path, remedy)
-    starts = torch.linspace(0, have - size, task.windows, dtype=torch.float64).floor().long().tolist()
+    starts = torch.linspace(0, have - size, task.windows, dtype=torch.float64, device="cpu").floor().long().tolist()
     return [torch.cat([start, ids[first : first + size]]) for first in starts]
