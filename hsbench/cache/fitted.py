@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, pack_torch
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import MAGNITUDE, Pruner
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
@@ -20,8 +22,8 @@ from hsbench.kernels import forks
 class FittedCompressor:
     """One tensor bound to the pages that it becomes under a pruner that was fitted to it.
 
-    What native code chooses by is magnitude. Where a pruner weighs or folds, the definition in torch prunes, and native
-    code packs what is left, which it finds by its magnitudes; with blocks of both kinds, the definition packs, too.
+    What native code chooses by is magnitude. Where a pruner weighs or folds, it is given the scores to choose blocks by
+    and the definition in torch prunes them; then native code packs what is left, which it finds by its magnitudes.
 
     Raises:
         UnavailableError: there is no native library for the device.
@@ -35,32 +37,39 @@ class FittedCompressor:
 
     def run(self) -> None:
         """Prunes and packs, as often as it is called."""
-        if self._fit.is_plain:
+        fit, plan = self._fit, self._plan
+        if fit.is_plain:
             self._native.run()
             return
-        with forks.torch_operations():
-            packed = self._prune()
-        if not packed:
-            self._native.run()
-
-    def _prune(self) -> bool:
-        """Fills what native code packs; returns whether it packed already."""
-        fit, plan = self._fit, self._plan
         prunes = plan.sparse > 0 and (fit.weighs or fit.fold > 0.0)
-        batch, kv_heads = self._x.shape[:2]
-        chosen = torch.zeros(batch, kv_heads, plan.blocks, dtype=torch.bool, device=self._x.device)
-        for b, h in itertools.product(range(batch), range(kv_heads)):  # one at a time: what lies between takes room
-            own, one = fit.head(b, h), (slice(b, b + 1), slice(h, h + 1))
-            stored = own.stored(self._x[one])
-            if prunes:
-                scores = own.scores(stored)
-                chosen[one] = choose_blocks(scores, self._operand, plan)
-                stored = prune_hierarchical(stored, self._operand, chosen[one], scores=scores, fold=fit.fold)
-            self._stored[one] = stored
-        mixed = prunes and plan.sparse < plan.eligible
-        if mixed:
-            pack_torch(self._stored, self.pages, chosen)
-        return mixed
+        chosen = self._choose() if prunes else None
+        with forks.torch_operations():
+            for own, one in self._heads():
+                stored = own.stored(self._x[one])
+                if chosen is not None:
+                    scores = own.scores(stored)
+                    stored = prune_hierarchical(stored, self._operand, chosen[one], scores=scores, fold=fit.fold)
+                self._stored[one] = stored
+        # Blocks that are pruned lose nothing by 2:4, and so are those that native code chooses, too.
+        self._native.run()
+
+    def _choose(self) -> Tensor:
+        """Which blocks become 2:4: as :func:`hsbench.cache.prune.choose_blocks` says of the scores, by native code."""
+        plan, pages = self._plan, self.pages
+        if plan.sparse == plan.eligible:
+            chosen = torch.zeros(*self._x.shape[:2], plan.blocks, dtype=torch.bool, device=self._x.device)
+            chosen[..., plan.first : plan.last] = True
+            return chosen
+        with forks.torch_operations():
+            for own, one in self._heads():
+                self._stored[one] = own.scores(own.stored(self._x[one]))
+        self._native.run()
+        return chosen_of_kinds(kinds_of(pages.map))
+
+    def _heads(self) -> Iterator[tuple[Fit, tuple[slice, slice]]]:
+        """Each (batch, kv head): its fit and where it is. One at a time, for what lies between takes room."""
+        for b, h in itertools.product(*map(range, self._x.shape[:2])):
+            yield self._fit.head(b, h), (slice(b, b + 1), slice(h, h + 1))
 
     def check(self) -> None:
         """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
