@@ -19,7 +19,6 @@ template <int ExponentBits>
 struct Float16Bits {
     static constexpr int kFractionBits = 15 - ExponentBits;
     static constexpr int kBias = (1 << (ExponentBits - 1)) - 1;
-    static constexpr std::uint32_t kInfinity = (2 * kBias + 1) << kFractionBits;
 
     // The largest number below 2^power.
     static constexpr std::uint32_t below_power(int power) {
@@ -79,12 +78,6 @@ struct Element<__nv_bfloat16> : Float16Bits<8> {
 
 // All of them.
 using Elements = Types<__half, __nv_bfloat16>;
-
-template <class... T>
-constexpr bool is_element(int dtype, Types<T...>) {
-    return ((dtype == Element<T>::kCode) || ...);
-}
-constexpr bool is_element(int dtype) { return is_element(dtype, Elements()); }
 
 // run(T()) for the type of that code, which has been checked.
 template <class Run, class First, class... Rest>

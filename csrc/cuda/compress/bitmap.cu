@@ -3,6 +3,7 @@
 #include "api.h"
 #include "cuda/launch.h"
 #include "cuda/page.cuh"
+#include "element.h"
 
 // First call (values NULL): find_bitmaps, one run of tokens per CTA; scan_runs; shift_offsets by what came before the run.
 // Second call: gather_values.
@@ -62,7 +63,7 @@ extern "C" int hsb_cuda_compress_bitmap(const hsb_compress_bitmap_params *p) {
                               plan.tokens,
                               static_cast<std::uint32_t>(plan.runs),
                               p->keep,
-                              infinity_bits(p->dtype)};
+                              hsb::infinity_bits(p->dtype)};
         if (p->values)
             launch(gather_values, static_cast<unsigned>(ceil_div(plan.chunks, 32 * kGatherWarps)), kGatherWarps * 32, 0,
                    p->stream, args, plan.chunks);

@@ -4,6 +4,7 @@
 #include "choose.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
+#include "element.h"
 #include "loss.cuh"
 #include "pack.cuh"
 

@@ -6,17 +6,12 @@
 
 #include <cstdint>
 
-#include "cuda/element.cuh"
 #include "cuda/ptx/bytes.cuh"
 
 namespace hsb::cuda {
 
 constexpr std::uint32_t kMagnitudes = 0x7fff7fff;
 constexpr std::uint32_t kSigns = 0x80008000;
-
-inline std::uint32_t infinity_bits(int dtype) {
-    return with_element(dtype, [](auto type) { return Element<decltype(type)>::kInfinity; });
-}
 
 // Added to two magnitudes, this sets a sign bit exactly where one is an infinity or a NaN.
 __device__ __forceinline__ std::uint32_t non_finite_carry(std::uint32_t infinity) {
