@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
-from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, library
@@ -32,6 +32,15 @@ def check_query(q: Tensor, kv_shape: Shape, dtype: torch.dtype, device: torch.de
         raise UnsupportedError(f"{name} has {q.shape[1]} heads: give 1 to {MAX_GROUP} times the {kv_heads} kv heads")
     if not 1 <= q.shape[2] <= seq:
         raise UnsupportedError(f"{name} has {q.shape[2]} queries: the last one sees all of seq, so give 1 to {seq}")
+
+
+def why_not_shape(head_dim: int, group: int) -> str | None:
+    """Shapes that our kernels do not take, with what they do take; None for one that they take."""
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim {head_dim}: the kernels take 64 and 128"
+    if group > MAX_GROUP:
+        return f"{group} query heads per kv head: the kernels take 1 to {MAX_GROUP}"
+    return None
 
 
 class NativeCall:

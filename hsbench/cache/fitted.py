@@ -13,7 +13,15 @@ from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks, prune_hierarchical
+from hsbench.cache.prune import (
+    BlockPlan,
+    Operand,
+    check_finite,
+    choose_blocks,
+    chosen_of_kinds,
+    plan_blocks,
+    prune_hierarchical,
+)
 from hsbench.cache.pruner import MAGNITUDE, Pruner
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
@@ -55,16 +63,13 @@ class FittedCompressor:
 
     def _choose(self) -> Tensor:
         """Which blocks become 2:4: as :func:`hsbench.cache.prune.choose_blocks` says of the scores, by native code."""
-        plan, pages = self._plan, self.pages
-        if plan.sparse == plan.eligible:
-            chosen = torch.zeros(*self._x.shape[:2], plan.blocks, dtype=torch.bool, device=self._x.device)
-            chosen[..., plan.first : plan.last] = True
-            return chosen
+        if self._plan.sparse == self._plan.eligible:
+            return choose_blocks(self._x, self._operand, self._plan)  # all of them, whatever the scores
         with forks.torch_operations():
             for own, one in self._heads():
                 self._stored[one] = own.scores(own.stored(self._x[one]))
         self._native.run()
-        return chosen_of_kinds(kinds_of(pages.map))
+        return chosen_of_kinds(kinds_of(self.pages.map))
 
     def _heads(self) -> Iterator[tuple[Fit, tuple[slice, slice]]]:
         """Each (batch, kv head): its fit and where it is. One at a time, for what lies between takes room."""

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hsbench.cache import cuda_layout
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Pruner
 from hsbench.problem.elements import element_by
-
-_METADATA_BITS = 4
-"""Of a group of 4 elements, as CUDA's pages hold them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def simulate(
     pruned, nbytes = [], 0
     for x, fit, plan in zip((k, v), fits, plans, strict=True):
         check_finite(fit.operand, x)
-        stored, scores = fit.stored(x), fit.scores(fit.stored(x))
+        stored = fit.stored(x)
+        scores = fit.scores(stored)
         # Groups along head_dim are what K's are, whatever the tensor.
         operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
         chosen = choose_blocks(scores, operand, plan)
@@ -66,9 +65,8 @@ def simulate(
 
 
 def _page_bytes(x: Tensor, plan: BlockPlan) -> int:
-    """Pages and map."""
+    """Pages, as CUDA's are, and map."""
     batch, kv_heads, _, head_dim = x.shape
-    element, elements = element_by(x.dtype), BLOCK * head_dim
-    sparse = element.nbytes(elements // 2) + elements // 4 * _METADATA_BITS // 8
-    entry = torch.int32.itemsize
-    return batch * kv_heads * (plan.sparse * sparse + plan.dense * element.nbytes(elements) + plan.blocks * entry)
+    element = element_by(x.dtype)
+    pages = sum(plan.count(kind) * page.nbytes(head_dim, element) for kind, page in cuda_layout.PAGES.items())
+    return batch * kv_heads * (pages + plan.blocks * torch.int32.itemsize)

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from hsbench.attention import calls
-from hsbench.cache.hierarchical import HEAD_DIMS
 from hsbench.cache.storage import Compressor, StoredKV
 from hsbench.measure import ranges
 from hsbench.methods.base import Prepared
@@ -75,8 +74,4 @@ def prepare_native(
 
 def why_not_native(workload: Workload) -> str | None:
     """Shapes that our kernels do not take, with what they do take."""
-    if workload.head_dim not in HEAD_DIMS:
-        return f"head_dim {workload.head_dim}: the kernels take 64 and 128"
-    if workload.group > calls.MAX_GROUP:
-        return f"{workload.group} query heads per kv head: the kernels take 1 to {calls.MAX_GROUP}"
-    return None
+    return calls.why_not_shape(workload.head_dim, workload.group)

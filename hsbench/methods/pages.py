@@ -16,7 +16,7 @@ from hsbench.methods.native_call import prepare_native, why_not_native
 from hsbench.problem.elements import FP32
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
-from hsbench.problem.workload import MAX_SPARSITY, Workload
+from hsbench.problem.workload import Workload
 
 _NEEDS_QUERIES = "pruner {} needs the context's last queries: give --kv with a file that holds several"
 
@@ -69,15 +69,13 @@ class PagesMethod(Method):
         return workload.dense_kv_bytes + padding + outputs + prunes_in_torch + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
-        """What the definition in torch takes on the way, as measured: of one head at a time; where there are blocks of
-        both kinds, their losses, and packing, of one tensor."""
-        pruner, (key, value) = self.pruner(workload), self.sparsities(workload)
+        """What the definition in torch takes on the way, as measured: of one head at a time."""
+        pruner = self.pruner(workload)
         if pruner == MAGNITUDE:
             return 0
         head = workload.element.nbytes(workload.seq * workload.head_dim)
         looked_at = 3 * FP32.nbytes(workload.batch * workload.q_heads * QUERIES * workload.seq) * pruner.needs_queries
-        mixed = any(0 < share < MAX_SPARSITY for share in (key, value))
-        return max(looked_at, 80 * head + 3 * workload.dense_kv_bytes if mixed else 40 * head)
+        return max(looked_at, 40 * head)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)

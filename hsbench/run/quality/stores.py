@@ -16,7 +16,7 @@ from hsbench.cache import bitmap
 from hsbench.cache.basis import Basis
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, Pruner, pruner_of
 from hsbench.cache.simulate import simulate
@@ -133,13 +133,7 @@ class Hierarchical:
 
 def why_simulated(pruner: Pruner, k: Tensor, group: int) -> str | None:
     """Why no kernel can attend to what a pruner stores; None where ours does."""
-    if pruner.is_simulated:
-        return "V pruned along head_dim has no kernel yet"
-    if k.shape[-1] not in HEAD_DIMS:
-        return f"the kernels take head_dim 64 and 128, not {k.shape[-1]}"
-    if group > calls.MAX_GROUP:
-        return f"the kernels take 1 to {calls.MAX_GROUP} query heads per kv head, not {group}"
-    return library.why_missing(k.device.type)
+    return pruner.why_simulated or calls.why_not_shape(k.shape[-1], group) or library.why_missing(k.device.type)
 
 
 class Unstructured:
