@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from hsbench.results import Report
 
 
-def hand_off(plan: Plan, profiling: Profiling, reports: Sequence[Report]) -> None:
+def hand_off(plan: Plan, profiling: Profiling, reports: Sequence[Report], still_wanted: Callable[[], None]) -> None:
     """Make a report of every cell, of the rows that ran ok; all that is said of them goes to stderr.
+
+    Args:
+        still_wanted: raises if the run was interrupted; called while a profiler runs.
 
     Raises:
         UsageError: the folder of the reports cannot be made after all.
@@ -35,10 +38,10 @@ def hand_off(plan: Plan, profiling: Profiling, reports: Sequence[Report]) -> Non
     measure.release_memory(plan.device)  # what torch keeps for this process's next tensors: the profiled run needs it
     for cell, report in zip(plan.cells, reports, strict=True):
         for rows in _groups(profiling, _ran_ok(report)):
-            _make(plan, cell, rows, profiling)
+            _make(plan, cell, rows, profiling, still_wanted)
 
 
-def _make(plan: Plan, cell: Cell, rows: Sequence[str], profiling: Profiling) -> None:
+def _make(plan: Plan, cell: Cell, rows: Sequence[str], profiling: Profiling, still_wanted: Callable[[], None]) -> None:
     """Makes one report and says what is in it."""
     from hsbench.profiling import Job, Orders, report_stem, summary_lines, unused_stem
     from hsbench.profiling.base import ProfilerError
@@ -54,7 +57,7 @@ def _make(plan: Plan, cell: Cell, rows: Sequence[str], profiling: Profiling) -> 
     job = Job(command=command, stem=stem, suffix=profiler.suffix, methods=tuple(rows), device=plan.device)
     try:
         _write(plan_file, plan.of(cell, rows))
-        lines = profiler.make(job)
+        lines = profiler.make(job, still_wanted)
     except ProfilerError as error:
         say(*(f"  | {line}" for line in error.output.splitlines()))
         raise

@@ -77,7 +77,7 @@ def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
     if task.profiling is None or code == INTERRUPTED:
         return code
     try:
-        hand_off(plan, task.profiling, reports)
+        hand_off(plan, task.profiling, reports, signals.check)
     except KeyboardInterrupt:
         say("hsbench: interrupted under the profiler; the results above are whole")
         return INTERRUPTED

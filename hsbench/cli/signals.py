@@ -54,6 +54,11 @@ class Interruptible:
         """What an interrupted process ends with: 128 and the signal's number, Ctrl-C's where none came."""
         return 128 + (self.first or signal.SIGINT)
 
+    def check(self) -> None:
+        """Raises :class:`Stopped` if a signal came, for long waits: its exception may have been swallowed."""
+        if self.first is not None:
+            raise Stopped(self.first)
+
     def __enter__(self) -> Interruptible:
         import threading
 

@@ -26,6 +26,7 @@ Parsed = TypeVar("Parsed")
 
 _LAST_LINES = 12  # of a tool that failed
 _GRACE_S = (10.0, 3.0)  # after SIGINT, for it to finish its report; after SIGTERM
+_LOOK_S = 0.5  # how often a wait looks whether it is still wanted
 
 
 class ProfilerError(HsbenchError):
@@ -115,15 +116,18 @@ class Profiler(ABC):
         """What to do about a failure that it explains in ``output``; None for one that is not known."""
         return None
 
-    def make(self, job: Job) -> list[Line]:
+    def make(self, job: Job, still_wanted: Callable[[], None] | None = None) -> list[Line]:
         """Runs the command, checks the report, and reads its summary. Ctrl-C ends the tool, and leaves no report.
+
+        Args:
+            still_wanted: see :func:`run_tool`.
 
         Raises:
             ProfilerError: the tool failed, or its report is missing or empty.
             UnavailableError: the tool failed for lack of something that this machine could give it.
         """
         try:
-            code, output = run_tool(self.command(job))
+            code, output = run_tool(self.command(job), still_wanted)
             if remedy := self.remedy(output):
                 raise UnavailableError(f"--profiler {self.name}: {remedy}")
             if code != 0:
@@ -212,11 +216,15 @@ def last_lines(output: str) -> str:
     return "\n".join([line.rstrip() for line in output.splitlines() if line.strip()][-_LAST_LINES:])
 
 
-def run_tool(command: Sequence[str]) -> tuple[int, str]:
+def run_tool(command: Sequence[str], still_wanted: Callable[[], None] | None = None) -> tuple[int, str]:
     """Runs a tool to its end; returns its exit code and all that it printed.
 
     It gets a process group of its own: on Ctrl-C the group is interrupted once, as a whole, and given time to end; then
     no process of it outlives this call.
+
+    Args:
+        still_wanted: called now and then while the tool runs; raises if it was interrupted meanwhile. For an exception
+            of a signal's that came within a callback (a finalizer, say), where Python swallows it.
     """
     # Into a file: a pipe would be held open by a service that the tool leaves running.
     with tempfile.TemporaryFile() as output:
@@ -228,7 +236,7 @@ def run_tool(command: Sequence[str]) -> tuple[int, str]:
             start_new_session=True,
         )
         try:
-            code = process.wait()
+            code = _wait(process, still_wanted)
         except BaseException:
             try:
                 for number, grace in zip((signal.SIGINT, signal.SIGTERM), _GRACE_S, strict=True):
@@ -242,6 +250,15 @@ def run_tool(command: Sequence[str]) -> tuple[int, str]:
             raise
         output.seek(0)
         return code, output.read().decode(errors="replace")
+
+
+def _wait(process: subprocess.Popen[bytes], still_wanted: Callable[[], None] | None) -> int:
+    if still_wanted is None:
+        return process.wait()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=_LOOK_S)
+        still_wanted()
 
 
 def ask(command: Sequence[str], parse: Callable[[str], Parsed]) -> Parsed:

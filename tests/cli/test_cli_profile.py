@@ -503,7 +503,7 @@ def test_an_interrupted_run_is_not_profiled(hsbench: Run, bench: object, standin
 def test_ctrl_c_under_the_profiler_keeps_the_results(
     hsbench: Run, bench: object, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: object, job: object) -> None:
+    def interrupt(*given: object) -> None:
         raise KeyboardInterrupt
 
     bench.cuda = True

@@ -200,6 +200,23 @@ def test_a_signal_while_the_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, call: 
     assert shown.rindex(CURSOR["shown"]) > shown.rindex(CURSOR["hidden"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finalizer_swallowed_is_still_told() -> None:
+    """Python prints what is raised there, and goes on: a long wait asks."""
+    from hsbench.cli.signals import Interruptible, Stopped
+
+    class Finalized:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+
+    with Interruptible() as signals:
+        signals.check()
+        Finalized()
+        with pytest.raises(Stopped):
+            signals.check()
+    assert signals.exit_code == 143
+
+
 # ---- At the start ------------------------------------------------------------------------------------------
 def console_script() -> list[str]:
     """What the installed ``hsbench`` does."""

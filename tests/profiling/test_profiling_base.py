@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hsbench.problem.workload import make_workload
-from hsbench.profiling import report_stem, unused_stem
+from hsbench.profiling import base, report_stem, unused_stem
 from hsbench.profiling.base import ProfilerError, ask, remove_reports, run_tool
 
 
@@ -81,3 +82,23 @@ def test_ask() -> None:
     with pytest.raises(ProfilerError, match="something else than expected") as caught:
         ask(say("twelve"), int)
     assert caught.value.output == "twelve"
+
+
+def test_run_tool_ends_the_tool_that_is_no_longer_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although no signal interrupts the wait itself."""
+    monkeypatch.setattr(base, "_LOOK_S", 0.01)
+    looks: list[int] = []
+
+    def still_wanted() -> None:
+        if (tmp_path / "pid").exists():
+            looks.append(int((tmp_path / "pid").read_text() or 0))
+        if looks and looks[-1]:
+            raise KeyboardInterrupt
+
+    code = f"import os, time; open(r'{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_tool([sys.executable, "-c", code], still_wanted)
+    assert time.monotonic() - begin < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(looks[-1], 0)
