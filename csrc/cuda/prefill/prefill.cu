@@ -5,6 +5,9 @@
 
 #include "api.h"
 #include "cuda/page_pool.cuh"
+#include "estimate.h"
+#include "sm80/plan.h"
+#include "sm90/plan.h"
 
 namespace hsb::cuda::prefill {
 namespace {
@@ -22,11 +25,42 @@ bool can_take_sm90(const Device &device) {
     return device.capability == 90 && std::strstr(hsb_cuda_architectures(), "90a") != nullptr;
 }
 
+// What kinds of pages one of K and V may have.
+struct PageKinds {
+    int kinds = 0;
+    float sparse = 0.0f;  // share of 2:4 pages: half, where there are others too
+
+    explicit PageKinds(const hsb_pages &pages) {
+        int sparse_kinds = 0;
+        for_each_kind([&](auto kind) {
+            if (!kind.pool(pages)) return;
+            ++kinds;
+            sparse_kinds += kind.kIsSparse;
+        });
+        if (kinds > 0) sparse = static_cast<float>(sparse_kinds) / static_cast<float>(kinds);
+    }
+};
+
+bool is_sm90_faster(const hsb_prefill_params &p, const Device &device) {
+    const PageKinds k(p.k), v(p.v);
+    const Work work{p.head_dim,
+                    p.q_len,
+                    p.seq,
+                    static_cast<std::int64_t>(p.batch) * p.q_heads,
+                    (k.sparse + v.sparse) / 2,
+                    k.kinds > 1 || v.kinds > 1,
+                    device.multiprocessors};
+    const bool three = !work.mixed && work.sparse > 0;  // sm90::takes_three_groups()
+    return estimate_sm80(work, sm80::Tile::kQueries) >=
+           estimate_sm90(work, three ? sm90::ThreeGroups::kTileQueries : sm90::TwoGroups::kTileQueries);
+}
+
 hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
     const bool can = can_take_sm90(device);
     HSB_CHECK(p.path != HSB_PATH_SM90 || can,
               "path sm90 needs a GPU of compute capability 9.0 and code for 90a in the library: take sm80, or auto");
-    return p.path == HSB_PATH_SM80 || !can ? HSB_PATH_SM80 : HSB_PATH_SM90;
+    if (p.path != HSB_PATH_AUTO) return static_cast<hsb_path>(p.path);
+    return can && is_sm90_faster(p, device) ? HSB_PATH_SM90 : HSB_PATH_SM80;
 }
 
 void run(const hsb_prefill_params &p) {

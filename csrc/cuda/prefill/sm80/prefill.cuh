@@ -265,8 +265,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
 
 template <class T, int HeadDim>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
-    // 24 queries a warp are as many as registers allow; two CTAs of 4 warps were 5 % faster than one of 8 (H200).
-    using Tile = QueryTile<3, 4, 2>;
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
     constexpr int kReferences = sizeof(WarpReferences<Tile>);
     static_assert(kReferences % RingShape::kAlign == 0, "the ring keeps its alignment");
