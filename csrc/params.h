@@ -129,7 +129,7 @@ typedef struct hsb_compress_params {
     int32_t dtype;
     int32_t threads;            /* CPU */
     int32_t isa;                /* CPU: an hsb_isa */
-    int32_t reserved;
+    int32_t order;              /* an hsb_order: of K's channels in its pages; adjacent for V */
     const void *x;              /* [batch, kv_heads, seq, head_dim] */
     void *dense;                /* [batch * kv_heads * (blocks - sparse_per_head), dense_page_bytes] */
     void *sparse;               /* [batch * kv_heads * sparse_per_head, sparse_page_bytes] */
@@ -137,7 +137,48 @@ typedef struct hsb_compress_params {
     int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none */
     void *workspace;            /* hsb_*_compress_workspace() bytes, 64-byte aligned */
     void *stream;               /* CUDA */
+    const float *shift;         /* [batch, kv_heads, head_dim], in the order of x's channels: taken from every token
+                                 * before anything else, rounded once, saturating. NULL: nothing */
+    const void *weights;        /* in x's dtype: what stays is chosen by what is stored times these, rounded, which
+                                 * must be finite. K: [batch, kv_heads, head_dim], in the order of x's channels;
+                                 * V: [batch, kv_heads, seq]. NULL: by what is stored */
+    float fold;                 /* V: each of the two that a 2:4 group keeps gets half of this share of the sum of
+                                 * the two that it drops. 0: nothing */
+    int32_t reserved;
 } hsb_compress_params;
+
+/* The mean of some successive tokens of K or V, which a pruner takes off: sums in fp64. */
+typedef struct hsb_mean_params {
+    int32_t batch;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t dtype;
+    int64_t seq;
+    int64_t first_token;        /* of first_token <= i < last_token, at least one */
+    int64_t last_token;
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    const void *x;              /* [batch, kv_heads, seq, head_dim] */
+    float *mean;                /* [batch, kv_heads, head_dim] */
+} hsb_mean_params;
+
+/* What a pruner weighs the tokens of V by: of each as it is stored, the sum of its channels' squares and its largest
+ * magnitude. The sum is in fp64, where a square is exact, by halves: channel c < h gets channel c + h added, for h =
+ * head_dim / 2, and so on down to 1. */
+typedef struct hsb_token_norms_params {
+    int32_t batch;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t dtype;
+    int64_t seq;
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    const void *x;              /* [batch, kv_heads, seq, head_dim] */
+    const float *shift;         /* as of hsb_compress_params, or NULL */
+    double *squares;            /* [batch, kv_heads, seq] */
+    void *largest;              /* [batch, kv_heads, seq], in x's dtype */
+    void *stream;               /* CUDA */
+} hsb_token_norms_params;
 
 /* Prune one of K and V per token to the `keep` largest magnitudes and pack it as bitmaps. Called twice: with
  * values NULL it fills bitmap and offset and reports total; then the caller allocates values and calls again. */

@@ -3,7 +3,7 @@
 // A kind is a struct in kinds/<kind>/page.h: its pages and their pool, and what scratch decode needs for them. What else
 // kernels do with a page of a kind are functions that take the kind first, in the file named after the kernel:
 //
-//   compress.h   pack_page<Isa, operand>(kind, block, page, head_dim)
+//   compress.h   pack_page<Isa, operand>(kind, block, page, head_dim); pack_chosen_page(kind, ...)
 //   decode.h     score_page, weigh_page<Isa, Type, heads>(kind, ...); make_query_tables where query_floats() is not 0
 //   prefill.h    unpacked_bytes, unpack_page, multiply_page(kind, ...)
 //

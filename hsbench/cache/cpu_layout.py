@@ -49,8 +49,9 @@ def metadata_bytes(head_dim: int) -> int:
     return tiles_per_page(head_dim) * PATTERN_BYTES
 
 
-def pack_dense(blocks: Tensor, operand: Operand) -> Tensor:
-    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``."""
+def pack_dense(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``. All stays,
+    whatever the scores."""
     steps_first = _to_tiles(blocks, operand).mT.contiguous()
     return steps_first.view(torch.uint8).reshape(blocks.shape[0], -1)
 
@@ -61,11 +62,12 @@ def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: 
     return _from_tiles(tiles, operand, head_dim)
 
 
-def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
-    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs."""
+def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
+    ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
     pages = blocks.shape[0]
     groups = _to_tiles(blocks, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
-    keep = keep_2_of_4(groups, -1)
+    keep = keep_2_of_4(groups if scores is None else _to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
     bits = (keep.to(torch.int64) << torch.arange(4, device=blocks.device)).sum(-1)
     code_of_bits = torch.zeros(16, dtype=torch.int64, device=blocks.device)
     for code, (i, j) in enumerate(PATTERNS):

@@ -45,8 +45,9 @@ def sparse_page_bytes(head_dim: int, element: Element) -> int:
     return element.nbytes(BLOCK * head_dim // 2) + metadata_bytes(head_dim)
 
 
-def pack_dense(blocks: Tensor, operand: Operand) -> Tensor:
-    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``."""
+def pack_dense(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``. All stays,
+    whatever the scores."""
     panels = _to_matrix(blocks, operand).unflatten(-1, (-1, PANEL)).transpose(1, 2)  # [pages, panel, row, 64]
     return _bytes(_swizzled(panels))
 
@@ -58,11 +59,13 @@ def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: 
     return _from_matrix(_swizzled(panels).transpose(1, 2).flatten(-2), operand)
 
 
-def pack_sparse(blocks: Tensor, operand: Operand) -> Tensor:
-    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs."""
+def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
+    ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
     groups = _to_matrix(blocks, operand).unflatten(-1, (-1, 4))  # [pages, row, group, 4]
+    keep = keep_2_of_4(groups if scores is None else _to_matrix(scores, operand).unflatten(-1, (-1, 4)), -1)
     # A stable sort puts the positions of the two that stay first, in ascending order.
-    positions = (~keep_2_of_4(groups, -1)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
+    positions = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
     values = groups.gather(-1, positions).flatten(-2)
     codes = positions[..., 0] | positions[..., 1] << 2
     return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes))], -1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
+from hsbench.cache.statistics import has_kernel, mean_of, token_norms, token_norms_torch
 
 QUERIES = 64
 """The last queries of a context whose attention is looked at."""
@@ -105,29 +106,42 @@ class Fit:
         """What 2:4 chooses by, of the shape and dtype of what is stored: it, weighted and rounded to its dtype."""
         if not self.weighs:
             return stored
-        weights = self._weights(stored).to(stored.dtype)
-        return (stored.float() * weights.float()).to(stored.dtype)
+        weights = self.weights(stored).float()
+        weights = self._placed(weights).unsqueeze(2) if self.operand == "k" else weights.unsqueeze(-1)
+        return (stored.float() * weights).to(stored.dtype)
+
+    def weights(self, stored: Tensor) -> Tensor:
+        """What magnitudes are multiplied by, in the dtype of what is stored: for K of each channel, in the tensor's own
+        order, ``[batch, kv_heads, head_dim]``; for V of each token, ``[batch, kv_heads, seq]``."""
+        if self.channel_weights is not None:
+            return self.channel_weights.to(stored.dtype)
+        return self._token_weights(*token_norms_torch(stored)).to(stored.dtype)
 
     def _placed(self, x: Tensor) -> Tensor:
         """Channels in the order of what is stored."""
         return x if self.order == "adjacent" else x[..., channel_order(self.order, x.shape[-1]).to(x.device)]
 
-    def _weights(self, stored: Tensor) -> Tensor:
-        """Of each stored channel (K) or token (V), fp32 ``[batch, kv_heads, 1 or seq, head_dim or 1]``."""
+    def weights_of(self, x: Tensor) -> Tensor:
+        """The :meth:`weights` of ``x`` as it is stored, bit for bit, with no pass over it in torch where there is a
+        native kernel for it."""
         if self.channel_weights is not None:
-            return self._placed(self.channel_weights).unsqueeze(2)
+            return self.channel_weights.to(x.dtype)
+        return self._token_weights(*_stored_norms(x, self)).to(x.dtype)
+
+    def _token_weights(self, norms: Tensor, largest: Tensor) -> Tensor:
+        """Of each token of V, fp32 ``[batch, kv_heads, seq]``; arguments as of :func:`token_norms_torch`."""
         assert self.norm is not None
         tiny = torch.finfo(torch.float32).tiny
-        weights = (self.norm / _norms(stored).clamp(min=tiny)) ** self.norm_power
+        weights = (self.norm / norms.clamp(min=tiny)) ** self.norm_power
         if self.token_weights is not None:
             known = min(self.token_weights.shape[-1], weights.shape[-1])
             weights[..., :known] *= self.token_weights[..., :known]
         # The largest weighted magnitude must not overflow; a factor for all of a head changes no choice.
         weights = weights.clamp(1 / _WEIGHT_RANGE, _WEIGHT_RANGE)
-        largest = stored.abs().amax((-2, -1)).double() * weights.amax(-1)
-        room = torch.finfo(stored.dtype).max / 2
-        scale = torch.exp2(-torch.ceil(torch.log2((largest / room).clamp(min=1.0))))
-        return (weights * scale.unsqueeze(-1)).float().unsqueeze(-1)
+        most = largest.amax(-1).double() * weights.amax(-1)
+        room = torch.finfo(largest.dtype).max / 2
+        scale = torch.exp2(-torch.ceil(torch.log2((most / room).clamp(min=1.0))))
+        return (weights * scale.unsqueeze(-1)).float()
 
     def extended(self, attention: Tensor) -> Fit:
         """The fit of a cache that has grown: tokens that it knows keep their weights.
@@ -209,7 +223,7 @@ def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor |
     fit = Fit("v", shift=_mean(v, plan) if pruner.value_shift else None, fold=pruner.fold)
     if pruner.value_weights == "none":
         return fit
-    norm = _norms(fit.stored(v)).median(-1, keepdim=True).values
+    norm = _stored_norms(v, fit)[0].median(-1, keepdim=True).values
     weights = None
     if pruner.value_weights == "attention":
         assert attention is not None
@@ -254,13 +268,11 @@ def pooled_attention(q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(hidden, float("-inf")).softmax(-1).mean((2, 3))
 
 
-def _norms(x: Tensor) -> Tensor:
-    """Of each token, in fp64: the squares of bf16's larger values overflow fp32."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
+    """:func:`token_norms_torch` of what a fit stores of V."""
+    return token_norms(x, fit.shift) if has_kernel("token_norms", x) else token_norms_torch(fit.stored(x))
 
 
 def _mean(x: Tensor, plan: BlockPlan) -> Tensor:
-    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it. Added up in fp64,
-    for the sums of bf16's larger values overflow fp32."""
-    eligible = slice(plan.first * BLOCK, plan.last * BLOCK) if plan.eligible else slice(None)
-    return x[:, :, eligible].mean(2, dtype=torch.float64).float()
+    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it."""
+    return mean_of(x, plan.first * BLOCK, plan.last * BLOCK) if plan.eligible else mean_of(x, 0, x.shape[2])

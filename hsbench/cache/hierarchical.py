@@ -26,6 +26,7 @@ from hsbench.cache.prune import (
     check_finite,
     choose_blocks,
     kinds_of_chosen,
+    prune_hierarchical,
     split_blocks,
 )
 from hsbench.cache.pruner import MAGNITUDE, Pruner
@@ -190,21 +191,42 @@ def check_kv(k: Tensor, v: Tensor) -> None:
 class PageCompressor(TensorCompressor):
     """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs.
 
+    Args:
+        fit: a pruner fitted to the tensor; by default its magnitudes choose.
+
     Raises:
         UnavailableError: there is no native library for the device.
     """
 
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan) -> None:
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> None:
+        fit = fit or Fit(operand)
         self.pages = pages = PagedTensor.empty(x, operand, plan)
+        self._fit, self._shift = fit, None if fit.shift is None else fit.shift.to(x.device).contiguous()
+        # Only 2:4 blocks are chosen by weights. Those of V's tokens depend on the tensor: each run makes them.
+        self._weights: Tensor | None = None
+        if fit.weighs and plan.sparse > 0:
+            sizes = x.shape[:2] + (x.shape[3] if operand == "k" else x.shape[2],)
+            self._weights = torch.empty(sizes, dtype=x.dtype, device=x.device)
         super().__init__(
             "compress",
             x,
             operand,
             operand=library.KEY if operand == "k" else library.VALUE,
             map=pages.map,
+            order=library.constants()[f"HSB_ORDER_{fit.order.upper()}"],
+            shift=self._shift,
+            weights=self._weights,
+            fold=fit.fold if plan.sparse > 0 else 0.0,
             **plan.fields(),
             **pages.pool_fields,
         )
+
+    def run(self) -> None:
+        """Prunes and packs, as often as it is called."""
+        if self._weights is not None:
+            with forks.torch_operations():
+                self._weights.copy_(self._fit.weights_of(self._x))
+        super().run()
 
 
 def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
@@ -215,25 +237,37 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
     return compressor.pages
 
 
-def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
-    """The definition of :func:`compress_tensor`: the same bytes, in torch, slowly."""
+def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> PagedTensor:
+    """The definition of what :class:`PageCompressor` does: the same bytes, in torch, slowly."""
     check_finite(operand, x)
+    fit = fit or Fit(operand)
+    stored = fit.stored(x)
+    scores = fit.scores(stored)
+    chosen = choose_blocks(scores, operand, plan)
     pages = PagedTensor.empty(x, operand, plan)
-    pack_torch(x, pages, choose_blocks(x, operand, plan))
+    pack_torch(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold), pages, chosen, scores)
     return pages
 
 
-def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor) -> None:
-    """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`."""
-    batch, kv_heads, seq, head_dim = x.shape
+def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor, scores: Tensor | None = None) -> None:
+    """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`. What blocks keep
+    is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself."""
     kinds = kinds_of_chosen(chosen).flatten()
-    padded = torch.zeros(batch, kv_heads, pages.plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
-    padded[:, :, :seq] = x
-    blocks = split_blocks(padded).flatten(0, 2)
+    blocks = padded_blocks(x, pages.plan)
+    scored = None if scores is None else padded_blocks(scores, pages.plan)
     slots = torch.zeros_like(kinds)
     for kind, pool in pages.pools.items():
         if pages.plan.count(kind):
             of_kind = kinds == kind
-            pool.copy_(pages.layout[kind].pack(blocks[of_kind], pages.operand))
+            by = None if scored is None else scored[of_kind]
+            pool.copy_(pages.layout[kind].pack(blocks[of_kind], pages.operand, by))
             slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
     pages.map.copy_(entries_of(slots, kinds).view_as(pages.map))
+
+
+def padded_blocks(x: Tensor, plan: BlockPlan) -> Tensor:
+    """All blocks of ``x``, ``[batch * kv_heads * blocks, 64, head_dim]``, the last ones' missing tokens zero."""
+    batch, kv_heads, seq, head_dim = x.shape
+    padded = torch.zeros(batch, kv_heads, plan.blocks * BLOCK, head_dim, dtype=x.dtype, device=x.device)
+    padded[:, :, :seq] = x
+    return split_blocks(padded).flatten(0, 2)

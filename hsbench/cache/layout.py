@@ -25,7 +25,8 @@ class PageFormat:
         component: what its bytes are called in reports, without their metadata.
         nbytes: bytes of a page, by head_dim and the type of its values.
         metadata_bytes: how many of them say which elements were kept, by head_dim.
-        pack: pages, uint8 ``[pages, nbytes]``, of blocks ``[pages, 64, head_dim]``; prunes as it packs.
+        pack: pages, uint8 ``[pages, nbytes]``, of blocks ``[pages, 64, head_dim]``; prunes as it packs, by scores of
+            that shape, or by the blocks themselves where they are None.
         unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped.
     """
 
@@ -33,7 +34,7 @@ class PageFormat:
     component: str
     nbytes: Callable[[int, Element], int]
     metadata_bytes: Callable[[int], int]
-    pack: Callable[[Tensor, Operand], Tensor]
+    pack: Callable[[Tensor, Operand, Tensor | None], Tensor]
     unpack: Callable[[Tensor, Operand, torch.dtype, int], Tensor]
 
 

@@ -218,8 +218,10 @@ def prune_hierarchical(
 
 
 def folded(x: Tensor, keep: Tensor, dim: int, fold: float) -> Tensor:
-    """``x`` plus half of ``fold`` of the sum of what each group of 4 along ``dim`` does not keep: added up in fp32,
-    rounded once, saturating."""
+    """``x`` plus half of ``fold`` of the sum of what each group of 4 along ``dim`` does not keep, in fp32: the sum, its
+    product with half of ``fold`` and the sum with ``x`` are rounded each; then once to the dtype, saturating.
+
+    Two are not kept, and 0 is added for those that are: so no order of summation matters, and a sum of -0 is 0."""
     dropped = x.float().masked_fill(keep, 0.0).movedim(dim, -1).unflatten(-1, (-1, 4)).sum(-1, keepdim=True)
     share = (dropped * (fold / 2)).expand(*dropped.shape[:-1], 4).flatten(-2).movedim(-1, dim)
     largest = torch.finfo(x.dtype).max

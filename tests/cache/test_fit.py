@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fit import QUERIES, Fit, channel_order, fit_key, fit_pruner, fit_value, pooled_attention
-from hsbench.cache.fitted import FittedCompressor, compress_kv
-from hsbench.cache.hierarchical import HierarchicalKV, PagedTensor, pack_torch
+from hsbench.cache.fitted import compress_kv
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import ATTENTIVE, BALANCED, CALIBRATED, CENTERED, MAGNITUDE, MIRROR, PRUNERS, Pruner
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
@@ -144,7 +144,7 @@ def test_scores_of_v_are_finite_whatever_the_norms(dtype: torch.dtype, pruner: P
     stored = fit.stored(v)
     scores = fit.scores(stored)
     assert torch.isfinite(scores).all() and scores.dtype == dtype
-    weights = fit._weights(stored)
+    weights = fit.weights(stored)
     assert torch.isfinite(weights).all() and (weights >= 0).all() and weights.max() <= 2.0**8
     assert (scores[(stored == 0)] == 0).all() and (scores.sign() * stored.sign() >= 0).all()
 
@@ -305,13 +305,7 @@ def test_a_frozen_fit_of_a_longer_cache(name: str) -> None:
 
 def definition(x: Tensor, fit: Fit, share: float, **plan: int) -> PagedTensor:
     """The pages of a fitted tensor, in torch, of the whole tensor at once."""
-    planned = plan_blocks(x.shape[2], share, **plan)
-    stored = fit.stored(x)
-    scores = fit.scores(stored)
-    chosen = choose_blocks(scores, fit.operand, planned)
-    pages = PagedTensor.empty(x, fit.operand, planned)
-    pack_torch(prune_hierarchical(stored, fit.operand, chosen, scores=scores, fold=fit.fold), pages, chosen)
-    return pages
+    return compress_tensor_torch(x, fit.operand, plan_blocks(x.shape[2], share, **plan), fit)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
@@ -322,7 +316,7 @@ def test_bytes_are_the_definitions(dtype: torch.dtype, name: str, share: float) 
     for head_dim, seq in ((64, 333), (128, 128), (64, 63)):
         k, v = tensors(dtype, seq, head_dim)
         for x, fit in zip((k, v), fitted(PRUNERS[name], k, v, share, sink=1), strict=True):
-            compressor = FittedCompressor(x, fit.operand, plan_blocks(seq, share, sink=1), fit)
+            compressor = PageCompressor(x, fit.operand, plan_blocks(seq, share, sink=1), fit)
             for _ in range(2):  # as often as it is called
                 compressor.run()
             compressor.check()

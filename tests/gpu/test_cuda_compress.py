@@ -18,6 +18,7 @@ import compress_cases
 from compress_cases import (
     BAD_PARAMETERS,
     DTYPES,
+    FITS,
     KINDS,
     LOSSES,
     OPERANDS,
@@ -28,14 +29,26 @@ from compress_cases import (
     compress_params,
     every_dtype,
     every_tensor,
+    fit_fields,
     keeps,
     make_data,
+    make_fit,
     plans,
     with_non_finite,
 )
 from hsbench.cache import bitmap, cuda_layout
 from hsbench.cache.block_map import entries_of, is_kind
-from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, choose_blocks, plan_blocks, split_blocks
+from hsbench.cache.fit import Fit
+from hsbench.cache.hierarchical import padded_blocks
+from hsbench.cache.prune import (
+    BLOCK,
+    BlockKind,
+    BlockPlan,
+    Operand,
+    choose_blocks,
+    plan_blocks,
+    prune_hierarchical,
+)
 from hsbench.kernels import library
 from hsbench.problem.elements import element_by
 
@@ -63,8 +76,9 @@ class Pages:
             buffer.check_guard()
 
 
-def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
-    """Pages of ``x``, a tensor on the device."""
+def compress(x: Tensor, operand: Operand, plan: BlockPlan, fit: dict[str, Any] | None = None) -> Pages:
+    """Pages of ``x``, a tensor on the device; ``fit`` has fields of the struct."""
+    given = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in (fit or {}).items()}
     batch, kv_heads, _, head_dim = x.shape
     heads = batch * kv_heads
     pages = Pages(
@@ -73,7 +87,7 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
         sparse=Buffer(heads * plan.sparse * cuda_layout.sparse_page_bytes(head_dim, element_by(x.dtype))),
         non_finite=Buffer(8),
     )
-    params = compress_params(x, operand, plan, **vars(pages))
+    params = compress_params(x, operand, plan, **vars(pages), **given)
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     params.stream = stream()
@@ -83,22 +97,24 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan) -> Pages:
     return pages
 
 
-def check_pages(x: Tensor, operand: Operand, plan: BlockPlan) -> None:
+def check_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> None:
     """``x`` on the CPU, where the definition runs."""
-    batch, kv_heads, seq, head_dim = x.shape
-    chosen = choose_blocks(x, operand, plan).flatten()
-    padded = torch.zeros(batch, kv_heads, plan.blocks * BLOCK, head_dim, dtype=x.dtype)
-    padded[:, :, :seq] = x
-    blocks = split_blocks(padded).flatten(0, 2)
+    got = compress(x.to(DEVICE), operand, plan, fit_fields(fit, x) if fit else None)
+    fit = fit or Fit(operand)
+    stored = fit.stored(x)
+    scores = fit.scores(stored)
+    chosen = choose_blocks(scores, operand, plan)
+    pruned = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
+    blocks, scored = padded_blocks(pruned, plan), padded_blocks(scores, plan)
+    chosen = chosen.flatten()
     slots = torch.where(chosen, chosen.cumsum(0), (~chosen).cumsum(0)) - 1
-    got = compress(x.to(DEVICE), operand, plan)
     assert int(got.non_finite.cpu(torch.int64)) == -1
     assert torch.equal(got.map.cpu(torch.int32), entries_of(slots, chosen)), f"map: {plan}"
     if plan.dense:
         expected = cuda_layout.pack_dense(blocks[~chosen], operand)
         assert torch.equal(got.dense.cpu(torch.uint8), expected.flatten()), f"dense: {plan}"
     if plan.sparse:
-        expected = cuda_layout.pack_sparse(blocks[chosen], operand)
+        expected = cuda_layout.pack_sparse(blocks[chosen], operand, scored[chosen])
         assert torch.equal(got.sparse.cpu(torch.uint8), expected.flatten()), f"2:4: {plan}"
 
 
@@ -152,6 +168,17 @@ def test_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_d
             check_pages(x, operand, plan)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@every_tensor
+def test_pages_under_a_pruner_equal_the_definition(
+    operand: Operand, dtype: torch.dtype, head_dim: int, kind: str
+) -> None:
+    for seed, (fit, seq) in enumerate(itertools.product(FITS, (63, 333))):
+        x = make_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
+        for sparsity in (0.0, 0.3, 0.5):
+            check_pages(x, operand, plan_blocks(seq, sparsity, sink=1), make_fit(fit, x, operand, seed))
+
+
 @pytest.mark.parametrize("operand", OPERANDS)
 def test_more_blocks_than_the_choice_has_threads(operand: Operand) -> None:
     """Ties and single keys over 1100 blocks: a thread of the choice takes two."""
@@ -181,6 +208,9 @@ def test_the_first_non_finite_element_is_named(operand: Operand, seq: int) -> No
         x, first = with_non_finite(seq, dtype, random)
         pages = compress(x.to(DEVICE), operand, plan_blocks(seq, sparsity))
         assert int(pages.non_finite.cpu(torch.int64)) == first, (dtype, sparsity)
+        fields = fit_fields(make_fit("all", torch.ones_like(x), operand), torch.ones_like(x))
+        pages = compress(x.to(DEVICE), operand, plan_blocks(seq, sparsity), fields)
+        assert int(pages.non_finite.cpu(torch.int64)) == first, (dtype, sparsity, "under a pruner")
 
 
 def test_the_tail_is_scanned_too() -> None:
@@ -192,7 +222,7 @@ def test_the_tail_is_scanned_too() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_PARAMETERS)
-def test_bad_parameters_are_refused(field: str, value: int) -> None:
+def test_bad_parameters_are_refused(field: str, value: float) -> None:
     x = torch.zeros(1, 1, 150, 64, dtype=torch.float16, device=DEVICE)
     params = compress_params(x, "k", plan_blocks(150, 0.5))
     setattr(params, field, value)

@@ -5,6 +5,7 @@ whose losses are told apart in the last place only. The definition in torch is t
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hsbench.cache.fit import Fit
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
 from hsbench.problem.elements import INPUTS, element_by
@@ -57,6 +59,54 @@ def make_data(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) 
 KINDS = ("gaussian", "ties", "zeros", "subnormals", "wide")
 
 
+# ---- Pruners -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class GivenFit(Fit):
+    """A fit whose weights are given, 16-bit: K ``[batch, kv_heads, head_dim]``, V ``[batch, kv_heads, seq]``."""
+
+    given: Tensor | None = None
+
+    @property
+    def weighs(self) -> bool:
+        return self.given is not None
+
+    def weights(self, stored: Tensor) -> Tensor:
+        assert self.given is not None
+        return self.given.to(stored.device)
+
+
+FITS = ("order", "shift", "beyond", "weights", "fold", "all")
+"""What :func:`make_fit` makes: a part by itself; shifts that reach ``beyond`` the largest number; all of it."""
+
+
+def make_fit(kind: str, x: Tensor, operand: Operand, seed: int = 0) -> GivenFit:
+    """Shifts of the size of ``x``; weights up to 1, which leave scores finite, with zeros and the smallest numbers."""
+    random = torch.Generator().manual_seed(seed)
+    batch, kv_heads, seq, head_dim = x.shape
+    parts: dict[str, Any] = {}
+    if kind in ("order", "all") and operand == "k":
+        parts["order"] = "mirror"
+    if kind in ("shift", "beyond", "all"):
+        sizes = x.float().abs().amax(2) if kind == "beyond" else x.double().square().mean(2).sqrt().float()
+        parts["shift"] = sizes * torch.randn(batch, kv_heads, head_dim, generator=random).clamp(-2, 2)
+    if kind in ("weights", "all"):
+        weights = torch.rand(batch, kv_heads, head_dim if operand == "k" else seq, generator=random)
+        drawn = torch.rand(weights.shape, generator=random)
+        weights[drawn < 0.1], weights[(drawn > 0.1) & (drawn < 0.2)] = 0.0, 1.0
+        weights[(drawn > 0.2) & (drawn < 0.25)] = torch.finfo(x.dtype).smallest_normal / 2
+        parts["given"] = weights.to(x.dtype)
+    if kind in ("fold", "all") and operand == "v":
+        parts["fold"] = (0.25, 0.35, 0.5, 1.0)[seed % 4]
+    return GivenFit(operand, **parts)
+
+
+def fit_fields(fit: Fit, x: Tensor) -> dict[str, Any]:
+    """What ``hsb_compress_params`` says of a fit of ``x``; the caller keeps the tensors."""
+    weights = fit.weights(fit.stored(x)).contiguous() if fit.weighs else None
+    order = library.constants()[f"HSB_ORDER_{fit.order.upper()}"]
+    return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold)
+
+
 # ---- Buffers and parameters --------------------------------------------------------------------------------------
 class Buffer:
     """``nbytes`` of poison on a device, and a guard behind them."""
@@ -98,8 +148,11 @@ BAD_PARAMETERS = (
     ("sparse_per_head", 3),
     ("last_eligible", 3),
     ("first_eligible", -1),
+    ("order", 2),
+    ("fold", 1.5),
+    ("fold", 0.5),
 )
-"""Fields of a compression of 150 tokens, 64 wide, and values that they cannot have."""
+"""Fields of a compression of K, 150 tokens, 64 wide, and values that they cannot have."""
 
 
 # ---- What is compressed ------------------------------------------------------------------------------------------

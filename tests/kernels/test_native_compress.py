@@ -17,6 +17,7 @@ import compress_cases
 from compress_cases import (
     BAD_PARAMETERS,
     DTYPES,
+    FITS,
     KINDS,
     LOSSES,
     OPERANDS,
@@ -27,14 +28,17 @@ from compress_cases import (
     compress_params,
     every_dtype,
     every_tensor,
+    fit_fields,
     keeps,
     make_data,
+    make_fit,
     plans,
     with_non_finite,
 )
 from cpu_calls import ISAS, THREADS, needs_library
 from hsbench.cache import bitmap, cpu_layout
 from hsbench.cache.block_map import is_kind
+from hsbench.cache.fit import Fit
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
@@ -62,7 +66,9 @@ def how(isa: str, threads: int) -> dict[str, int]:
     return dict(isa=library.ISAS[isa], threads=threads)
 
 
-def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: int) -> tuple[PagedTensor, int]:
+def compress(
+    x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: int, fit: dict[str, Any] | None = None
+) -> tuple[PagedTensor, int]:
     """Pages of ``x`` and the index of the first non-finite element (-1: none), from the native library."""
     batch, kv_heads, _, head_dim = x.shape
     heads = batch * kv_heads
@@ -71,7 +77,7 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: in
     block_map, bad = Buffer(heads * plan.blocks * 4), Buffer(8)
     outputs = {cpu_layout.PAGES[kind].pool: pool for kind, pool in pools.items()}
     outputs |= {"map": block_map, "non_finite": bad}
-    params = compress_params(x, operand, plan, **how(isa, threads), **outputs)
+    params = compress_params(x, operand, plan, **how(isa, threads), **outputs, **(fit or {}))
     scratch = Buffer(library.load("cpu").number("hsb_cpu_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     library.load("cpu").call("hsb_cpu_compress", params)
@@ -88,10 +94,11 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, isa: str, threads: in
     return pages, int(bad.bytes.view(torch.int64))
 
 
-def check_pages(x: Tensor, operand: Operand, plan: BlockPlan, isas: list[str] = ISAS) -> None:
-    expected = compress_tensor_torch(x, operand, plan)
-    for isa, threads in itertools.product(isas, THREADS):
-        got, bad = compress(x, operand, plan, isa, threads)
+def check_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> None:
+    expected = compress_tensor_torch(x, operand, plan, fit)
+    fields = fit_fields(fit, x) if fit else None
+    for isa, threads in itertools.product(ISAS, THREADS):
+        got, bad = compress(x, operand, plan, isa, threads, fields)
         where = f"{isa}, {threads} threads, {plan}"
         assert bad == -1, where
         assert torch.equal(got.map, expected.map), f"map: {where}"
@@ -132,6 +139,17 @@ def test_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_d
             check_pages(x, operand, plan)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@every_tensor
+def test_pages_under_a_pruner_equal_the_definition(
+    operand: Operand, dtype: torch.dtype, head_dim: int, kind: str
+) -> None:
+    for seed, (fit, seq) in enumerate(itertools.product(FITS, (63, 333))):
+        x = make_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
+        for sparsity in (0.0, 0.3, 0.5):
+            check_pages(x, operand, plan_blocks(seq, sparsity, sink=1), make_fit(fit, x, operand, seed))
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_pages_of_any_shape(data: st.DataObject) -> None:
@@ -141,8 +159,9 @@ def test_pages_of_any_shape(data: st.DataObject) -> None:
     first = draw(st.integers(0, full))
     last = draw(st.integers(first, full))
     plan = BlockPlan(-(-shape[2] // BLOCK), first, last, draw(st.integers(0, last - first)))
-    x = draw_data(draw, shape)
-    check_pages(x, draw(st.sampled_from(OPERANDS)), plan)
+    x, operand = draw_data(draw, shape), draw(st.sampled_from(OPERANDS))
+    check_pages(x, operand, plan)
+    check_pages(x, operand, plan, make_fit(draw(st.sampled_from(FITS)), x, operand, draw(st.integers(0, 9))))
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
@@ -176,6 +195,26 @@ def test_flushing_subnormals_to_zero_changes_nothing(operand: Operand) -> None:
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
+def test_flushing_subnormals_to_zero_changes_nothing_under_a_pruner(operand: Operand) -> None:
+    """Nor is the caller's mode another one afterwards."""
+    for dtype in DTYPES:
+        x = make_data("subnormals", (1, 1, 512, 64), dtype, seed=5)
+        plan, fit = plan_blocks(512, 0.25), make_fit("all", x, operand)
+        expected, fields = compress_tensor_torch(x, operand, plan, fit), fit_fields(fit, x)
+        smallest = torch.tensor([2.0**-149])
+        torch.set_flush_denormal(True)
+        try:
+            found = [compress(x, operand, plan, isa, 1, fields)[0] for isa in ISAS]
+            assert float(smallest + smallest) == 0.0
+        finally:
+            torch.set_flush_denormal(False)
+        for pages in found:
+            assert torch.equal(pages.map, expected.map)
+            for kind, pool in expected.pools.items():
+                assert torch.equal(pages.pools[kind], pool), kind
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
 @pytest.mark.parametrize("seq", [64, 1000])
 def test_the_first_non_finite_element_is_named(operand: Operand, seq: int) -> None:
     random = torch.Generator().manual_seed(seq)
@@ -183,6 +222,9 @@ def test_the_first_non_finite_element_is_named(operand: Operand, seq: int) -> No
         x, first = with_non_finite(seq, dtype, random)
         _, bad = compress(x, operand, plan_blocks(seq, sparsity), isa, threads)
         assert bad == first, (dtype, isa, threads, sparsity)
+        fields = fit_fields(make_fit("all", torch.ones_like(x), operand), torch.ones_like(x))
+        _, bad = compress(x, operand, plan_blocks(seq, sparsity), isa, threads, fields)
+        assert bad == first, (dtype, isa, threads, sparsity, "under a pruner")
 
 
 def test_the_tail_is_scanned_too() -> None:
@@ -193,7 +235,7 @@ def test_the_tail_is_scanned_too() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), BAD_PARAMETERS)
-def test_bad_parameters_are_refused(field: str, value: int) -> None:
+def test_bad_parameters_are_refused(field: str, value: float) -> None:
     x = torch.zeros(1, 1, 150, 64, dtype=torch.float16)
     params = compress_params(x, "k", plan_blocks(150, 0.5), **how("auto", 1))
     setattr(params, field, value)

@@ -311,6 +311,8 @@ OPERATIONS = {
     "hsb_cpu_prefill": "hsb_prefill_params",
     "hsb_cpu_compress": "hsb_compress_params",
     "hsb_cpu_compress_bitmap": "hsb_compress_bitmap_params",
+    "hsb_cpu_mean": "hsb_mean_params",
+    "hsb_cpu_token_norms": "hsb_token_norms_params",
     "hsb_cpu_probe": "hsb_probe_params",
 }
 NUMBERS = {

@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "block_map.h"
+#include "cpu/default_arithmetic.h"
 #include "cpu/page.h"
 #include "cpu/page_pool.h"
 #include "cpu/pool.h"
@@ -31,11 +32,14 @@ std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b
 struct Plan {
     std::int64_t heads, full, blocks, eligible, sparse, dense;  // blocks of one head; heads of all batches
     BlockShape shape;
+    std::int64_t seq;
+    bool is_fitted;  // whether anything is stored or chosen otherwise than x is
 
     explicit Plan(const hsb_compress_params &p)
         : heads(std::int64_t{p.batch} * p.kv_heads), full(p.seq / kBlock), blocks(divided_up(p.seq, kBlock)),
           eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head), dense(blocks - sparse),
-          shape{p.head_dim, p.operand, p.dtype} {
+          shape{p.head_dim, p.operand, p.dtype}, seq(p.seq),
+          is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
         HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
@@ -43,7 +47,18 @@ struct Plan {
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= full,
                   "eligible blocks must be full blocks of the sequence");
         HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
+        HSB_CHECK(p.order == HSB_ORDER_ADJACENT || (p.order == HSB_ORDER_MIRROR && p.operand == HSB_KEY),
+                  "order must be an hsb_order, and adjacent for V");
+        HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
+                  "fold must be from 0 to 1, and 0 for K");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
+    }
+    // A block's first element in x, and how many there are.
+    std::int64_t begin(std::int64_t head, std::int64_t block) const {
+        return (head * seq + block * kBlock) * shape.head_dim;
+    }
+    std::int64_t elements(std::int64_t block) const {
+        return std::min<std::int64_t>(kBlock, seq - block * kBlock) * shape.head_dim;
     }
     // With none or all to be chosen, there is nothing to compare.
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
@@ -62,18 +77,85 @@ struct Scratch {
           order(loss ? reinterpret_cast<std::int32_t *>(loss + plan.heads * plan.eligible) : nullptr) {}
 };
 
-template <class Isa>
+bool prunes(hsb_block_kind kind) {
+    return with_kind(kind, [](auto of_kind) { return of_kind.prunes; });
+}
+
+// Blocks as they stand in the tensor. One of these serves one work item.
+template <class Isa_>
+class PlainBlocks {
+public:
+    using Isa = Isa_;
+    PlainBlocks(const hsb_compress_params &p, const Plan &plan) : p_(p), plan_(plan) {}
+
+    // What 2:4 of a full block is chosen by.
+    const std::uint16_t *scores(std::int64_t head, std::int64_t block) { return at(head, block); }
+
+    // Fills the block's page; returns the largest magnitude bits of x.
+    std::uint16_t pack(std::int64_t head, std::int64_t block, std::int32_t entry) {
+        std::byte *page = page_to_pack(p_, entry);
+        if (block < plan_.full) return pack_page<Isa>(kind_of(entry), at(head, block), page, plan_.shape);
+        std::uint16_t padded[kBlock * 128] = {};  // missing tokens are zero
+        std::memcpy(padded, at(head, block), static_cast<std::size_t>(plan_.elements(block)) * 2);
+        return pack_page<Isa>(kind_of(entry), padded, page, plan_.shape);
+    }
+
+private:
+    const std::uint16_t *at(std::int64_t head, std::int64_t block) const {
+        return static_cast<const std::uint16_t *>(p_.x) + plan_.begin(head, block);
+    }
+    const hsb_compress_params &p_;
+    const Plan &plan_;
+};
+
+// Blocks as a pruner stores and weighs them, each on its own, in scratch that stays in the caches.
+template <class Isa_>
+class FittedBlocks {
+public:
+    using Isa = Isa_;
+    FittedBlocks(const hsb_compress_params &p, const Plan &plan) : p_(p), plan_(plan) {}
+
+    const std::uint16_t *scores(std::int64_t head, std::int64_t block) {
+        store(head, block, p_.weights);
+        return p_.weights ? scores_ : stored_;
+    }
+    std::uint16_t pack(std::int64_t head, std::int64_t block, std::int32_t entry) {
+        const bool chooses = prunes(kind_of(entry)) && (p_.weights || p_.fold != 0.0f);
+        const std::uint16_t largest = store(head, block, chooses && p_.weights);
+        std::byte *page = page_to_pack(p_, entry);
+        if (chooses)
+            pack_chosen_page<Isa>(kind_of(entry), stored_, p_.weights ? scores_ : stored_, p_.fold, page, plan_.shape);
+        else
+            pack_page<Isa>(kind_of(entry), stored_, page, plan_.shape);
+        return largest;
+    }
+
+private:
+    std::uint16_t store(std::int64_t head, std::int64_t block, bool weighs) {
+        const auto *weights = static_cast<const std::uint16_t *>(p_.weights);
+        if (weights) weights += p_.operand == HSB_KEY ? head * p_.head_dim : head * p_.seq + block * kBlock;
+        const BlockFit fit{p_.order, p_.shift ? p_.shift + head * p_.head_dim : nullptr, weights};
+        return store_block<Isa>(static_cast<const std::uint16_t *>(p_.x) + plan_.begin(head, block),
+                                static_cast<int>(plan_.elements(block) / p_.head_dim), fit, plan_.shape, stored_,
+                                weighs ? scores_ : nullptr);
+    }
+    const hsb_compress_params &p_;
+    const Plan &plan_;
+    const DefaultArithmetic arithmetic_;
+    alignas(64) std::uint16_t stored_[kBlock * 128], scores_[kBlock * 128];
+};
+
+template <class Blocks>
 void find_losses(const hsb_compress_params &p, const Plan &plan, const Scratch &scratch) {
-    const auto *x = static_cast<const std::uint16_t *>(p.x);
     const std::int64_t runs = divided_up(plan.eligible, kRun);
     parallel_for(p.threads, plan.heads * runs, [&](std::int64_t item, int) {
         const std::int64_t head = item / runs, first = item % runs * kRun;
+        Blocks blocks(p, plan);
         for (std::int64_t i = first; i < std::min(first + kRun, plan.eligible); ++i) {
-            const std::int64_t token = head * p.seq + (p.first_eligible + i) * kBlock;
-            const std::uint16_t *block = x + token * p.head_dim;
-            const DroppedSum dropped = sum_dropped<Isa>(block, plan.shape);
+            const std::uint16_t *scores = blocks.scores(head, p.first_eligible + i);
+            const DroppedSum dropped = sum_dropped<typename Blocks::Isa>(scores, plan.shape);
             scratch.loss[head * plan.eligible + i] =
-                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss(block, plan.shape);
+                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss(scores, plan.shape);
         }
     });
 }
@@ -103,28 +185,23 @@ void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scrat
     });
 }
 
-template <class Isa>
+template <class Blocks>
 void pack(const hsb_compress_params &p, const Plan &plan, FirstNonFinite &first_bad) {
-    const auto *x = static_cast<const std::uint16_t *>(p.x);
     const std::int64_t runs = divided_up(plan.blocks, kRun);
     parallel_for(p.threads, plan.heads * runs, [&](std::int64_t item, int) {
         const std::int64_t head = item / runs, first = item % runs * kRun;
-        for (std::int64_t i = first; i < std::min(first + kRun, plan.blocks); ++i) {
-            const std::int64_t begin = (head * p.seq + i * kBlock) * p.head_dim;
-            const std::int64_t elements = std::min<std::int64_t>(kBlock, p.seq - i * kBlock) * p.head_dim;
-            const std::int32_t entry = p.map[head * plan.blocks + i];
-            std::byte *page = page_to_pack(p, entry);
-            std::uint16_t largest;
-            if (i < plan.full) {
-                largest = pack_page<Isa>(kind_of(entry), x + begin, page, plan.shape);
-            } else {
-                std::uint16_t padded[kBlock * 128] = {};  // missing tokens are zero
-                std::memcpy(padded, x + begin, static_cast<std::size_t>(elements) * 2);
-                largest = pack_page<Isa>(kind_of(entry), padded, page, plan.shape);
-            }
-            if (largest >= infinity_bits(p.dtype)) first_bad.scan(x, begin, elements);
-        }
+        Blocks blocks(p, plan);
+        for (std::int64_t i = first; i < std::min(first + kRun, plan.blocks); ++i)
+            if (blocks.pack(head, i, p.map[head * plan.blocks + i]) >= infinity_bits(p.dtype))
+                first_bad.scan(static_cast<const std::uint16_t *>(p.x), plan.begin(head, i), plan.elements(i));
     });
+}
+
+template <class Blocks>
+void compress(const hsb_compress_params &p, const Plan &plan, const Scratch &scratch, FirstNonFinite &first_bad) {
+    if (plan.needs_losses()) find_losses<Blocks>(p, plan, scratch);
+    choose(p, plan, scratch);
+    pack<Blocks>(p, plan, first_bad);
 }
 
 }  // namespace
@@ -149,9 +226,10 @@ extern "C" int hsb_cpu_compress(const hsb_compress_params *p) {
         FirstNonFinite first_bad(p->dtype);
         dispatch_isa(p->isa, [&](auto tag) {
             using Isa = typename decltype(tag)::type;
-            if (plan.needs_losses()) find_losses<Isa>(*p, plan, scratch);
-            choose(*p, plan, scratch);
-            pack<Isa>(*p, plan, first_bad);
+            if (plan.is_fitted)
+                compress<FittedBlocks<Isa>>(*p, plan, scratch, first_bad);
+            else
+                compress<PlainBlocks<Isa>>(*p, plan, scratch, first_bad);
         });
         *p->non_finite = first_bad.index();
     });

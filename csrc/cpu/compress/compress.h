@@ -19,6 +19,13 @@ struct BlockShape {
     int dtype;    // an hsb_dtype
 };
 
+// What a pruner that was fitted to the tensor says of a block: hsb_compress_params, hsbench/cache/fit.py.
+struct BlockFit {
+    int order;                     // an hsb_order
+    const float *shift;            // [head_dim], or NULL
+    const std::uint16_t *weights;  // K: [head_dim]; V: one for each of the block's tokens; or NULL
+};
+
 // ---- Loss ----------------------------------------------------------------------------------------------------------
 // An exact sum of magnitudes, in units of 2^-133 (the smallest subnormal of a type with fp32's exponents and 7 bits of
 // mantissa; other types' are multiples of it), least significant limb first. 4096 elements below 2^128 stay below 2^273.
@@ -70,5 +77,18 @@ DroppedSum sum_dropped(const std::uint16_t *block, BlockShape shape);
 // look for a NaN or infinity.
 template <class Isa>
 std::uint16_t pack_page(hsb_block_kind kind, const std::uint16_t *block, std::byte *page, BlockShape shape);
+
+// Under a pruner, a block [64, head_dim] goes through two scratch blocks. `stored`: as it is stored, of `tokens` that
+// there are; the missing ones are zero. `scores`: what 2:4 chooses by, where there are weights; may be NULL. Returns
+// the largest magnitude bits of x.
+template <class Isa>
+std::uint16_t store_block(const std::uint16_t *x, int tokens, const BlockFit &fit, BlockShape shape,
+                          std::uint16_t *stored, std::uint16_t *scores);
+
+// Packs what is stored into a page of a kind; what stays is chosen by `scores`, which may be `stored` itself, and gets
+// its share of what goes.
+template <class Isa>
+void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const std::uint16_t *scores, float fold,
+                      std::byte *page, BlockShape shape);
 
 }  // namespace hsb::cpu

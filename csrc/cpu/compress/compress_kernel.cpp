@@ -1,7 +1,11 @@
 #include "compress.h"
 
+#include <cstring>
+
 #include "cpu/block_kinds.h"
+#include "cpu/fit.h"
 #include "lanes.h"
+#include "stored.h"
 #include "strip.h"
 
 namespace hsb::cpu {
@@ -66,6 +70,53 @@ template <class Isa, class Kind>
                                     : pack_page<Isa, HSB_VALUE>(kind, block, page, shape.head_dim);
 }
 
+template <class Isa, class Type, class Kind>
+[[gnu::noinline]] void pack_chosen_page_of(Kind kind, const std::uint16_t *stored, const std::uint16_t *scores,
+                                           float fold, std::byte *page, BlockShape shape) {
+    if (shape.operand == HSB_KEY)
+        pack_chosen_page<Isa, Type, HSB_KEY>(kind, stored, scores, fold, page, shape.head_dim);
+    else
+        pack_chosen_page<Isa, Type, HSB_VALUE>(kind, stored, scores, fold, page, shape.head_dim);
+}
+
+void mirror(const std::uint16_t *from, std::uint16_t *to, int head_dim) {
+    for_each_mirrored(head_dim, [&](int place, int channel) { to[place] = from[channel]; });
+}
+
+// Row by row, in the tensor's own order of channels as long as there is something to compute.
+template <class Isa, class Type>
+std::uint16_t store_block_of(const std::uint16_t *x, int tokens, const BlockFit &fit, BlockShape shape,
+                             std::uint16_t *stored, std::uint16_t *scores) {
+    using L = Lanes<Isa>;
+    constexpr Type type{};
+    const int head_dim = shape.head_dim;
+    const bool mirrors = fit.order == HSB_ORDER_MIRROR;
+    alignas(64) std::uint16_t row[128], scored_row[128];
+    alignas(64) float channel_weights[128];
+    if (scores && shape.operand == HSB_KEY)
+        for (int c = 0; c < head_dim; c += Isa::width)
+            Isa::store(channel_weights + c, Isa::load(fit.weights + c, type));
+    typename L::Half largest = L::zero();
+    for (int token = 0; token < tokens; ++token, x += head_dim, stored += head_dim) {
+        for (int c = 0; c < head_dim; c += L::width)
+            largest = L::max(largest, L::bit_and(L::load(x + c), L::set(kMagnitude)));
+        std::uint16_t *const own = mirrors ? row : stored;
+        store_row<Isa, Type>(x, fit.shift, head_dim, own);
+        if (mirrors) mirror(row, stored, head_dim);
+        if (!scores) continue;
+        std::uint16_t *const score = mirrors ? scored_row : scores;
+        const auto token_weight = Isa::set(shape.operand == HSB_KEY ? 0.0f : to_float(fit.weights[token], type));
+        for (int c = 0; c < head_dim; c += Isa::width) {
+            const auto weight = shape.operand == HSB_KEY ? Isa::load(channel_weights + c) : token_weight;
+            Isa::store(score + c, Isa::mul(Isa::load(own + c, type), weight), type);
+        }
+        if (mirrors) mirror(scored_row, scores, head_dim);
+        scores += head_dim;
+    }
+    std::memset(stored, 0, static_cast<std::size_t>(kBlock - tokens) * head_dim * 2);
+    return L::largest(largest);
+}
+
 }  // namespace
 
 template <class Isa>
@@ -80,7 +131,29 @@ std::uint16_t pack_page(hsb_block_kind kind, const std::uint16_t *block, std::by
     return with_kind(kind, [&](auto of_kind) { return pack_page_of<Isa>(of_kind, block, page, shape); });
 }
 
+template <class Isa>
+std::uint16_t store_block(const std::uint16_t *x, int tokens, const BlockFit &fit, BlockShape shape,
+                          std::uint16_t *stored, std::uint16_t *scores) {
+    return with_type(shape.dtype, [&](auto type) {
+        return store_block_of<Isa, decltype(type)>(x, tokens, fit, shape, stored, scores);
+    });
+}
+
+template <class Isa>
+void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const std::uint16_t *scores, float fold,
+                      std::byte *page, BlockShape shape) {
+    with_type(shape.dtype, [&](auto type) {
+        with_kind(kind, [&](auto of_kind) {
+            pack_chosen_page_of<Isa, decltype(type)>(of_kind, stored, scores, fold, page, shape);
+        });
+    });
+}
+
 template DroppedSum sum_dropped<Isa>(const std::uint16_t *, BlockShape);
 template std::uint16_t pack_page<Isa>(hsb_block_kind, const std::uint16_t *, std::byte *, BlockShape);
+template std::uint16_t store_block<Isa>(const std::uint16_t *, int, const BlockFit &, BlockShape, std::uint16_t *,
+                                        std::uint16_t *);
+template void pack_chosen_page<Isa>(hsb_block_kind, const std::uint16_t *, const std::uint16_t *, float, std::byte *,
+                                    BlockShape);
 
 }  // namespace hsb::cpu

@@ -22,10 +22,12 @@ namespace {
 // What the params mean, in blocks.
 struct Plan {
     std::int64_t heads, blocks, eligible, sparse;  // heads of all batches; blocks of one head
+    bool is_fitted;                                // whether anything is stored or chosen otherwise than x is
 
     explicit Plan(const hsb_compress_params &p)
         : heads(std::int64_t{p.batch} * p.kv_heads), blocks(ceil_div(p.seq, kBlock)),
-          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head) {
+          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head),
+          is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
         HSB_CHECK(is_element(p.dtype), "dtype must be fp16 or bf16");
@@ -33,6 +35,10 @@ struct Plan {
         HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
                   "eligible blocks must be full blocks of the sequence");
         HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
+        HSB_CHECK(p.order == HSB_ORDER_ADJACENT || (p.order == HSB_ORDER_MIRROR && p.operand == HSB_KEY),
+                  "order must be an hsb_order, and adjacent for V");
+        HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
+                  "fold must be from 0 to 1, and 0 for K");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
     }
     // With none or all to be chosen, there is nothing to compare.
@@ -56,6 +62,10 @@ void dispatch_shape(const hsb_compress_params &p, Run &&run) {
     with_head_dim(p.head_dim, with_operand);
 }
 
+FitArgs fit_of(const hsb_compress_params &p) {
+    return {p.shift, static_cast<const std::uint16_t *>(p.weights), p.fold / 2, p.order == HSB_ORDER_MIRROR};
+}
+
 template <class T>
 void choose(const hsb_compress_params &p, const Plan &plan) {
     auto *keys = static_cast<unsigned long long *>(p.workspace);
@@ -65,7 +75,12 @@ void choose(const hsb_compress_params &p, const Plan &plan) {
     const LossArgs loss{static_cast<const std::uint16_t *>(p.x), keys, limbs, p.seq, first, eligible};
     const auto ctas = static_cast<unsigned>(plan.heads * plan.eligible);
     dispatch_shape(p, [&](auto head_dim, auto operand) {
-        launch(find_losses<T, head_dim(), operand()>, ctas, kLossThreads, 0, p.stream, loss);
+        using OfPruner = Fitted<T, head_dim(), operand()>;
+        if (plan.is_fitted)
+            launch(find_losses<T, head_dim(), operand(), OfPruner>, ctas, kLossThreads, 0, p.stream, loss, fit_of(p));
+        else
+            launch(find_losses<T, head_dim(), operand(), AsItIs>, ctas, kLossThreads, 0, p.stream, loss,
+                   AsItIs::Args());
     });
     const ChooseArgs args{keys,
                           limbs,
@@ -76,6 +91,15 @@ void choose(const hsb_compress_params &p, const Plan &plan) {
                           static_cast<std::uint32_t>(plan.sparse),
                           kKeyBits<T>};
     launch(choose_blocks, static_cast<unsigned>(plan.heads), kChooseThreads, 0, p.stream, args);
+}
+
+template <int HeadDim, int Operand, class Source>
+void launch_pack(const PackArgs &args, const typename Source::Args &fit, bool chosen, void *stream) {
+    const auto ctas = static_cast<unsigned>(ceil_div(args.items, kPackWarps));
+    if (chosen)
+        launch(pack_pages<HeadDim, Operand, true, Source>, ctas, kPackWarps * 32, 0, stream, args, fit);
+    else
+        launch(pack_pages<HeadDim, Operand, false, Source>, ctas, kPackWarps * 32, 0, stream, args, fit);
 }
 
 void pack(const hsb_compress_params &p, const Plan &plan) {
@@ -92,11 +116,14 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
                       static_cast<std::uint32_t>(items),
                       infinity_bits(p.dtype)};
         set_pools(args.pools, p);
-        const auto ctas = static_cast<unsigned>(ceil_div(items, kPackWarps));
-        if (plan.needs_losses())
-            launch(pack_pages<head_dim(), operand(), true>, ctas, kPackWarps * 32, 0, p.stream, args);
-        else
-            launch(pack_pages<head_dim(), operand(), false>, ctas, kPackWarps * 32, 0, p.stream, args);
+        if (!plan.is_fitted) {
+            launch_pack<head_dim(), operand(), AsItIs>(args, AsItIs::Args(), plan.needs_losses(), p.stream);
+        } else {
+            with_element(p.dtype, [&](auto type) {
+                using OfPruner = Fitted<decltype(type), head_dim(), operand()>;
+                launch_pack<head_dim(), operand(), OfPruner>(args, fit_of(p), plan.needs_losses(), p.stream);
+            });
+        }
     });
 }
 

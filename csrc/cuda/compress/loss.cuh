@@ -24,6 +24,7 @@
 #include "cuda/element.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/global.cuh"
+#include "fit.cuh"
 #include "params.h"
 #include "prune.cuh"
 
@@ -122,8 +123,8 @@ __device__ __forceinline__ void add_up_digits(const std::uint32_t (&dropped)[Cou
 }
 
 // One CTA per eligible block.
-template <class T, int HeadDim, int Operand>
-__global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
+template <class T, int HeadDim, int Operand, class Source>
+__global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a, typename Source::Args fit) {
     constexpr bool kWide = Element<T>::kWide;
     static_assert(!kWide || Element<T>::kFractionBits == 7, "the window and the digits are cut for bf16");
     constexpr int kRowChunks = HeadDim / 8;
@@ -135,17 +136,28 @@ __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a) {
     const std::uint32_t head = blockIdx.x / a.eligible, block = a.first + blockIdx.x % a.eligible;
     const std::uint16_t *x = a.x + (head * a.seq + std::int64_t{block} * kBlock) * HeadDim;
 
+    static_assert(kLossThreads % kRowChunks == 0, "a thread's chunks are of one column");
+    const int chunk = thread % kRowChunks;
+    const Source source(fit, head, block, a.seq, chunk);
     uint4 loaded[kLoads];
     if constexpr (Operand == HSB_KEY) {
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) loaded[i] = ptx::load_once_16(x + (thread + i * kLossThreads) * 8);
+        for (int i = 0; i < kLoads; ++i)
+            loaded[i] = source.load(x + (thread / kRowChunks + i * (kLossThreads / kRowChunks)) * HeadDim, chunk);
     } else {  // chunk c of 4 successive tokens
         static_assert(kLoads % 4 == 0, "whole groups of tokens");
 #pragma unroll
         for (int i = 0; i < kLoads; ++i) {
             const int item = thread + i / 4 * kLossThreads;
             const int token = item / kRowChunks * 4 + i % 4;
-            loaded[i] = ptx::load_once_16(x + token * HeadDim + item % kRowChunks * 8);
+            loaded[i] = ptx::load_once_16(x + token * HeadDim + chunk * 8);
+        }
+    }
+    if constexpr (!Source::kIsPlain) {
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {
+            const int token = Operand == HSB_KEY ? 0 : (thread + i / 4 * kLossThreads) / kRowChunks * 4 + i % 4;
+            loaded[i] = source.scores(source.stored(loaded[i]), token);
         }
     }
     std::uint32_t dropped[kLoads * 2];

@@ -41,15 +41,25 @@ __device__ __forceinline__ std::uint32_t majority(std::uint32_t a, std::uint32_t
     return (a & b) | (a & c) | (b & c);
 }
 
-// Keeps the two largest of each group; ties keep the lower index.
+// Two groups pruned: in the low and in the high halves.
+struct Pruned {
+    std::uint32_t kept[2], dropped[2];  // in order
+    std::uint32_t codes;                // as of KeptPairs
+
+    __device__ __forceinline__ KeptPairs pairs() const {
+        return {ptx::low_halves(kept[0], kept[1]), ptx::high_halves(kept[0], kept[1]), codes};
+    }
+};
+
+// Keeps of each group of x the two whose `by` is largest; ties keep the lower index.
 template <int place>
-__device__ __forceinline__ KeptPairs keep_2_of_4(const std::uint32_t (&x)[4]) {
+__device__ __forceinline__ Pruned prune_2_of_4(const std::uint32_t (&x)[4], const std::uint32_t (&by)[4]) {
     static_assert(place >= 0 && place <= 12, "4 bits within a half");
     std::uint32_t m[4], signed_m[3];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) m[i] = x[i] & kMagnitudes;
+    for (int i = 0; i < 4; ++i) m[i] = by[i] & kMagnitudes;
 #pragma unroll
-    for (int i = 0; i < 3; ++i) signed_m[i] = x[i] | kSigns;
+    for (int i = 0; i < 3; ++i) signed_m[i] = by[i] | kSigns;
     // Bits 15 and 31 of beats<i><j>: i stays ahead of j. The other bits mean nothing, down to the masks below.
     const std::uint32_t beats01 = signed_m[0] - m[1], beats02 = signed_m[0] - m[2], beats03 = signed_m[0] - m[3];
     const std::uint32_t beats12 = signed_m[1] - m[2], beats13 = signed_m[1] - m[3], beats23 = signed_m[2] - m[3];
@@ -61,13 +71,24 @@ __device__ __forceinline__ KeptPairs keep_2_of_4(const std::uint32_t (&x)[4]) {
     const std::uint32_t all2 = ptx::spread_signs(keep2), all3 = ptx::spread_signs(keep3);
     const std::uint32_t from1 = (x[1] & all1) | (x[2] & ~all1), from2 = (x[2] & all2) | (x[1] & ~all2);
     const std::uint32_t first = (x[0] & all0) | (from1 & ~all0), second = (x[3] & all3) | (from2 & ~all3);
+    const std::uint32_t gone1 = (x[2] & all1) | (x[1] & ~all1), gone2 = (x[1] & all2) | (x[2] & ~all2);
+    const std::uint32_t first_gone = (gone1 & all0) | (x[0] & ~all0), second_gone = (gone2 & all3) | (x[3] & ~all3);
 
     // The first is at 0, 1 or 2, the second at 1, 2 or 3.
     const std::uint32_t first_is_odd = ~keep0 & keep1 & kSigns, first_is_2 = ~keep0 & ~keep1 & kSigns;
     const std::uint32_t second_is_odd = (keep3 | ~keep2) & kSigns, second_is_above_1 = (keep3 | keep2) & kSigns;
     const std::uint32_t codes = first_is_odd >> (15 - place) | first_is_2 >> (14 - place) |
                                 second_is_odd >> (13 - place) | second_is_above_1 >> (12 - place);
-    return {ptx::low_halves(first, second), ptx::high_halves(first, second), codes};
+    return {{first, second}, {first_gone, second_gone}, codes};
+}
+
+template <int place>
+__device__ __forceinline__ KeptPairs keep_2_of_4(const std::uint32_t (&x)[4], const std::uint32_t (&by)[4]) {
+    return prune_2_of_4<place>(x, by).pairs();
+}
+template <int place>
+__device__ __forceinline__ KeptPairs keep_2_of_4(const std::uint32_t (&x)[4]) {
+    return keep_2_of_4<place>(x, x);
 }
 
 // What keep_2_of_4 would drop: two magnitudes a group, the smaller in `first`.

@@ -9,8 +9,8 @@
 namespace hsb::cuda {
 
 struct DensePack {
-    template <int HeadDim>
-    static __device__ __forceinline__ void store_key(const KeyStrip<HeadDim> &k,
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_key(const KeyStrip<HeadDim> &k, const Source &,
                                                      const typename KeyStrip<HeadDim>::Chunks &x, unsigned char *page,
                                                      uint4 * /*room*/, int /*lane*/) {
         using Strip = KeyStrip<HeadDim>;
@@ -22,8 +22,8 @@ struct DensePack {
     // Two chunks of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 8 + which * 32; }
 
-    template <int HeadDim>
-    static __device__ __forceinline__ void store_value(const ValueRuns &v, const ValueRuns::Pairs &x,
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_value(const ValueRuns &v, const Source &, const ValueRuns::Pairs &x,
                                                        unsigned char *page, uint4 * /*room*/, int /*lane*/) {
         using Shape = ValuePage<HeadDim>;
 #pragma unroll

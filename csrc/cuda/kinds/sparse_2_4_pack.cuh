@@ -11,8 +11,8 @@
 namespace hsb::cuda {
 
 struct Sparse24Pack {
-    template <int HeadDim>
-    static __device__ __forceinline__ void store_key(const KeyStrip<HeadDim> &k,
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_key(const KeyStrip<HeadDim> &k, const Source &source,
                                                      const typename KeyStrip<HeadDim>::Chunks &x, unsigned char *page,
                                                      uint4 *metadata, int lane) {
         using Strip = KeyStrip<HeadDim>;
@@ -22,11 +22,7 @@ struct Sparse24Pack {
         const bool odd = lane & 1;
 #pragma unroll
         for (int i = 0; i < Strip::kLoads; i += 2) {
-            std::uint32_t groups[4];
-            split_groups(x[i], groups);
-            const KeptPairs a = keep_2_of_4<0>(groups);
-            split_groups(x[i + 1], groups);
-            const KeptPairs b = keep_2_of_4<0>(groups);
+            const KeptPairs a = source.keep_chunk(x[i]), b = source.keep_chunk(x[i + 1]);
             const std::uint32_t codes_a = (a.codes | a.codes >> 12) & 0xff, codes_b = (b.codes | b.codes >> 12) & 0xff;
             const std::uint32_t low = __shfl_xor_sync(~0u, odd ? a.low : b.low, 1);
             const std::uint32_t high = __shfl_xor_sync(~0u, odd ? a.high : b.high, 1);
@@ -48,11 +44,13 @@ struct Sparse24Pack {
     // One chunk of kept values of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
 
-    template <int HeadDim>
-    static __device__ __forceinline__ void store_value(const ValueRuns &v, const ValueRuns::Pairs &x,
-                                                       unsigned char *page, uint4 *metadata, int lane) {
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_value(const ValueRuns &v, const Source &source,
+                                                       const ValueRuns::Pairs &x, unsigned char *page, uint4 *metadata,
+                                                       int lane) {
         using Shape = ValuePage<HeadDim>;
         static_assert(Shape::kPairs == 1, "a block is one pair of steps");
+        const auto weights = source.token_weights(first_token(v.run, 0));
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint4 even, odd;
@@ -61,7 +59,7 @@ struct Sparse24Pack {
                 constexpr int g = decltype(group)::value;
                 const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
                                                    x[g * 4 + 3][pair]};
-                const KeptPairs kept = keep_2_of_4<g * 4>(of_group);
+                const KeptPairs kept = source.template keep_group<g * 4>(of_group, weights, g);
                 low = kept.low;
                 high = kept.high;
                 codes |= kept.codes;

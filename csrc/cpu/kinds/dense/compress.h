@@ -30,4 +30,11 @@ std::uint16_t pack_page(DenseKind, const std::uint16_t *block, std::byte *page, 
     return L::largest(largest);
 }
 
+// All stays, whatever the scores.
+template <class Isa, class Type, int operand>
+void pack_chosen_page(DenseKind kind, const std::uint16_t *stored, const std::uint16_t *, float, std::byte *page,
+                      int head_dim) {
+    pack_page<Isa, operand>(kind, stored, page, head_dim);
+}
+
 }  // namespace hsb::cpu

@@ -9,6 +9,7 @@ namespace hsb::cpu {
 struct DenseKind {
     static constexpr hsb_block_kind kind = HSB_DENSE;
     static constexpr const char *pool_name = "dense";  // as params.h has it
+    static constexpr bool prunes = false;
     static constexpr std::int64_t tile_bytes = kTileSteps * kTileLanes * 2;
 
     static constexpr std::int64_t page_bytes(int head_dim) { return tiles_per_page(head_dim) * tile_bytes; }

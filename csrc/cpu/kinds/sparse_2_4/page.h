@@ -28,6 +28,7 @@ constexpr int kTable = 16;  // floats of decode's table of one group: [8 * slot 
 struct Sparse24Kind {
     static constexpr hsb_block_kind kind = HSB_SPARSE_2_4;
     static constexpr const char *pool_name = "sparse";  // as params.h has it
+    static constexpr bool prunes = true;
     static constexpr std::int64_t tile_bytes = kPatternBytes + kTileGroups * 2 * kTileLanes * 2;
     static_assert(tile_bytes == 2240, "16 groups x 2 slots x 32 lanes of 16 bits, and 48 bits of pattern a lane");
 
