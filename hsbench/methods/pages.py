@@ -21,6 +21,10 @@ from hsbench.problem.workload import Workload
 _NEEDS_QUERIES = "pruner {} needs the context's last queries: give --kv with a file that holds several"
 
 
+_FP64 = 8
+"""Bytes."""
+
+
 def paths(phase: Phase, device: Device) -> list[str]:
     """The kernels of a phase that can be asked for by name, after ``auto``, the choice that is left to the library."""
     return list(library.PATHS) if phase.causal and device.is_cuda else ["auto"]
@@ -65,17 +69,20 @@ class PagesMethod(Method):
         # The pages, at most a dense cache and its last padding; outputs; split partials are small beside them.
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
-        prunes_in_torch = 0 if self.pruner(workload) == MAGNITUDE else workload.dense_kv_bytes  # what is to be packed
-        return workload.dense_kv_bytes + padding + outputs + prunes_in_torch + (64 << 20)
+        return workload.dense_kv_bytes + padding + outputs + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
-        """What the definition in torch takes on the way, as measured: of one head at a time."""
+        """What fitting a pruner takes on the way, in torch; native code prunes, weighs and folds block by block."""
         pruner = self.pruner(workload)
-        if pruner == MAGNITUDE:
-            return 0
-        head = workload.element.nbytes(workload.seq * workload.head_dim)
-        looked_at = 3 * FP32.nbytes(workload.batch * workload.q_heads * QUERIES * workload.seq) * pruner.needs_queries
-        return max(looked_at, 40 * head)
+        tokens = workload.batch * workload.kv_heads * workload.seq
+        weighing = 7 * _FP64 * tokens if pruner.value_weights != "none" else 0  # norms of V's tokens, and their weights
+        # A mean is of one head in fp64 at a time, where no kernel of ours takes it.
+        means = _FP64 * workload.seq * workload.head_dim if pruner.key_shift or pruner.value_shift else 0
+        looked_at = 0
+        if pruner.needs_queries:
+            scores = workload.batch * workload.q_heads * QUERIES * workload.seq
+            looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
+        return max(weighing, means, looked_at)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)
