@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fit import QUERIES, Fit, channel_order, fit_key, fit_pruner, fit_value, pooled_attention
@@ -324,6 +326,33 @@ def test_bytes_are_the_definitions(dtype: torch.dtype, name: str, share: float) 
             assert torch.equal(compressor.pages.map, expected.map)
             for kind, pool in expected.pools.items():
                 assert torch.equal(compressor.pages.pools[kind], pool), f"{fit.operand}, {kind}"
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that torch makes meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            self.elements = max(self.elements, one.numel() if isinstance(one, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+@pytest.mark.parametrize("name", PRUNERS)
+@needs_library
+def test_what_is_done_per_element_is_done_by_native_code(name: str, share: float) -> None:
+    k, v = tensors(torch.float16)
+    for x, fit in zip((k, v), fitted(PRUNERS[name], k, v, share), strict=True):
+        compressor = PageCompressor(x, fit.operand, plan_blocks(333, share), fit)
+        with Largest() as made:
+            compressor.run()
+        assert made.elements <= x.numel() // x.shape[-1]  # at most a number a token
+        with Largest() as made:
+            fit.stored(x + 0)
+        assert made.elements == x.numel()
 
 
 @needs_library
