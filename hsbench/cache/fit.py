@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
-from hsbench.cache.statistics import has_kernel, mean_of, token_norms, token_norms_torch
+from hsbench.cache.statistics import has_kernel, mean_of, squared_norms, squared_norms_torch
 
 QUERIES = 64
 """The last queries of a context whose attention is looked at."""
@@ -46,7 +46,8 @@ class Fit:
         shift: fp32 ``[batch, kv_heads, head_dim]``, contiguous, in the tensor's own order of channels.
         fold: see :class:`Pruner`.
         channel_weights: fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order.
-        norm_power, norm: V: a token's weight is ``(norm / |v|) ** norm_power``; norm is fp64 ``[batch, kv_heads, 1]``.
+        norm_power, squared_norm: V: a token's weight is ``(squared_norm / |v| ** 2) ** (norm_power / 2)``; squared_norm
+            is fp64 ``[batch, kv_heads, 1]``.
         token_weights: V: what the weights of the first tokens are multiplied by, fp32 ``[batch, kv_heads, known]``: the
             attention that was paid them, in units of an even share, to the power of attention_power.
     """
@@ -57,7 +58,7 @@ class Fit:
     fold: float = 0.0
     channel_weights: Tensor | None = None
     norm_power: float = 0.0
-    norm: Tensor | None = None
+    squared_norm: Tensor | None = None
     token_weights: Tensor | None = None
     attention_power: float = 0.0
 
@@ -74,7 +75,7 @@ class Fit:
     @property
     def weighs(self) -> bool:
         """Whether what stays is chosen by anything but magnitude."""
-        return self.channel_weights is not None or self.norm is not None
+        return self.channel_weights is not None or self.squared_norm is not None
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +116,7 @@ class Fit:
         order, ``[batch, kv_heads, head_dim]``; for V of each token, ``[batch, kv_heads, seq]``."""
         if self.channel_weights is not None:
             return self.channel_weights.to(stored.dtype)
-        return self._token_weights(*token_norms_torch(stored)).to(stored.dtype)
+        return self._token_weights(*squared_norms_torch(stored)).to(stored.dtype)
 
     def _placed(self, x: Tensor) -> Tensor:
         """Channels in the order of what is stored."""
@@ -128,11 +129,12 @@ class Fit:
             return self.channel_weights.to(x.dtype)
         return self._token_weights(*_stored_norms(x, self)).to(x.dtype)
 
-    def _token_weights(self, norms: Tensor, largest: Tensor) -> Tensor:
-        """Of each token of V, fp32 ``[batch, kv_heads, seq]``; arguments as of :func:`token_norms_torch`."""
-        assert self.norm is not None
+    def _token_weights(self, squares: Tensor, largest: Tensor) -> Tensor:
+        """Of each token of V, fp32 ``[batch, kv_heads, seq]``; arguments as of :func:`squared_norms_torch`."""
+        assert self.squared_norm is not None
         tiny = torch.finfo(torch.float32).tiny
-        weights = (self.norm / norms.clamp(min=tiny)) ** self.norm_power
+        # By squares: a root would be torch's, which on the CPU is MKL's and not the nearest number.
+        weights = (self.squared_norm / squares.clamp(min=tiny**2)) ** (self.norm_power / 2)
         if self.token_weights is not None:
             known = min(self.token_weights.shape[-1], weights.shape[-1])
             weights[..., :known] *= self.token_weights[..., :known]
@@ -164,7 +166,7 @@ class Fit:
             self,
             shift=one(self.shift),
             channel_weights=one(self.channel_weights),
-            norm=one(self.norm),
+            squared_norm=one(self.squared_norm),
             token_weights=one(self.token_weights),
         )
 
@@ -223,14 +225,14 @@ def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor |
     fit = Fit("v", shift=_mean(v, plan) if pruner.value_shift else None, fold=pruner.fold)
     if pruner.value_weights == "none":
         return fit
-    norm = _stored_norms(v, fit)[0].median(-1, keepdim=True).values
+    squared_norm = _stored_norms(v, fit)[0].median(-1, keepdim=True).values
     weights = None
     if pruner.value_weights == "attention":
         assert attention is not None
         weights = _attention_weights(attention, pruner.attention_power)
     return replace(
         fit,
-        norm=norm,
+        squared_norm=squared_norm,
         norm_power=pruner.norm_power,
         token_weights=weights,
         attention_power=pruner.attention_power,
@@ -269,8 +271,8 @@ def pooled_attention(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
-    """:func:`token_norms_torch` of what a fit stores of V."""
-    return token_norms(x, fit.shift) if has_kernel("token_norms", x) else token_norms_torch(fit.stored(x))
+    """:func:`squared_norms_torch` of what a fit stores of V."""
+    return squared_norms(x, fit.shift) if has_kernel("token_norms", x) else squared_norms_torch(fit.stored(x))
 
 
 def _mean(x: Tensor, plan: BlockPlan) -> Tensor:

@@ -13,9 +13,9 @@ from hsbench.kernels.device import KINDS, Device
 from hsbench.problem.elements import element_by, element_of
 
 
-def token_norms_torch(stored: Tensor) -> tuple[Tensor, Tensor]:
-    """Of what is stored, ``[batch, kv_heads, seq, head_dim]``, each token's norm, fp64 ``[batch, kv_heads, seq]``, and
-    largest magnitude, likewise in its dtype.
+def squared_norms_torch(stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what is stored, ``[batch, kv_heads, seq, head_dim]``, each token's norm, squared, fp64 ``[batch, kv_heads,
+    seq]``, and largest magnitude, likewise in its dtype.
 
     In fp64, for the squares of bf16's larger values overflow fp32. A square is exact there, and sums are by halves:
     each of the lower half of the channels gets that of the upper half added, and so on.
@@ -25,12 +25,12 @@ def token_norms_torch(stored: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.nn.functional.pad(sums, (0, halves - sums.shape[-1]))
     while (halves := halves // 2) > 0:
         sums = sums[..., :halves] + sums[..., halves:]
-    return sums[..., 0].sqrt(), stored.abs().amax(-1)
+    return sums[..., 0], stored.abs().amax(-1)
 
 
-def token_norms(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """:func:`token_norms_torch` of ``x`` less ``shift`` (fp32 ``[batch, kv_heads, head_dim]``) as it is stored, by the
-    native kernel.
+def squared_norms(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`squared_norms_torch` of ``x`` less ``shift`` (fp32 ``[batch, kv_heads, head_dim]``) as it is stored, by
+    the native kernel.
 
     Args:
         x: ``[batch, kv_heads, seq, 64|128]``, fp16 or bf16.
@@ -42,7 +42,7 @@ def token_norms(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     squares = torch.empty(batch, kv_heads, seq, dtype=torch.float64, device=x.device)
     largest = torch.empty(batch, kv_heads, seq, dtype=x.dtype, device=x.device)
     _run("token_norms", x, shift=shift, squares=squares, largest=largest)
-    return squares.sqrt_(), largest
+    return squares, largest
 
 
 def mean_of(x: Tensor, first: int, last: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from compress_cases import DTYPES, KINDS, every_dtype, make_data, make_fit
 from cpu_calls import ISAS, THREADS, needs_library
 from hsbench.cache import statistics
-from hsbench.cache.statistics import has_kernel, mean_of, token_norms, token_norms_torch
+from hsbench.cache.statistics import has_kernel, mean_of, squared_norms, squared_norms_torch
 from hsbench.kernels import library
 
 pytestmark = needs_library
@@ -27,14 +27,14 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_sums_by_halves_by_hand() -> None:
     x = torch.randn(1, 1, 3, 80).half()
-    norms, largest = token_norms_torch(x)
-    torch.testing.assert_close(norms, x.double().norm(dim=-1))
+    norms, largest = squared_norms_torch(x)
+    torch.testing.assert_close(norms, x.double().square().sum(-1))
     assert torch.equal(largest, x.abs().amax(-1))
     y = [float(value) ** 2 for value in x[0, 0, 1]] + [0.0] * 48
     while len(y) > 1:
         half = len(y) // 2
         y = [y[c] + y[c + half] for c in range(half)]
-    assert float(norms[0, 0, 1]) == y[0] ** 0.5
+    assert float(norms[0, 0, 1]) == y[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,8 +43,8 @@ def test_norms_equal_the_definition(dtype: torch.dtype, kind: str, how: None) ->
     for head_dim, seq, fit in itertools.product((64, 128), (1, 333), ("fold", "shift", "beyond")):
         x = make_data(kind, (2, 2, seq, head_dim), dtype, seed=seq)
         made = make_fit(fit, x, "v")
-        norms, largest = token_norms(x, made.shift)
-        expected = token_norms_torch(made.stored(x))
+        norms, largest = squared_norms(x, made.shift)
+        expected = squared_norms_torch(made.stored(x))
         assert torch.equal(norms, expected[0]), (head_dim, seq, fit)
         assert torch.equal(largest, expected[1]), (head_dim, seq, fit)
 
@@ -52,10 +52,10 @@ def test_norms_equal_the_definition(dtype: torch.dtype, kind: str, how: None) ->
 def test_flushing_subnormals_to_zero_changes_no_norm() -> None:
     for dtype in DTYPES:
         x = make_data("subnormals", (1, 2, 100, 64), dtype, seed=1)
-        expected = token_norms_torch(x)[0]
+        expected = squared_norms_torch(x)[0]
         torch.set_flush_denormal(True)
         try:
-            got = token_norms(x, None)[0]
+            got = squared_norms(x, None)[0]
         finally:
             torch.set_flush_denormal(False)
         assert torch.equal(got, expected)
@@ -90,7 +90,7 @@ def test_what_kernels_do_not_take_goes_by_torch() -> None:
 def test_tensors_that_are_not_contiguous() -> None:
     x = torch.randn(2, 300, 3, 64).bfloat16().transpose(1, 2)
     assert torch.equal(mean_of(x, 64, 192), mean_of(x.contiguous(), 64, 192))
-    for got, expected in zip(token_norms(x, None), token_norms_torch(x), strict=True):
+    for got, expected in zip(squared_norms(x, None), squared_norms_torch(x), strict=True):
         assert torch.equal(got, expected)
 
 
