@@ -18,6 +18,14 @@ void check_attention_shape(const P &p) {
     HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
 }
 
+// Blocks of a (batch, kv head) that prefill's pages hold.
+inline std::int64_t stored_blocks(const hsb_prefill_params &p, int block) {
+    const std::int64_t blocks = (p.seq + block - 1) / block;
+    if (!p.position) return blocks;
+    HSB_CHECK(p.stored_blocks > 0 && p.stored_blocks <= blocks, "stored_blocks must be 1 to the blocks of seq");
+    return p.stored_blocks;
+}
+
 // Outputs are sums of p V that are divided by the sum of p at the end. Where V is near fp32's largest number the sums
 // would overflow, though what they are divided into does not; so p is kept so many powers of 2 lower that those of all
 // tokens add up to no more than 1/2 if each alone would be no more than 1. Only a type with fp32's exponents has values

@@ -49,8 +49,8 @@ enum hsb_probe_way { HSB_PROBE_AUTO = 0, HSB_PROBE_LOADS = 1, HSB_PROBE_RING = 2
 typedef struct hsb_pages {
     const void *dense;          /* [dense pages, dense_page_bytes] */
     const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
-    const int32_t *map;         /* [batch, kv_heads, blocks]: hsb_map_entry. CUDA: may be NULL where one of the pools is
-                                 * NULL and the other has the blocks in order */
+    const int32_t *map;         /* [batch, kv_heads, stored blocks]: hsb_map_entry. CUDA: may be NULL where one of the
+                                 * pools is NULL and the other has the blocks in order */
     int64_t dense_page_bytes;
     int64_t sparse_page_bytes;
 } hsb_pages;
@@ -62,7 +62,8 @@ typedef struct hsb_bitmaps {
     const void *values;         /* [sum over bitmaps of popcount rounded up to 8] */
 } hsb_bitmaps;
 
-/* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. */
+/* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. The query sees
+ * all that is stored, in whatever order: where blocks are evicted, seq counts the tokens of the others. */
 typedef struct hsb_decode_params {
     int32_t batch;
     int32_t q_heads;
@@ -89,7 +90,8 @@ typedef struct hsb_decode_params {
     hsb_bitmaps v_bitmap;
 } hsb_decode_params;
 
-/* Causal attention of q_len queries over seq tokens; query i sees tokens 0 .. seq - q_len + i. */
+/* Causal attention of q_len queries over seq tokens; query i sees tokens 0 .. seq - q_len + i, less those of evicted
+ * blocks, which are stored nowhere. Where that leaves a query nothing, its out is 0 and its lse -infinity. */
 typedef struct hsb_prefill_params {
     int32_t batch;
     int32_t q_heads;
@@ -113,6 +115,9 @@ typedef struct hsb_prefill_params {
     const float *key_shift;     /* [batch, kv_heads, head_dim], in the order of q's channels: what was taken from every
                                  * token of K, and lse gets back, scale * q . key_shift; NULL: nothing */
     const float *value_shift;   /* [batch, kv_heads, head_dim]: likewise of V; out gets it back. NULL: nothing */
+    const int32_t *position;    /* [batch, kv_heads, stored_blocks]: which block of the sequence each stored one is,
+                                 * ascending; K and V have the same. NULL: none is evicted */
+    int64_t stored_blocks;      /* of each (batch, kv head), 1 or more; read where position is not NULL */
 } hsb_prefill_params;
 
 /* Prune, choose blocks and pack one of K and V into pages. The number of 2:4 blocks per (batch, kv head) is known

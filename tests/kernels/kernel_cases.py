@@ -33,7 +33,14 @@ Pack = Callable[[Tensor, Operand, float], tuple[Operands, Tensor]]
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, rows: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    rows: Tensor | None = None,
+    tokens: Tensor | None = None,
+    seq: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention in fp64, one kv head at a time; the last query sees all tokens.
 
@@ -42,22 +49,25 @@ def attention(
         k, v: ``[batch, kv_heads, seq, head_dim]``.
         scale: of the scores; ``1 / sqrt(head_dim)`` if None.
         rows: int64 ``[n]``: only these queries.
+        tokens: int64 ``[batch, kv_heads, tokens of k]``: which of ``seq`` tokens these are; the others are evicted.
 
     Returns:
-        ``out [batch, kv_heads, group, n, head_dim]`` and ``lse [batch, kv_heads, group, n]``, natural log.
+        ``out [batch, kv_heads, group, n, head_dim]`` and ``lse [batch, kv_heads, group, n]``, natural log; of a query
+        that sees no token 0 and -infinity.
     """
-    q_len, seq = q.shape[3], k.shape[2]
+    q_len, seq = q.shape[3], k.shape[2] if seq is None else seq
     rows = torch.arange(q_len, device=q.device) if rows is None else rows
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    future = torch.arange(seq, device=q.device) > (rows + seq - q_len).unsqueeze(-1)
+    every = torch.arange(seq, device=q.device).expand(*k.shape[:2], seq) if tokens is None else tokens
     lse = torch.empty(*q.shape[:3], len(rows), dtype=torch.float64, device=q.device)
     out = torch.empty(*lse.shape, q.shape[-1], dtype=torch.float64, device=q.device)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             scores = q[b, h][:, rows].double() @ k[b, h].double().mT * scale
-            scores.masked_fill_(future, -math.inf)
+            scores.masked_fill_(every[b, h] > (rows + seq - q_len).unsqueeze(-1), -math.inf)
             lse[b, h] = scores.logsumexp(-1)
-            out[b, h] = (scores - lse[b, h].unsqueeze(-1)).exp_() @ v[b, h].double()
+            weights = (scores - lse[b, h].unsqueeze(-1)).exp_()
+            out[b, h] = weights.masked_fill_(lse[b, h].unsqueeze(-1) == -math.inf, 0.0) @ v[b, h].double()
     return out, lse
 
 

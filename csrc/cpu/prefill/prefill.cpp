@@ -44,6 +44,7 @@ void check(const hsb_prefill_params &p) {
     check_fit(p);
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.threads > 0, "threads must be positive");
+    stored_blocks(p, kBlock);  // checks them
 }
 
 }  // namespace

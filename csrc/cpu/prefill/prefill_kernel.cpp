@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include "attention_shape.h"
 #include "cpu/fit.h"
 #include "cpu/simd/isa.h"
@@ -47,15 +49,28 @@ struct Scratch {
 // Rows of one (batch, kv head), where they lie in q, out and lse, and what they see.
 struct Rows {
     Rows(const hsb_prefill_params &p, std::int64_t head)
-        : p(p), kv_head(head), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group) {}
+        : p(p), kv_head(head), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group),
+          blocks(stored_blocks(p, kBlock)), position(p.position ? p.position + head * blocks : nullptr) {}
 
     std::int64_t query(std::int64_t row) const { return row / group; }
     // [batch, q_heads, q_len] flat
     std::int64_t index(std::int64_t row) const { return (first_head + row % group) * p.q_len + row / group; }
     std::int64_t last_token(std::int64_t row) const { return p.seq - p.q_len + row / group; }
 
+    // The first token of a stored block.
+    std::int64_t start(std::int64_t stored) const { return (position ? position[stored] : stored) * kBlock; }
+    // Stored blocks that begin at or before a token.
+    std::int64_t blocks_until(std::int64_t token) const {
+        const std::int64_t seen = token / kBlock + 1;
+        return position ? std::upper_bound(position, position + blocks, seen - 1) - position : seen;
+    }
+    // Whether all that a row may see is evicted.
+    bool sees_nothing(std::int64_t row) const { return last_token(row) < start(0); }
+
     const hsb_prefill_params &p;
     std::int64_t kv_head, group, first_head, rows;
+    std::int64_t blocks;           // stored, of this head
+    const std::int32_t *position;  // [blocks], or null
 };
 
 // Q rows to a tile's Q^T, with scale and log2(e), in the order of K's channels; padding lanes are zero.
@@ -117,8 +132,13 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
     for (int lane = 0; lane < used; ++lane) {
         const std::int64_t index = rows.index(first + lane);
         const float sum = s.sum(t)[lane];
-        for (int d = 0; d < head_dim; ++d) line[d] = output[d * kLanes + lane];
         auto *out = static_cast<std::uint16_t *>(p.out) + index * head_dim;
+        if (rows.sees_nothing(first + lane)) {
+            for (int d = 0; d < head_dim; ++d) out[d] = 0;
+            p.lse[index] = -INFINITY;
+            continue;
+        }
+        for (int d = 0; d < head_dim; ++d) line[d] = output[d * kLanes + lane];
         float lse = s.reference(t)[lane] * kLn2 + (logf(sum) + sum_reserve(p.dtype, p.seq) * kLn2);
         if (p.key_shift) lse += taken[lane];
         p.lse[index] = lse;
@@ -130,17 +150,22 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
 }
 
 // One block of K and V for one tile. `start`: the block's first token; `token`: the last that the tile's first query
-// sees.
+// sees. `first`: of the tile's blocks, whose first token is shown to all: what sees not even that sees nothing at all, and
+// must have a maximum that is finite all the same.
 template <class Isa>
 void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std::int64_t start, std::int64_t token,
-            float reserve) {
+            bool first, float reserve) {
     constexpr int kLanes = Tile<Isa>::lanes;
     float *scores = s.at(s.scores);
     float rescale[kLanes];
     multiply<Isa>(k, s.queries(t), scores);
     if (start + kBlock - 1 > token) {
         float last[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) last[lane] = s.last(t)[lane] + static_cast<float>(token - start);
+        const float least = first ? 0.0f : -INFINITY;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            last[lane] = s.last(t)[lane] + static_cast<float>(token - start);
+            last[lane] = last[lane] > least ? last[lane] : least;
+        }
         mask_future<Isa>(scores, last);
     }
     const bool raised = raise_reference<Isa>(scores, s.reference(t), s.sum(t), rescale);
@@ -161,14 +186,13 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
     };
     for (int t = 0; t < tiles; ++t) load_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
 
-    const std::int64_t blocks = (p.seq + kBlock - 1) / kBlock;
-    const std::int32_t *k_map = p.k.map + unit.head * blocks;
-    const std::int32_t *v_map = p.v.map + unit.head * blocks;
-    const std::int64_t seen = rows.last_token(unit.last_row - 1) / kBlock + 1;
+    const std::int32_t *k_map = p.k.map + unit.head * rows.blocks;
+    const std::int32_t *v_map = p.v.map + unit.head * rows.blocks;
+    const std::int64_t seen = rows.blocks_until(rows.last_token(unit.last_row - 1));
     const float reserve = sum_reserve(p.dtype, p.seq);
     int from = 0;  // tiles before it have seen all they see
     for (std::int64_t block = 0; block < seen; ++block) {
-        const std::int64_t start = block * kBlock;
+        const std::int64_t start = rows.start(block);
         while (rows.last_token(first_row(from) + used(from) - 1) < start) ++from;
         const Matrix k = unpack<Isa, Type>(stored_page(p.k, k_map[block]), kBlock, p.head_dim, scratch + s.k);
         const Matrix v = unpack<Isa, Type>(stored_page(p.v, v_map[block]), p.head_dim, kBlock, scratch + s.v);
@@ -177,7 +201,7 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
             // Between tiles, so that memory has all of this block's time to bring the next one.
             prefetch(stored_page(p.k, k_map[next]), t - from, tiles - from);
             prefetch(stored_page(p.v, v_map[next]), t - from, tiles - from);
-            attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)), reserve);
+            attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)), block == 0, reserve);
         }
     }
     for (int t = 0; t < tiles; ++t) store_tile<Isa, Type>(rows, s, t, first_row(t), used(t));

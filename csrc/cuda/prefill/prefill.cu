@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "blind.h"
 #include "cuda/page_pool.cuh"
 #include "estimate.h"
 #include "sm80/plan.h"
@@ -14,6 +15,7 @@ namespace {
 
 void check(const hsb_prefill_params &p) {
     check_paged_shape(p);
+    stored_blocks(p, kBlock);  // checks them
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.seq < (1 << 30), "seq must be below 2^30");
     HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
@@ -77,6 +79,7 @@ void run(const hsb_prefill_params &p) {
         run_prefill_sm90(p, device);
     else
         run_prefill_sm80(p, device);
+    if (p.position) blank_blind_queries(p);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/page_pool.cuh"
+#include "cuda/prefill/position.cuh"
 #include "cuda/runtime.h"
 #include "params.h"
 #include "plan.h"
@@ -14,6 +15,7 @@ struct Arguments {
     float *lse;     // [batch, q_heads, q_len]
     PagePool k;
     PagePool v;
+    Positions positions;
     RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
@@ -32,8 +34,8 @@ struct Arguments {
     bool mirror;               // K's channels are in the mirror order
 };
 
-// `a` lacks only what depends on the pages' bytes: ring and tiles.
-template <class T, int HeadDim>
+// `a` lacks only what depends on the pages' bytes: ring and tiles. `Evicts`: whether some blocks have no pages.
+template <class T, int HeadDim, bool Evicts>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device);
 
 }  // namespace hsb::cuda::prefill::sm80

@@ -31,16 +31,16 @@ private:
     std::uint32_t bits_[kUsedKindBits] = {};
 };
 
-// K or V of one (batch, kv head): pages `line` .. `line + pages - 1` of the map.
-template <int HeadDim>
+// K or V of one (batch, kv head): the first sight.pages() from `line` of the map on.
+template <int HeadDim, class Sight>
 class PageLine {
 public:
-    __device__ PageLine(const PagePool &pool, std::int32_t line, std::int32_t pages)
-        : pool_(pool), line_(line), pages_(pages) {}
+    __device__ PageLine(const PagePool &pool, std::int32_t line, const Sight &sight)
+        : pool_(pool), line_(line), sight_(sight) {}
 
     // The map's entry; of a page past the end, that of the last.
     __device__ std::int32_t entry(std::int32_t page) const {
-        const std::int32_t at = line_ + min(page, pages_ - 1);
+        const std::int32_t at = line_ + min(page, sight_.pages() - 1);
         return pool_.entry(at);
     }
     __device__ StoredPage<const unsigned char> page(std::int32_t entry) const {
@@ -53,7 +53,8 @@ public:
 
 private:
     const PagePool &pool_;
-    std::int32_t line_, pages_;
+    std::int32_t line_;
+    const Sight &sight_;
 };
 
 // A page pair in shared memory, in one register.
@@ -70,16 +71,17 @@ private:
     int bits_;
 };
 
-template <int HeadDim, int Warps>
+// `Sight`: says how many pages there are (prefill.cuh).
+template <int HeadDim, int Warps, class Sight>
 class PageStream {
 public:
     using Ring = sm80::Ring<Warps>;
 
     // All warps of the CTA do the same, in everything here.
     __device__ PageStream(const PagePool &key, const PagePool &value, const RingShape &shape, std::uint32_t shared,
-                          std::int32_t line, std::int32_t pages)
-        : key_(key, line, pages), value_(value, line, pages), ring_(shape, shared), stages_(shape.stages),
-          pages_(pages), next_(Ring::first_load()) {
+                          std::int32_t line, const Sight &sight)
+        : key_(key, line, sight), value_(value, line, sight), ring_(shape, shared), stages_(shape.stages),
+          sight_(sight), next_(Ring::first_load()) {
         look_up_next();
         ring_.open();  // while the map is on its way
         for (int stage = 0; stage < stages_ - RingShape::kHeld; ++stage) load(stage, stage, 0);
@@ -119,7 +121,7 @@ private:
     // Asks for `page`, if it is this warp's to ask for.
     __device__ void load(std::int32_t page, int stage, std::uint32_t phase) {
         if (page != next_) return;
-        if (page < pages_)
+        if (page < sight_.pages())
             ring_.load(stage, phase, key_.page(key_entry_), value_.page(value_entry_));
         else
             ring_.load_nothing();
@@ -127,10 +129,10 @@ private:
         look_up_next();  // has at least a page's time to come
     }
 
-    PageLine<HeadDim> key_, value_;
+    PageLine<HeadDim, Sight> key_, value_;
     Ring ring_;
     int stages_;
-    std::int32_t pages_;
+    const Sight &sight_;
     std::int32_t next_;                     // the page that this warp asks for next, and its
     std::int32_t key_entry_, value_entry_;  // entries in the maps
     KindsOf32 key_kinds_, value_kinds_;     // of the current 32 pages

@@ -13,6 +13,7 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     set_tensors(a, p);
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
+    a.positions = {p.position, static_cast<std::int32_t>(stored_blocks(p, kBlock))};
     a.heads = p.batch * p.q_heads;
     a.scale = scale.log2;
     a.inverse_scale = 1.0f / scale.log2;
@@ -20,8 +21,11 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.margin = kPrefillSm80Margin + a.reserve;
     a.largest = largest_probabilities(p.dtype, a.reserve);
     a.flip = scale.flip;
-    dispatch(p.dtype, p.head_dim,
-             [&](auto type, auto head_dim) { sm80::launch_prefill<decltype(type), head_dim()>(p, a, device); });
+    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
+        const auto launch = p.position ? sm80::launch_prefill<decltype(type), head_dim(), true>
+                                       : sm80::launch_prefill<decltype(type), head_dim(), false>;
+        launch(p, a, device);
+    });
 }
 
 }  // namespace hsb::cuda::prefill

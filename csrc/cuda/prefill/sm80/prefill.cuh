@@ -20,6 +20,7 @@
 #include "cuda/prefill/prefill.h"
 #include "cuda/ptx/global.cuh"
 #include "cuda/ptx/place.cuh"
+#include "cuda/ptx/shared.cuh"
 #include "cuda/queries.cuh"
 #include "launch.h"
 #include "pages.cuh"
@@ -178,21 +179,74 @@ __device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kSt
     interleave<T, Shape, 0, Half, kReadAhead>(pair.value_kind(), out, page, p, lane, NothingBetween());
 }
 
+// What of its head's pages a warp sees, and the CTA.
+//   whole()     pages below are seen by all its queries,
+//   end()       and from here on by none
+//   pages()     from here on by none of the CTA's
+//   block()     which block of the sequence a page is, from whole() on; any that all its queries see, below
 // Query i sees tokens 0 .. i + past.
-struct Sight {
-    std::int32_t whole;  // pages below are seen by all its queries,
-    std::int32_t end;    // and from here on by none
+template <class Tile, bool Evicts>
+class Sight {
+public:
+    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) {
+        const std::int32_t past = a.seq - a.q_len, last = min(own.first + Tile::kWarpQueries, a.q_len) - 1;
+        whole_ = (own.first + past + 1) / kBlock;
+        end_ = own.valid > 0 ? (last + past) / kBlock + 1 : 0;
+        pages_ = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;
+    }
+    __device__ std::int32_t whole() const { return whole_; }
+    __device__ std::int32_t end() const { return end_; }
+    __device__ std::int32_t pages() const { return pages_; }
+    __device__ std::int32_t block(std::int32_t page) const { return page; }
+
+private:
+    std::int32_t whole_, end_, pages_;
+};
+
+// Where blocks are evicted, all of this is looked up (position.cuh), and cannot be derived anew. There is no register to
+// keep it in: it lies in shared memory, and is read for each page.
+template <class Tile>
+class Sight<Tile, true> {
+public:
+    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) {
+        const Sight<Tile, false> blocks(a, own);
+        const std::int32_t line = own.head / a.group * a.positions.stored;
+        const std::int32_t end = a.positions.before(line, blocks.end());
+        const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
+        // Evicted before the pages that only some of the warp's queries see: as many for each, for they are two at most.
+        static_assert(Tile::kWarpQueries <= kBlock, "its queries end in two blocks");
+        const std::int32_t evicted = whole < end ? a.positions.block(line, whole) - whole : 0;
+        if (own.lane == 0) {
+            ptx::store_shared_u32(at(0), whole);
+            ptx::store_shared_u32(at(4), end);
+            ptx::store_shared_u32(at(8), a.positions.before(line, blocks.pages()));
+            ptx::store_shared_u32(at(12), evicted);
+        }
+        __syncwarp();
+    }
+    __device__ std::int32_t whole() const { return ptx::load_shared_u32(at(0)); }
+    __device__ std::int32_t end() const { return ptx::load_shared_u32(at(4)); }
+    __device__ std::int32_t pages() const { return ptx::load_shared_u32(at(8)); }
+    __device__ std::int32_t block(std::int32_t page) const {
+        return page + (page >= whole() ? ptx::load_shared_u32(at(12)) : 0);
+    }
+
+private:
+    static __device__ std::uint32_t at(int field) {
+        __shared__ std::int32_t sights[Tile::kWarps][4];
+        return ptx::shared_address(sights) + (ptx::thread_index() & ~31) / 2 + field;
+    }
 };
 
 // Half a page: the softmax of its scores and their product with V, while K of the next half is on its way.
-template <class T, int HeadDim, int Half, class Tile, class Stream, int Tiles>
+template <class T, int HeadDim, int Half, class Tile, class Sight, class Stream, int Tiles>
 __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, const Stream &stream, Scores<Tiles> &s,
                                             Scores<Tiles> &next, const PagePair &pair, const PagePair &next_pair,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
                                             std::int32_t page, const Arguments &a, int lane_kept) {
     const int lane = lane_again<T>(lane_kept);
     const auto prepare = [&](bool raise) {
-        const int token = page * kBlock + Half * 32 + lane / 4;
+        const int token = sight.block(page) * kBlock + Half * 32 + lane / 4;
         mask_future<Tiles>(s, WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token);
         const float reserve = Element<T>::kHasReserve ? a.reserve : 0.0f,
                     margin = Element<T>::kHasReserve ? a.margin : kMargin;
@@ -200,7 +254,7 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
         if (running.large) running.subtract_from(s, warp_references<Tiles>(), lane);
     };
     Probabilities<Tiles> p;
-    if (page >= sight.whole || running.large) prepare(false);
+    if (page >= sight.whole() || running.large) prepare(false);
     SoftmaxSteps<T, Tiles> softmax(p, s, running, a.scale, a.largest);
     multiply_key<T, HeadDim, 1 - Half>(next, stream, next_pair, q, lane, softmax);
     if (softmax.too_high()) {
@@ -215,7 +269,7 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
     multiply_value<T, HeadDim, Half>(running.out, stream, pair, p, lane);
 }
 
-template <class T, int HeadDim, class Tile>
+template <class T, int HeadDim, class Tile, bool Evicts>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     prefill_sm80_kernel(const __grid_constant__ Arguments a) {
     constexpr int kTiles = Tile::kTiles;
@@ -223,15 +277,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const WarpQueries<Tile> own(a);
     const int lane = own.lane;
 
-    const std::int32_t past = a.seq - a.q_len;
-    const std::int32_t last = min(own.first + Tile::kWarpQueries, a.q_len) - 1;
-    const Sight sight{(own.first + past + 1) / kBlock, own.valid > 0 ? (last + past) / kBlock + 1 : 0};
-    const std::int32_t pages = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;  // of the CTA
-    const std::int32_t blocks = (a.seq + kBlock - 1) / kBlock;
-
-    PageStream<HeadDim, Tile::kWarps> stream(a.k, a.v, a.ring,
-                                             ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
-                                             own.head / a.group * blocks, pages);
+    const Sight<Tile, Evicts> sight(a, own);
+    if (Evicts && sight.pages() == 0) return;  // all that its queries may see is evicted (blind.h)
+    PageStream<HeadDim, Tile::kWarps, Sight<Tile, Evicts>> stream(
+        a.k, a.v, a.ring, ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
+        own.head / a.group * a.positions.stored, sight);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
     load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, a.mirror,
                                      lane);
@@ -242,15 +292,15 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     Scores<kTiles> low, high;  // of the two halves of a page
     multiply_key<T, HeadDim, 0>(low, stream, pair, q, lane, NothingBetween());
 #pragma unroll 1
-    for (std::int32_t page = 0; page < sight.end; ++page) {
+    for (std::int32_t page = 0; page < sight.end(); ++page) {
         attend_half<T, HeadDim, 0, Tile>(running, stream, low, high, pair, pair, q, sight, page, a, lane);
-        const PagePair next = page + 1 < pages ? stream.wait(page + 1) : pair;
+        const PagePair next = page + 1 < sight.pages() ? stream.wait(page + 1) : pair;
         attend_half<T, HeadDim, 1, Tile>(running, stream, high, low, pair, next, q, sight, page, a, lane);
         stream.release(pair);
         pair = next;
     }
 #pragma unroll 1
-    for (std::int32_t page = sight.end + 1; page < pages; ++page) {  // the CTA's others go on
+    for (std::int32_t page = sight.end() + 1; page < sight.pages(); ++page) {  // the CTA's others go on
         stream.release(pair);
         pair = stream.wait(page);
     }
@@ -263,19 +313,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     store_results<T, HeadDim>(a, again, running, results);
 }
 
-template <class T, int HeadDim>
+template <class T, int HeadDim, bool Evicts>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
-    constexpr int kReferences = sizeof(WarpReferences<Tile>);
+    constexpr int kReferences = sizeof(WarpReferences<Tile>), kSights = Evicts ? Tile::kWarps * 16 : 0;
     static_assert(kReferences % RingShape::kAlign == 0, "the ring keeps its alignment");
-    const int room = device.shared_bytes - Tile::kCtas * kReferences;
+    const int room = device.shared_bytes - Tile::kCtas * (kReferences + kSights);
     a.ring = choose_ring(key_bytes, value_bytes, room, Tile::kCtas);
     if (a.ring.stages < RingShape::kMin) a.ring = choose_ring(key_bytes, value_bytes, room, 1);
     HSB_CHECK(a.ring.stages >= RingShape::kMin, "three page pairs do not fit into shared memory");
     a.tiles = tiles_per_head(p, Tile::kQueries);
     const int results = Tile::kQueries * HeadDim * 2;
     const int shared_bytes = kReferences + (a.ring.shared_bytes() > results ? a.ring.shared_bytes() : results);
-    launch(prefill_sm80_kernel<T, HeadDim, Tile>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
+    launch(prefill_sm80_kernel<T, HeadDim, Tile, Evicts>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
            shared_bytes, p.stream, a);
 }
 

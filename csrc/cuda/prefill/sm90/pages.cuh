@@ -53,17 +53,19 @@ public:
             const int kind = begin ^ i;
             if (counts[kind] == 0) continue;
             for (int page = 0; page < pages; page += 32) {
-                std::int32_t key = 0, value = 0;
+                std::int32_t key = 0, value = 0, block = 0;
                 bool mine = false;
                 if (page + lane < pages) {
                     key = a_.k.entry(first + page + lane);
                     value = a_.v.entry(first + page + lane);
+                    block = a_.positions.block(first, page + lane);
                     mine = pair_kind(key, value) == kind;
                 }
                 for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
                     const int at = __ffs(left) - 1;
                     const std::int32_t k = __shfl_sync(~0u, key, at), v = __shfl_sync(~0u, value, at);
-                    if (lane == 0) load(stage, page + at, k, v);
+                    const std::int32_t number = __shfl_sync(~0u, block, at);
+                    if (lane == 0) load(stage, number, k, v);
                     stage = stage.next(a_.ring.stages);
                 }
             }
@@ -73,9 +75,9 @@ public:
 private:
     using Shared = SharedMemory<Cut, HeadDim>;
 
-    __device__ __forceinline__ void load(RingPosition stage, int page, std::int32_t key, std::int32_t value) {
+    __device__ __forceinline__ void load(RingPosition stage, int block, std::int32_t key, std::int32_t value) {
         ptx::mbarrier_wait(Shared::key_empty_at(base_, stage.index), stage.parity ^ 1);
-        shared_->page_at[stage.index] = page;  // goes with the K page
+        shared_->block_at[stage.index] = block;  // goes with the K page
         copy(Shared::key_at(a_.ring, stage.index), a_.k, key, Shared::key_full_at(0, stage.index));
         ptx::mbarrier_wait(Shared::value_empty_at(base_, stage.index), stage.parity ^ 1);
         copy(Shared::value_at(a_.ring, stage.index), a_.v, value, Shared::value_full_at(0, stage.index));

@@ -10,12 +10,14 @@
 //
 // Pages come in runs of one kind, since what follows depends on whether K and V are 2:4: the run that page 0 belongs
 // to, so that every query meets a token that it sees at once, then the others; ascending within a run. Softmax does not
-// mind.
+// mind. Evicted blocks have no pages: a page's number is its place among those of its head, and what tells the future, its
+// block's number (cuda/prefill/position.cuh), goes with it.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/page_pool.cuh"
+#include "cuda/prefill/position.cuh"
 
 namespace hsb::cuda::prefill::sm90 {
 
@@ -83,6 +85,7 @@ struct Arguments {
     float *lse;     // [heads, q_len]
     PagePool k;
     PagePool v;
+    Positions positions;
     RingShape ring;
     std::int32_t q_len;
     std::int32_t seq;
@@ -100,12 +103,11 @@ struct Arguments {
     bool mirror;               // K's channels are in the mirror order
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
-    HSB_HOST_DEVICE int blocks() const { return (seq + kBlock - 1) / kBlock; }
-    // Pages that some query of a tile sees.
+    // Pages that some query of a tile sees, of a head whose first is `first_page` among all. All lanes of a warp call this.
     template <class Cut>
-    HSB_HOST_DEVICE int pages_of(int tile) const {
+    __device__ __forceinline__ int pages_of(int tile, int first_page) const {
         const int end = (tile + 1) * Cut::kTileQueries < q_len ? (tile + 1) * Cut::kTileQueries : q_len;
-        return (seq - q_len + end - 1) / kBlock + 1;
+        return positions.before(first_page, (seq - q_len + end - 1) / kBlock + 1);
     }
 };
 

@@ -26,7 +26,7 @@ struct SharedMemory {
     std::uint64_t value_full[kMaxStages], value_empty[kMaxStages];
     std::uint64_t taken_full;              // mbarrier
     std::int32_t counts[kPairKinds];       // pages of each kind
-    std::int32_t page_at[kMaxStages];      // which page is in a stage
+    std::int32_t block_at[kMaxStages];     // which block's pages are in a stage
     std::uint32_t rises[Cut::kGroups][2];  // whether a score passed its reference (softmax.cuh)
     alignas(512) float shift[Cut::kGroups][Cut::kGroupQueries];
     float taken[Cut::kTileQueries];  // what K's shift took from each query's scores

@@ -1,0 +1,37 @@
+// Where blocks are evicted: which block of the sequence each stored page pair is. Null where none is.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/page.cuh"
+#include "cuda/ptx/place.cuh"
+
+namespace hsb::cuda::prefill {
+
+struct Positions {
+    const std::int32_t *of;  // [batch, kv_heads, stored], ascending within a head; or null
+    std::int32_t stored;     // blocks of a (batch, kv head) that there are pages of
+
+    // Which block stored page `page` is, of a head whose pages begin at `line` of the map.
+    __device__ __forceinline__ std::int32_t block(std::int32_t line, std::int32_t page) const {
+        return of ? __ldg(of + line + page) : page;
+    }
+
+    // How many of a head's stored pages lie before block `end`. All lanes of a warp call this, and get the same: each
+    // looks at one page of 32 that are evenly spread over what is left, so that 3 loads find one of 32,768.
+    __device__ __forceinline__ std::int32_t before(std::int32_t line, std::int32_t end) const {
+        if (!of) return end;
+        std::int32_t low = 0, left = stored < end ? stored : end;  // of `left` pages from `low` on nothing is known
+        while (left > 0) {
+            const std::int32_t step = (left + 31) / 32, upto = (ptx::lane() + 1) * step;
+            const std::int32_t at = low + (upto < left ? upto : left) - 1;
+            const int whole = __popc(__ballot_sync(~0u, __ldg(of + line + at) < end));  // steps that lie before it
+            if (whole == 32) return low + left;
+            low += whole * step;
+            left = (left < (whole + 1) * step ? left : (whole + 1) * step) - whole * step - 1;
+        }
+        return low;
+    }
+};
+
+}  // namespace hsb::cuda::prefill
