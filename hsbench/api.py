@@ -28,6 +28,7 @@ def compress(
     value_sparsity: float | None = None,
     sink: int = 0,
     local: int = 0,
+    evict: float = 0.0,
     pruner: str | Pruner = DEFAULT_PRUNER,
     queries: Tensor | None = None,
     basis: LayerBasis | None = None,
@@ -37,15 +38,19 @@ def compress(
     Args:
         k: ``[batch, kv_heads, seq, head_dim]``, fp16 or bf16, head_dim 64 or 128, finite.
         v: as ``k``: same shape, dtype and device.
-        sparsity: share of elements pruned among eligible blocks, 0 (all dense) to 0.5 (all 2:4), for K and V.
+        sparsity: share of elements pruned among eligible blocks that are left, 0 (all dense) to 0.5 (all 2:4), for K
+            and V.
         key_sparsity: overrides ``sparsity`` for K.
         value_sparsity: overrides ``sparsity`` for V.
         sink: blocks that touch the first ``sink`` tokens stay dense.
         local: blocks that touch the last ``local`` tokens stay dense.
+        evict: share of the eligible blocks that are dropped from K and V, 0 to 1: their tokens take no part in the
+            softmax. Per kv head those of least attention mass of the ``queries``, where these are given; else those of
+            largest key norm (:mod:`hsbench.cache.evict`).
         pruner: what decides what stays, by name: ``magnitude`` is the paper's, ``mirror``, ``centered``, ``balanced``,
             ``attentive`` and ``calibrated`` cost a model less and a kernel the same (:mod:`hsbench.cache.pruner`). K is
             expected behind half-split RoPE by all but ``magnitude``.
-        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` looks at.
+        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.
 
     Returns:
@@ -53,8 +58,8 @@ def compress(
 
     Raises:
         UsageError: k, v or queries is no plain tensor or requires a gradient; a sparsity is no number from 0 to 0.5;
-            sink or local is no whole number from 0 on; there is no such pruner, or it lacks queries or a basis; the
-            basis is of other heads. Names the argument and the remedy.
+            evict is none from 0 to 1; sink or local is no whole number from 0 on; there is no such pruner, or it lacks
+            queries or a basis; the basis is of other heads. Names the argument and the remedy.
         UnsupportedError: shapes or dtypes that the formats do not hold, queries that do not fit k, tensors on different
             devices, or a pruner that no kernel can read yet.
         NonFiniteError: K or V holds a NaN or an infinity; names the tensor and the first index.
@@ -76,6 +81,7 @@ def compress(
         value_sparsity=_share("value_sparsity", value_sparsity, sparsity),
         sink=arguments.tokens("sink", sink),
         local=arguments.tokens("local", local),
+        evict=arguments.share("evict", evict),
         pruner=chosen,
         queries=queries,
         query_rms=None if basis is None else arguments.basis("basis", basis, k.shape[1], k.shape[3]),
@@ -96,7 +102,8 @@ def decode(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``out [batch, q_heads, 1, head_dim]`` in q's dtype, equal to ``softmax(q K^T / sqrt(head_dim)) V`` over the
-        pruned K and V, and ``lse [batch, q_heads, 1]``, fp32, the natural log of the sum of exponentials.
+        pruned K and V of the tokens that are left, and ``lse [batch, q_heads, 1]``, fp32, the natural log of the sum of
+        exponentials; 0 and -infinity where none is left.
 
     Raises:
         UsageError: q is no plain tensor or requires a gradient, or kv is no compressed cache.
@@ -117,7 +124,8 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
         kv: what :func:`compress` returned.
 
     Returns:
-        ``out [batch, q_heads, q_len, head_dim]`` in q's dtype and ``lse [batch, q_heads, q_len]``, fp32, natural log.
+        ``out [batch, q_heads, q_len, head_dim]`` in q's dtype and ``lse [batch, q_heads, q_len]``, fp32, natural log. A
+        query that sees no token, since all up to its own are evicted, has 0 and -infinity.
 
     Raises:
         UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq.

@@ -73,6 +73,20 @@ def sparsity(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """``value`` as a share, 0 to 1.
+
+    Raises:
+        UsageError: outside of that, NaN, or no number.
+    """
+    remedy = "give a share, 0 to 1"
+    if not _is_number(value, Real):
+        raise UsageError(name, _shown(value), f"not a number; {_item(name, value) or remedy}")
+    if not 0 <= value <= 1:
+        raise UsageError(name, value, remedy)
+    return float(value)
+
+
 def tokens(name: str, value: Any) -> int:
     """``value`` as a number of tokens, 0 or more.
 

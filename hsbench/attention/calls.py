@@ -12,7 +12,7 @@ from hsbench.cache.bitmap import BitmapKV
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
-from hsbench.kernels import architectures, library
+from hsbench.kernels import architectures, forks, library
 from hsbench.problem.elements import element_by
 
 MAX_GROUP = 16
@@ -41,6 +41,24 @@ def why_not_shape(head_dim: int, group: int) -> str | None:
     if group > MAX_GROUP:
         return f"{group} query heads per kv head: the kernels take 1 to {MAX_GROUP}"
     return None
+
+
+class EmptyCall:
+    """Attention over nothing, all blocks being evicted: the output is 0 and the log-sum-exp -infinity.
+
+    Attributes:
+        out, lse: see :class:`NativeCall`.
+    """
+
+    def __init__(self, q: Tensor) -> None:
+        self.out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        self.lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+
+    def run(self) -> None:
+        """Writes ``out`` and ``lse``."""
+        with forks.torch_operations():
+            self.out.zero_()
+            self.lse.fill_(-math.inf)
 
 
 class NativeCall:
@@ -93,19 +111,24 @@ class NativeCall:
         self._native.run()
 
 
-def _paged_call(operation: str, struct: str, q: Tensor, kv: HierarchicalKV, **fields: Any) -> NativeCall:
+Call = NativeCall | EmptyCall
+
+
+def _paged_call(operation: str, struct: str, q: Tensor, kv: HierarchicalKV, shape: Shape, **fields: Any) -> Call:
+    if kv.k.shape[2] == 0:
+        return EmptyCall(q)
     key, value = kv.key_fit, kv.value_fit
     order = library.constants()[f"HSB_ORDER_{key.order.upper()}"]
     fit = {"key_order": order, "key_shift": key.shift, "value_shift": value.shift}
-    return NativeCall(operation, struct, q, kv.shape, {"k": kv.k, "v": kv.v}, **fit, **fields)
+    return NativeCall(operation, struct, q, shape, {"k": kv.k, "v": kv.v}, **fit, **fields)
 
 
-def decode_call(q: Tensor, kv: HierarchicalKV) -> NativeCall:
-    """Decode over pages; ``q [batch, q_heads, 1, head_dim]``."""
+def decode_call(q: Tensor, kv: HierarchicalKV) -> Call:
+    """Decode over pages; ``q [batch, q_heads, 1, head_dim]``. It sees all that is stored, wherever it stood."""
     check_query(q, kv.shape, kv.dtype, kv.device)
     if q.shape[2] != 1:
         raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-    return _paged_call("decode", "hsb_decode_params", q, kv)
+    return _paged_call("decode", "hsb_decode_params", q, kv, kv.k.shape)
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
@@ -113,11 +136,13 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
 
 
-def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> NativeCall:
+def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
-    return _paged_call("prefill", "hsb_prefill_params", q, kv, q_len=q.shape[2], path=library.PATHS[path])
+    stored = {} if kv.eviction is None else {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
+    how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}
+    return _paged_call("prefill", "hsb_prefill_params", q, kv, kv.shape, **how)
 
 
 def why_not_path(path: str) -> str | None:

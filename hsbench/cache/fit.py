@@ -156,6 +156,18 @@ class Fit:
         later = _attention_weights(attention, self.attention_power)[..., self.token_weights.shape[-1] :]
         return replace(self, token_weights=torch.cat([self.token_weights, later], -1))
 
+    def at(self, tokens: Tensor, seq: int) -> Fit:
+        """The fit of some of the tokens that it was fitted to.
+
+        Args:
+            tokens: int64 ``[batch, kv_heads, n]``, ascending: which of the sequence's ``seq``.
+        """
+        if self.token_weights is None:
+            return self
+        later = max(0, seq - self.token_weights.shape[-1])  # which it does not know
+        weights = torch.nn.functional.pad(self.token_weights, (0, later), value=1.0)
+        return replace(self, token_weights=weights.gather(-1, tokens))
+
     def head(self, batch: int, kv_head: int) -> Fit:
         """Of one (batch, kv head), as a fit of its own."""
 
@@ -253,21 +265,25 @@ def query_rms_of(q: Tensor, kv_heads: int) -> Tensor:
     return last.square().mean((2, 3)).sqrt()
 
 
-def pooled_attention(q: Tensor, k: Tensor) -> Tensor:
+def pooled_attention(q: Tensor, k: Tensor, *, hidden: Tensor | None = None) -> Tensor:
     """What the last queries of a context paid each token, mean over the queries and the group: fp32
-    ``[batch, kv_heads, seq]``, each head's sum 1.
+    ``[batch, kv_heads, seq]``, each head's sum 1 unless a query sees nothing, which pays nothing.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``, the last n of the context; at most :data:`QUERIES` of them are looked at.
         k: ``[batch, kv_heads, seq, head_dim]``.
+        hidden: bool ``[batch, kv_heads, seq]``: tokens that no query sees, beside those after its own.
     """
     batch, kv_heads, seq, head_dim = k.shape
     last = q[:, :, -QUERIES:].float()
     n = last.shape[2]
     rows = last.reshape(batch, kv_heads, -1, head_dim)
     scores = (rows @ k.float().mT / math.sqrt(head_dim)).view(batch, kv_heads, -1, n, seq)
-    hidden = torch.arange(seq, device=k.device) > seq - n + torch.arange(n, device=k.device).unsqueeze(-1)
-    return scores.masked_fill(hidden, float("-inf")).softmax(-1).mean((2, 3))
+    unseen = torch.arange(seq, device=k.device) > seq - n + torch.arange(n, device=k.device).unsqueeze(-1)
+    if hidden is None:
+        return scores.masked_fill(unseen, float("-inf")).softmax(-1).mean((2, 3))
+    unseen = unseen | hidden[:, :, None, None]
+    return scores.masked_fill(unseen, float("-inf")).softmax(-1).masked_fill(unseen, 0.0).mean((2, 3))
 
 
 def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from hsbench.cache.compressor import PairCompressor
+from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor
-from hsbench.cache.prune import plan_blocks
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
@@ -22,7 +25,11 @@ class KVCompressor(PairCompressor):
         k, v: ``[batch, kv_heads, seq, head_dim]``.
         pruner: fitted to k and v, unless ``fits`` are given: of an earlier cache of the same sequences.
         query_rms: see :func:`hsbench.cache.fit.fit_key`.
-        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention.
+        queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention,
+            and for eviction, which does wherever they are given.
+        evict: share of the eligible blocks that are dropped, 0 to 1, before anything else, which each run chooses
+            (:func:`hsbench.cache.evict.evict_blocks`); or what is left once it is chosen. The pruner is fitted to all
+            of k and v, and prunes what is left.
 
     Raises:
         UsageError: the pruner needs a calibration or queries, which are not given.
@@ -43,16 +50,65 @@ class KVCompressor(PairCompressor):
         query_rms: Tensor | None = None,
         queries: Tensor | None = None,
         fits: tuple[Fit, Fit] | None = None,
+        evict: float | Eviction = 0.0,
     ) -> None:
         if reason := pruner.why_simulated:
             raise UnsupportedError(reason)
-        plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
+        sparsities = key_sparsity, value_sparsity
+        plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in sparsities]
         if fits is None:
             with forks.torch_operations():
                 fits = fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
-        key, value = (PageCompressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate((k, v)))
+        self._whole = k, v
+        self._evict: Callable[[], Eviction] | None = None
+        eviction = evict if isinstance(evict, Eviction) else None
+        if isinstance(evict, float) and evict > 0.0:
+            self._evict = partial(evict_blocks, k, evict, sink=sink, local=local, queries=queries)
+            eviction = self._evict()
+        if eviction is not None and eviction.evicted == 0:
+            eviction = None
+        self._left = k, v
+        if eviction is not None:
+            self._left = eviction.gather(k), eviction.gather(v)
+            plans = [plan_blocks(eviction.length, s, sink=sink, local=local) for s in sparsities]
+            key_fit, value_fit = fits
+            fits = key_fit.at(eviction.tokens, eviction.seq), value_fit.at(eviction.tokens, eviction.seq)
+        key, value = (_compressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate(self._left))
         super().__init__(key, value)
-        self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits)
+        self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits, eviction)
+
+    def run(self) -> None:
+        """Evicts, prunes and packs both, as often as it is called."""
+        if self.kv.eviction is not None:
+            if self._evict is not None:
+                self.kv.eviction.position.copy_(self._evict().position)
+            for x, left in zip(self._whole, self._left, strict=True):
+                self.kv.eviction.gather(x, left)
+        super().run()
+
+    def check(self) -> None:
+        """Raises :class:`hsbench.errors.NonFiniteError` if K or V holds a NaN or an infinity, in an evicted block or
+        not."""
+        if self.kv.eviction is None:
+            return super().check()
+        with forks.torch_operations():
+            for name, x in zip("kv", self._whole, strict=True):
+                check_finite(name, x)
+
+
+class _NothingLeft:
+    """A tensor of which all blocks are evicted: no pages, and nothing to run."""
+
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan) -> None:
+        self.pages = PagedTensor.empty(x, operand, plan)
+
+    def run(self) -> None: ...
+
+    def check(self) -> None: ...
+
+
+def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit) -> PageCompressor | _NothingLeft:
+    return PageCompressor(x, operand, plan, fit) if x.shape[2] else _NothingLeft(x, operand, plan)
 
 
 def compress_kv(k: Tensor, v: Tensor, **options: Any) -> HierarchicalKV:

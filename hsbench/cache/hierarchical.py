@@ -16,6 +16,7 @@ from torch import Tensor
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import entries_of, kinds_of, slots_of
 from hsbench.cache.compressor import TensorCompressor
+from hsbench.cache.evict import Eviction
 from hsbench.cache.fit import Fit
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
@@ -34,11 +35,17 @@ from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
 from hsbench.kernels.device import CPU, CUDA
-from hsbench.problem.elements import TORCH_INPUTS, element_by, element_of
+from hsbench.problem.elements import TORCH_INPUTS, Element, element_by, element_of
 
 HEAD_DIMS = (64, 128)
 LAYOUTS: dict[str, PageLayout] = {CPU.kind: cpu_layout.PAGES, CUDA.kind: cuda_layout.PAGES}
 """What the bytes of a page are, by kind of device."""
+
+
+def page_bytes(device: str, head_dim: int, element: Element) -> tuple[int, int]:
+    """Of a dense page and of a pruned one, on a kind of device: what says which elements it kept."""
+    found = {page.metadata_bytes(head_dim) > 0: page.nbytes(head_dim, element) for page in LAYOUTS[device].values()}
+    return found[False], found[True]
 
 
 @dataclass
@@ -139,32 +146,62 @@ class HierarchicalKV(StoredKV[PagedTensor]):
         pruner: what pruned it.
         key_fit, value_fit: the pruner, fitted to it. The pages of ``k`` and ``v`` hold what is stored under it;
             :meth:`unpack` gives K and V themselves.
+        eviction: which blocks are left, where some are evicted: ``k`` and ``v`` are what is stored of these alone.
     """
 
     pruner: Pruner = MAGNITUDE
     key_fit: Fit = field(default_factory=lambda: Fit("k"))
     value_fit: Fit = field(default_factory=lambda: Fit("v"))
+    eviction: Eviction | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """``(batch, kv_heads, length, head_dim)``, evicted tokens counted."""
+        batch, kv_heads, stored, head_dim = self.k.shape
+        return (batch, kv_heads, stored if self.eviction is None else self.eviction.seq, head_dim)
 
     @property
     def achieved_sparsity(self) -> float:
-        """Share of elements pruned among the eligible blocks of K and V together, 0 to 0.5."""
+        """Share of elements pruned among the eligible, not evicted blocks of K and V together, 0 to 0.5."""
         pruned = self.k.plan.pruned + self.v.plan.pruned
         eligible = self.k.plan.eligible + self.v.plan.eligible
         return pruned / eligible if eligible else 0.0
 
+    @property
+    def achieved_evict(self) -> float:
+        """Share of the eligible blocks that are evicted, 0 to 1."""
+        return 0.0 if self.eviction is None else self.eviction.achieved
+
+    @property
+    def evict_by(self) -> str | None:
+        """What chose the blocks that are evicted; None where there are none."""
+        return None if self.eviction is None else self.eviction.rule
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Which tokens are left, int64 ``[batch, kv_heads, n]``, ascending; None where all are."""
+        return None if self.eviction is None else self.eviction.tokens
+
+    def tokens_of(self, batch: int, kv_head: int) -> Tensor | None:
+        """Which tokens are left of one (batch, kv head), int64 ``[n]``; None where all are."""
+        return None if self.eviction is None else self.eviction.tokens[batch, kv_head]
+
     def memory(self) -> dict[str, int]:
         """Bytes by component, K and V together."""
         shifts = self.key_fit.nbytes + self.value_fit.nbytes
-        return {**super().memory(), "shift": shifts} if shifts else super().memory()
+        position = 0 if self.eviction is None else self.eviction.nbytes
+        more = {"shift": shifts, "position": position}
+        return {**super().memory(), **{component: size for component, size in more.items() if size}}
 
     def unpack(self) -> tuple[Tensor, Tensor]:
-        """The pruned K and V, ``[batch, kv_heads, seq, head_dim]``: in the dtype of what was compressed, or in fp32
-        where the pruner shifts, for the dtype could not hold the sums."""
+        """The pruned K and V, ``[batch, kv_heads, seq, head_dim]``, or of the tokens that are left (:attr:`tokens`): in
+        the dtype of what was compressed, or in fp32 where the pruner shifts, for the dtype could not hold the sums."""
         with forks.torch_operations():
             return self.key_fit.restored(self.k.unpack()), self.value_fit.restored(self.v.unpack())
 
     def unpack_head(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor]:
-        """The pruned K and V of one (batch, kv head), ``[seq, head_dim]``, see :meth:`unpack`."""
+        """The pruned K and V of one (batch, kv head), ``[seq, head_dim]``, or of the tokens that are left of it
+        (:meth:`tokens_of`); see :meth:`unpack`."""
         k, v = self.k.head(batch, kv_head).unpack(), self.v.head(batch, kv_head).unpack()
         key, value = self.key_fit.head(batch, kv_head), self.value_fit.head(batch, kv_head)
         return key.restored(k)[0, 0], value.restored(v)[0, 0]

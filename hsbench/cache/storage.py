@@ -99,6 +99,20 @@ class StoredKV(ABC, Generic[Stored]):
         """Tokens that it holds."""
         return self.shape[2]
 
+    def tokens_of(self, batch: int, kv_head: int) -> Tensor | None:
+        """Which tokens are left of one (batch, kv head), int64 ``[n]``, ascending; None where all are."""
+        return None
+
+    @property
+    def achieved_evict(self) -> float:
+        """Share of the eligible blocks that are evicted, 0 to 1."""
+        return 0.0
+
+    @property
+    def evict_by(self) -> str | None:
+        """What chose the blocks that are evicted; None where there are none."""
+        return None
+
     @property
     def capacity(self) -> int:
         """Tokens that it has room for; today a cache is made at its final length."""
