@@ -61,6 +61,13 @@ _PRUNER = _option(
     _SPARSITY,
 )
 
+_EVICT = _option(
+    "--evict",
+    "SHARE",
+    "Share of blocks that hierarchical and evict drop, 0 to 1 (0; of evict: as small as hierarchical's cache).",
+    _SPARSITY,
+)
+
 Text = str | None
 
 Workload = Annotated[Text, _WORKLOAD]
@@ -85,6 +92,8 @@ KeySparsity = Annotated[Text, _option("--key-sparsity", "SHARE", "Of K alone (--
 ValueSparsity = Annotated[Text, _option("--value-sparsity", "SHARE", "Of V alone (--sparsity).", _SPARSITY)]
 Pruner = Annotated[Text, _PRUNER]
 Pruners = Annotated[Text, _listed(_PRUNER)]
+Evict = Annotated[Text, _EVICT]
+Evicts = Annotated[Text, _listed(_EVICT)]
 Basis = Annotated[
     Text, _option("--basis", "FILE", "What hsbench calibrate wrote, for the pruner calibrated; see --layer.", _SPARSITY)
 ]
@@ -186,6 +195,15 @@ ManySparsities = Annotated[
 ]
 ManyKeySparsities = Annotated[Text, _option("--key-sparsity", "SHARE,...", "Of K alone (--sparsity).", _SPARSITY)]
 ManyValueSparsities = Annotated[Text, _option("--value-sparsity", "SHARE,...", "Of V alone (--sparsity).", _SPARSITY)]
+ModelEvict = Annotated[
+    Text,
+    _option(
+        "--evict",
+        "SHARE,...",
+        "Shares of blocks that hierarchical and evict drop, 0 to 1 (0; of evict: as small as hierarchical's cache).",
+        _SPARSITY,
+    ),
+]
 ModelSink = Annotated[
     Text, _option("--sink", "SIZE", f"First tokens, whose blocks stay dense ({Task.sink}).", _SPARSITY)
 ]
@@ -195,7 +213,9 @@ ModelLocal = Annotated[
 LayerPlan = Annotated[
     Text, _option("--plan", "FILE", "Sparsities by layer, as quality --plan-output wrote them; see --layer.", _SPARSITY)
 ]
-QualityMethods = Annotated[Text, _option("--methods", "NAME,...", "hierarchical, unstructured (hierarchical).", _RUN)]
+QualityMethods = Annotated[
+    Text, _option("--methods", "NAME,...", "hierarchical, evict, unstructured (hierarchical).", _RUN)
+]
 Weights = Annotated[Text, _option("--weights", "DTYPE", "fp32, fp16 or bf16, of the model (on a CPU fp32).", _RUN)]
 CacheDtype = Annotated[
     Text,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from hsbench.errors import UsageError, unknown
-from hsbench.problem.workload import check_size, check_sparsity
+from hsbench.problem.workload import check_evict, check_size, check_sparsity
 
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?([kKmM]?)", re.ASCII)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -80,6 +80,19 @@ def parse_sparsity(text: str, field: str = "sparsity") -> float:
     shown = text.strip()
     try:
         return check_sparsity(field, parse_number(shown))
+    except UsageError as error:
+        raise UsageError(field, shown or '""', error.remedy) from None
+
+
+def parse_evict(text: str, field: str = "evict") -> float:
+    """Read a share of evicted blocks, 0 to 1.
+
+    Raises:
+        UsageError: not a number, NaN, or outside the range.
+    """
+    shown = text.strip()
+    try:
+        return check_evict(field, parse_number(shown))
     except UsageError as error:
         raise UsageError(field, shown or '""', error.remedy) from None
 

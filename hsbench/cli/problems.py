@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsbench.cache.pruner import CALIBRATED, Pruner, check_sources, pruner_of
-from hsbench.cli.parse import flag, parse_choice, parse_list, parse_size, parse_sparsity
+from hsbench.cli.parse import flag, parse_choice, parse_evict, parse_list, parse_size, parse_sparsity
 from hsbench.cli.request import LISTS, Request
 from hsbench.errors import UsageError
 from hsbench.problem import workload as defaults
@@ -35,6 +35,7 @@ class _Case:
     batch: int | None
     sparsity: float | None
     pruner: str | None
+    evict: float | None
 
 
 def one_problem(phase: Phase, request: Request, captured: Captured | None) -> list[Problem]:
@@ -143,8 +144,9 @@ def _cases(phases: Sequence[Phase], request: Request) -> Iterator[_Case]:
     seqs = [_size(text, "seq") for text in _listed(request.seq, "seq")]
     batches = [_size(text, "batch") for text in _listed(request.batch, "batch")]
     sparsities = [_share(text, "sparsity") for text in _listed(request.sparsity, "sparsity")]
+    evicts = [None if text is None else parse_evict(text) for text in _listed(request.evict, "evict")]
     # In the order of LISTS.
-    for case in itertools.product(phases, models, dtypes, seqs, batches, sparsities, _pruners(request)):
+    for case in itertools.product(phases, models, dtypes, seqs, batches, sparsities, _pruners(request), evicts):
         yield _Case(*case)
 
 
@@ -170,6 +172,7 @@ def _synthetic(case: _Case, request: Request) -> Problem:
         tensors=tensors,
         seed=_size(request.seed, "seed", 0) or 0,
         pruner=defaults.PAPER_PRUNER if case.pruner is None else case.pruner,
+        evict=case.evict,
     )
     return workload, None
 
@@ -216,6 +219,7 @@ def _from_file(case: _Case, request: Request, captured: Captured) -> Problem:
         tensors=used.source,
         seed=_size(request.seed, "seed", 0) or 0,
         pruner=defaults.PAPER_PRUNER if case.pruner is None else case.pruner,
+        evict=case.evict,
     )
     return (workload if case.workload is not None else replace(workload, name="captured")), used
 

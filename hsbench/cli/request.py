@@ -11,9 +11,9 @@ from hsbench.errors import UsageError
 DEVICES = ("auto", "cuda", "cpu")
 DEFAULT_PROFILE_DIR = "profiles/out"
 
-#: What ``compare`` takes lists of, slowest-changing first. Sparsity and pruner change fastest: cells that
+#: What ``compare`` takes lists of, slowest-changing first. Sparsity, pruner and evict change fastest: cells that
 #: differ only in them have the same tensors.
-LISTS = ("workload", "dtype", "seq", "batch", "sparsity", "pruner")
+LISTS = ("workload", "dtype", "seq", "batch", "sparsity", "pruner", "evict")
 
 
 class Typed:
@@ -47,6 +47,7 @@ class Request(Typed):
     key_sparsity: str | None = None
     value_sparsity: str | None = None
     pruner: str | None = None
+    evict: str | None = None
     basis: str | None = None
     plan: str | None = None
     sink: str | None = None

@@ -17,8 +17,9 @@ from hsbench.kernels.device import Device
 if TYPE_CHECKING:
     from hsbench.methods.base import Method
     from hsbench.problem.phase import Phase
+    from hsbench.problem.workload import Workload
 
-FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "unstructured")
+FAMILIES = ("reference", "sdpa", "dense", "hierarchical", "evict", "unstructured")
 """Families in row order; the module of each has its name. No torch is imported until :func:`find_methods`."""
 
 DENSE_FAMILIES = ("reference", "sdpa", "dense")
@@ -26,6 +27,16 @@ DENSE_FAMILIES = ("reference", "sdpa", "dense")
 
 PRUNER_FAMILIES = ("hierarchical",)
 """Those whose K and V the workload's pruner prunes; the others' results do not depend on it."""
+
+
+def evict_of(method: str, workload: Workload, device: Device) -> float:
+    """The share of eligible blocks that a method, by name, evicts from a workload: 0 where it evicts none."""
+    family = method.partition(":")[0]
+    if family == "hierarchical":
+        return workload.evict or 0.0
+    if family != "evict":
+        return 0.0
+    return importlib.import_module("hsbench.methods.evict").share_of(workload, device)
 
 
 def check_methods(names: Iterable[str]) -> list[str]:

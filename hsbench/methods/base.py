@@ -22,6 +22,8 @@ class Prepared(ABC):
         lse: fp32 ``[batch, q_heads, q_len]``, natural log; None where the method does not give it.
         memory: stored bytes of the KV cache by component.
         achieved_sparsity: share of elements pruned; None for dense methods.
+        achieved_evict: share of eligible blocks that are evicted; None for dense methods.
+        evict_by: what chose these; None where there are none.
         compress: prunes and packs again, for timing; None where there is nothing to prune.
     """
 
@@ -29,6 +31,8 @@ class Prepared(ABC):
     lse: Tensor | None = None
     memory: dict[str, int] = field(default_factory=dict)
     achieved_sparsity: float | None = None
+    achieved_evict: float | None = None
+    evict_by: str | None = None
     compress: Callable[[], None] | None = None
 
     @abstractmethod
@@ -38,6 +42,10 @@ class Prepared(ABC):
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
         """The K and V ``[seq, head_dim]`` of one head that ``out`` must agree with, unpacked from what is stored;
         None where they are the inputs themselves."""
+        return None
+
+    def left(self, batch: int, kv_head: int) -> Tensor | None:
+        """Which tokens these K and V are of, int64, ascending, where some are evicted; None where none is."""
         return None
 
     def poison(self) -> None:

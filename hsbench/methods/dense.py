@@ -21,4 +21,4 @@ class Dense(PagesMethod):
 
 
 def methods(phase: Phase, device: Device) -> list[Method]:
-    return [Dense(phase, path) for path in paths(phase, device)]
+    return [Dense(phase, device, path) for path in paths(phase, device)]

@@ -1,4 +1,4 @@
-"""``hierarchical``: attention over dense and 2:4 blocks (HieraSparse, arXiv 2604.16864)."""
+"""``hierarchical``: attention over dense and 2:4 blocks (HieraSparse, arXiv 2604.16864), those that are not evicted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ class Hierarchical(PagesMethod):
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         return workload.key_sparsity, workload.value_sparsity
 
+    def evict(self, workload: Workload) -> float:
+        return workload.evict or 0.0
+
     def pruner(self, workload: Workload) -> Pruner:
         return pruner_of(workload.pruner)
 
 
 def methods(phase: Phase, device: Device) -> list[Method]:
-    return [Hierarchical(phase, path) for path in paths(phase, device)]
+    return [Hierarchical(phase, device, path) for path in paths(phase, device)]

@@ -31,7 +31,7 @@ class KVCompressor(Compressor, Protocol[KV_co]):
 class NativePrepared(Prepared):
     """A call of one of our kernels on a stored cache."""
 
-    call: calls.NativeCall
+    call: calls.Call
     kv: StoredKV[Any]
 
     def run(self) -> None:
@@ -42,9 +42,12 @@ class NativePrepared(Prepared):
             return None
         return self.kv.unpack_head(batch, kv_head)
 
+    def left(self, batch: int, kv_head: int) -> Tensor | None:
+        return self.kv.tokens_of(batch, kv_head)
+
 
 def prepare_native(
-    compressor: KVCompressor[KV], call_of: Callable[[KV], calls.NativeCall], *, prunes: bool
+    compressor: KVCompressor[KV], call_of: Callable[[KV], calls.Call], *, prunes: bool
 ) -> NativePrepared:
     """Prunes and packs, and binds a kernel to what came of it.
 
@@ -66,6 +69,8 @@ def prepare_native(
         lse=call.lse,
         memory={component: size for component, size in kv.memory().items() if size},
         achieved_sparsity=kv.achieved_sparsity if prunes else None,
+        achieved_evict=kv.achieved_evict if prunes else None,
+        evict_by=kv.evict_by,
         compress=compressor.run if prunes else None,
         call=call,
         kv=kv,

@@ -1,4 +1,4 @@
-"""What ``dense`` and ``hierarchical`` share: attention over pages, by our own kernels."""
+"""What ``dense``, ``hierarchical`` and ``evict`` share: attention over pages, by our own kernels."""
 
 from __future__ import annotations
 
@@ -35,19 +35,24 @@ class PagesMethod(Method):
 
     Args:
         phase: the one that it runs in.
+        device: where.
         path: one of :func:`paths`; a kernel that is named makes a variant, ``family:path``, that runs on request.
     """
 
     family: str
 
-    def __init__(self, phase: Phase, path: str = "auto") -> None:
-        self.phase, self.path = phase, path
+    def __init__(self, phase: Phase, device: Device, path: str = "auto") -> None:
+        self.phase, self.device, self.path = phase, device, path
         self.on_request = path != "auto"
         self.name = f"{self.family}:{path}" if self.on_request else self.family
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         """Key and value sparsity, 0 to 0.5."""
         raise NotImplementedError
+
+    def evict(self, workload: Workload) -> float:
+        """The share of eligible blocks that is evicted, 0 to 1."""
+        return 0.0
 
     def pruner(self, workload: Workload) -> Pruner:
         """What prunes K and V."""
@@ -69,26 +74,31 @@ class PagesMethod(Method):
         # The pages, at most a dense cache and its last padding; outputs; split partials are small beside them.
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
-        return workload.dense_kv_bytes + padding + outputs + (64 << 20)
+        left = workload.dense_kv_bytes if self.evict(workload) else 0  # of K and V, gathered
+        return workload.dense_kv_bytes + padding + outputs + left + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
-        """What fitting a pruner takes on the way, in torch; native code prunes, weighs and folds block by block."""
-        pruner = self.pruner(workload)
+        """What fitting a pruner and choosing whom to evict take on the way, in torch; native code prunes, weighs and
+        folds block by block."""
+        pruner, evicts = self.pruner(workload), self.evict(workload) > 0
         tokens = workload.batch * workload.kv_heads * workload.seq
         weighing = 7 * _FP64 * tokens if pruner.value_weights != "none" else 0  # norms of V's tokens, and their weights
-        # A mean is of one head in fp64 at a time, where no kernel of ours takes it.
-        means = _FP64 * workload.seq * workload.head_dim if pruner.key_shift or pruner.value_shift else 0
+        # A mean is of one head in fp64 at a time, where no kernel of ours takes it; keys' norms likewise.
+        in_fp64 = pruner.key_shift or pruner.value_shift or evicts
+        of_a_head = 2 * _FP64 * workload.seq * workload.head_dim if in_fp64 else 0
         looked_at = 0
-        if pruner.needs_queries:
+        if pruner.needs_queries or (evicts and not workload.is_synthetic):
             scores = workload.batch * workload.q_heads * QUERIES * workload.seq
             looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
-        return max(weighing, means, looked_at)
+        return max(weighing, of_a_head, looked_at)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)
         pruner = self.pruner(workload)
         if pruner.needs_queries and (inputs.context is None or inputs.context.shape[2] < 2):
             raise UnsupportedError(_NEEDS_QUERIES.format(pruner))
+        # One query is no sample of what later ones attend to.
+        several = inputs.context is not None and inputs.context.shape[2] > 1
         compressor = KVCompressor(
             inputs.k,
             inputs.v,
@@ -97,11 +107,12 @@ class PagesMethod(Method):
             sink=workload.sink,
             local=workload.local,
             pruner=pruner,
-            queries=inputs.context,
+            queries=inputs.context if several else None,
+            evict=self.evict(workload),
             query_rms=inputs.query_rms,
         )
 
-        def call_of(kv: HierarchicalKV) -> calls.NativeCall:
+        def call_of(kv: HierarchicalKV) -> calls.Call:
             return calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
 
         return prepare_native(compressor, call_of, prunes=not self.dense)

@@ -64,6 +64,8 @@ class Workload:
         tensors: ``gaussian``, ``outliers``, or ``FILE.safetensors#layers.N`` for captured tensors.
         seed: seed of the synthetic tensors.
         pruner: by name: how K and V are pruned where a method has the choice.
+        evict: share of eligible blocks that are evicted, 0 to 1, by the methods that do; None where nobody asked: none
+            beside 2:4, and where nothing else is done to K and V, as many as make the cache as small as 2:4 does.
 
     Raises:
         UsageError: names the field, the value and the remedy.
@@ -85,6 +87,7 @@ class Workload:
     tensors: str
     seed: int
     pruner: str = PAPER_PRUNER  # which workloads written down before there was another lack
+    evict: float | None = None  # likewise
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -96,6 +99,8 @@ class Workload:
         check_geometry(self.q_heads, self.kv_heads, self.head_dim)
         for name in ("key_sparsity", "value_sparsity"):
             object.__setattr__(self, name, check_sparsity(name, getattr(self, name)))
+        if self.evict is not None:
+            object.__setattr__(self, "evict", check_evict("evict", self.evict))
         if not (isinstance(self.tensors, str) and (self.tensors in TENSORS or _CAPTURED.fullmatch(self.tensors))):
             raise unknown("tensors", self.tensors, TENSORS)
         self.phase.q_len(self.q_len, self.seq)  # refuses what is not the phase's
@@ -195,6 +200,20 @@ def check_sparsity(name: str, value: object) -> float:
     return value + 0.0  # -0.0 and 0.0 are the same cell of a sweep and must print alike
 
 
+def check_evict(name: str, value: object) -> float:
+    """A share of evicted blocks, 0 to 1, as a float.
+
+    Raises:
+        UsageError: not a number, NaN, or outside the range; it names ``name``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        shown = value if isinstance(value, float) else repr(value)
+        raise UsageError(name, shown, "not a number; give a share from 0 to 1")
+    if not 0 <= value <= 1:
+        raise UsageError(name, value, "must be 0 to 1; 0.5 drops half of the blocks, 1 all but --sink and --local")
+    return value + 0.0
+
+
 def check_geometry(q_heads: int, kv_heads: int, head_dim: int) -> None:
     """Check what every method needs of the heads.
 
@@ -230,6 +249,7 @@ def make_workload(
     tensors: str = DEFAULT_TENSORS,
     seed: int = 0,
     pruner: str = PAPER_PRUNER,
+    evict: float | None = None,
 ) -> Workload:
     """Build a workload from a model's shape and overrides.
 
@@ -272,4 +292,5 @@ def make_workload(
         tensors=tensors,
         seed=seed,
         pruner=pruner,
+        evict=evict,
     )

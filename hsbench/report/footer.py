@@ -12,6 +12,8 @@ from hsbench.results import Record, Report
 def facts(report: Report, records: list[Record], ok: list[Record]) -> list[tuple[str, str]]:
     """Label and text, in the order to show; `ok` are the records that are."""
     lines = [("peak", line) for line in _peaks(report, ok)]
+    if evicting := [record for record in ok if record.measures.evict_by is not None]:
+        lines.append(("evicted", "; ".join(map(_evicted, evicting))))
     if any(verdict(record) == "inconclusive" for record in ok):
         which = [f"{record.method} {bounds(record)}" for record in ok if verdict(record) == "inconclusive"]
         lines.append(("compared", f"{text.listed(which)}: the interval of the speedup holds 1, no difference shown"))
@@ -58,6 +60,12 @@ def held_back(throttled: list[Record]) -> str:
     if all(record.measures.throttle_reasons == "cpu_quota" for record in throttled):
         return "a CPU quota stopped the threads while sampling"
     return "the clock was held down while sampling"
+
+
+def _evicted(record: Record) -> str:
+    """Which share of the blocks, and what chose them."""
+    share = text.known(record.measures.achieved_evict, "{:.4g}".format)
+    return f"{record.method} {share} of the eligible blocks, by {record.measures.evict_by}"
 
 
 def _cache(record: Record) -> str:

@@ -20,6 +20,8 @@ def heading(report: Report) -> list[str]:
     ]
     if workload.pruner != PAPER_PRUNER:
         segments.append(workload.pruner)
+    if workload.evict is not None:
+        segments.append(f"evict {workload.evict:g}")
     if workload.is_chunk:
         segments.insert(2, f"last {text.size(workload.q_len)} as queries")
     segments += [f"{name} {count}" for name, count in (("sink", workload.sink), ("local", workload.local)) if count]
@@ -42,6 +44,7 @@ def sparsity(key: float, value: float, achieved: list[float] | None = None) -> s
 
 
 def _achieved(records: list[Record]) -> list[float]:
-    """Of the methods that prune: a dense method's achieved 0 is no news."""
-    shares = [record.measures.achieved_sparsity for record in records if not record.case.dense]
+    """Of the methods that prune: 0 of one that is dense, or only evicts, is no news."""
+    pruning = [one.measures for one in records if not one.case.dense]
+    shares = [m.achieved_sparsity for m in pruning if m.achieved_sparsity or not m.achieved_evict]
     return [share for share in shares if share is not None]

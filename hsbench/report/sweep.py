@@ -27,11 +27,12 @@ _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
     "dtype": (lambda report: report.workload.dtype, "{}"),
     "sparsity": (lambda report: _sparsity(report), "sparsity {}"),
     "pruner": (lambda report: report.workload.pruner, "{}"),
+    "evict": (lambda report: text.known(report.workload.evict, "{:g}".format), "evict {}"),
     "tensors": (lambda report: report.workload.tensors.rpartition("/")[2], "{}"),
 }
 #: A column even where all cells agree: a row should say what it is.
 _ALWAYS = ("phase", "seq", "sparsity")
-_NUMBERS = ("seq", "queries", "batch", "sparsity")
+_NUMBERS = ("seq", "queries", "batch", "sparsity", "evict")
 _Cell = tuple[str, str]  # words, style
 
 
@@ -49,7 +50,7 @@ def render_sweep(reports: list[Report], console: Console) -> None:
     shared = [
         label.format(form(reports[0]))
         for name, (form, label) in _AXES.items()
-        if name not in axes and form(reports[0]) != usual.get(name)
+        if name not in axes and form(reports[0]) not in (usual.get(name), "")
     ]
     devices = unique(result.record.case.device for report in reports for result in report.results)
     for piece in text.joined(["summary", *filter(None, shared), *devices], page.width):

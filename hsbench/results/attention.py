@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hsbench.kernels.device import Device
-from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES
+from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES, evict_of
 from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.results.columns import about, measure
 from hsbench.results.identity import Case
@@ -41,6 +41,7 @@ class AttentionCase(Case):
     key_sparsity: float = field(metadata=about("of K, asked for: share pruned among eligible blocks", "setting"))
     value_sparsity: float = field(metadata=about("the same of V", "setting"))
     pruner: str = field(metadata=about("what decides which elements are pruned, see below", "setting"))
+    evict: float = field(metadata=about("share of eligible blocks to be evicted, see below", "setting"))
     sink: int | None = field(metadata=about("first tokens, whose blocks stay dense", "setting"))
     local: int | None = field(metadata=about("last tokens, whose blocks stay dense", "setting"))
     tensors: str = field(metadata=about("`gaussian`, `outliers`, or `FILE#layers.N`", "name"))
@@ -68,6 +69,7 @@ class AttentionCase(Case):
             f"sparsity {self.key_sparsity:g}" if self.key_sparsity == self.value_sparsity
             else f"sparsity K {self.key_sparsity:g} V {self.value_sparsity:g}",
             self.pruner * (self.pruner != PAPER_PRUNER),
+            f"evict {self.evict:.4g}" * bool(self.evict),
             f"sink {self.sink}" * bool(self.sink),
             f"local {self.local}" * bool(self.local),
             self.tensors * (self.tensors != "gaussian"),
@@ -86,6 +88,10 @@ class AttentionMeasures:
     """What is measured of an attention call; all of it None in a row that did not run."""
 
     achieved_sparsity: float | None = measure("share of elements pruned among eligible blocks of K and V", "ratio")
+    achieved_evict: float | None = measure("share of eligible blocks that are evicted, from K and V alike", "ratio")
+    evict_by: str | None = measure(
+        "what chose them: `attention mass` or `key norm`; empty where there are none", "state"
+    )
     time_us: float | None = measure("median of the samples", "time", "us")
     time_us_p25: float | None = measure("lower quartile", "time", "us")
     time_us_p75: float | None = measure("upper quartile", "time", "us")
@@ -158,7 +164,8 @@ class Record(Row[AttentionCase, AttentionMeasures]):
             phase=str(workload.phase), method=method, dense=is_dense(method), device=kind, workload=workload.name,
             batch=workload.batch, q_heads=workload.q_heads, kv_heads=workload.kv_heads, head_dim=workload.head_dim,
             dtype=workload.dtype, q_len=workload.q_len, seq=workload.seq, key_sparsity=workload.key_sparsity,
-            value_sparsity=workload.value_sparsity, pruner=pruner, sink=workload.sink, local=workload.local,
+            value_sparsity=workload.value_sparsity, pruner=pruner,
+            evict=evict_of(method, workload, Device.of(device)), sink=workload.sink, local=workload.local,
             tensors=workload.tensors, seed=workload.seed, cache=cache, sustain_s=sustain_s,
             threads=(cpu or {}).get("threads"), isa=(cpu or {}).get("isa"),
         )  # fmt: skip

@@ -38,6 +38,7 @@ class QualityCase(Case):
     plan: str | None = field(metadata=about("file of a plan of layers, by name; sparsities are then means", "setting"))
     key_sparsity: float = field(metadata=about("of K, asked for: share pruned among eligible blocks", "setting"))
     value_sparsity: float = field(metadata=about("the same of V", "setting"))
+    evict: float = field(metadata=about("share of eligible blocks to be evicted, by attention mass", "setting"))
     sink: int = field(metadata=about("first tokens, whose blocks stay dense", "setting"))
     local: int = field(metadata=about("last tokens, whose blocks stay dense", "setting"))
     layer: int | None = field(metadata=about("the one layer that is pruned; empty: all", "setting"))
@@ -58,6 +59,7 @@ class QualityCase(Case):
             f"{self.dtype} cache, {self.weights} weights",
             f"sparsity {self.key_sparsity:g}" if self.key_sparsity == self.value_sparsity else f"sparsity {share}",
             self.pruner,
+            f"evict {self.evict:.4g}" * bool(self.evict),
             self.basis and f"basis {self.basis}",
             self.plan and f"plan {self.plan}",
             f"sink {self.sink}, local {self.local}",
@@ -101,6 +103,7 @@ class QualityMeasures:
     kv_bytes: int | None = measure("what the attended layers store at the last pass of a window", "memory", "bytes")
     kv_ratio: float | None = measure("dense 16-bit bytes over stored bytes", "ratio")
     achieved_sparsity: float | None = measure("share of elements pruned among eligible blocks of K and V", "ratio")
+    achieved_evict: float | None = measure("share of eligible blocks that are evicted, from K and V alike", "ratio")
     simulated: float | None = measure("share of layers where fp32 attention stood in for a kernel", "state")
     rel_error: float | None = measure("the largest of the checked passes, against fp32 on the stored K and V", "state")
     seconds: float | None = measure("what the setting took, all windows, the dense run not counted", "time", "s")

@@ -92,6 +92,7 @@ def _of_schema_3(row: Mapping[str, Any]) -> dict[str, Any]:
         **row,
         "dense": is_dense(row["method"]),
         "pruner": PAPER_PRUNER,  # there was no other
+        "evict": 0.0,
         **dict.fromkeys(("sink", "local", "threads", "isa")),
         "cache": cache,
         "cold_by": how.rstrip(")"),

@@ -74,6 +74,8 @@ def storage(workload: Workload, prepared: Prepared) -> dict[str, object]:
     """What a method keeps of K and V, in elements and in bytes."""
     return {
         "achieved_sparsity": prepared.achieved_sparsity,
+        "achieved_evict": prepared.achieved_evict,
+        "evict_by": prepared.evict_by,
         "kv_bytes": prepared.kv_bytes,
         "kv_ratio": workload.dense_kv_bytes / prepared.kv_bytes,
         "read_bytes": prepared.kv_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,12 @@ SAMPLED_ROWS = 64
 """Query rows of each head that are checked where q_len is longer than that."""
 
 Pruned = Callable[[int, int], tuple[Tensor, Tensor] | None]
+Left = Callable[[int, int], Tensor | None]
+"""Gives which tokens those of a (batch, kv head) are, int64 ``[n]``, where some are evicted."""
+
+
+def _all_left(batch: int, kv_head: int) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,14 @@ class Expected:
         rows: int64 ``[n]``, ascending.
         out: fp32 ``[batch, q_heads, n, head_dim]``.
         lse: fp32 ``[batch, q_heads, n]``.
+        blind: bool ``[batch, q_heads, q_len]``: queries that see no token, since all up to theirs are evicted, and so
+            must give out 0 and a log-sum-exp of -infinity; None where there are none.
     """
 
     rows: Tensor
     out: Tensor
     lse: Tensor
+    blind: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,29 @@ def sample_rows(q_len: int, seed: int) -> Tensor:
     return distinct
 
 
-def expect(inputs: Inputs, pruned: Pruned, seed: int) -> Expected:
+def expect(inputs: Inputs, pruned: Pruned, seed: int, left: Left = _all_left) -> Expected:
     """Computes what attention over ``pruned(batch, kv_head)`` must give (None: over the inputs), one head at a time,
     so that no unpacked copy of a whole cache is ever alive."""
     q, k, v = inputs.q, inputs.k, inputs.v
     rows = sample_rows(q.shape[2], seed).to(q.device)
-    return Expected(rows, *attend_heads(q, k.shape[1], lambda b, h: pruned(b, h) or (k[b, h], v[b, h]), rows))
+    kv_heads, seq = k.shape[1:3]
+    found = attend_heads(q, kv_heads, lambda b, h: pruned(b, h) or (k[b, h], v[b, h]), rows, left=left, seq=seq)
+    return Expected(rows, *found, blind_queries(q, kv_heads, seq, left))
+
+
+def blind_queries(q: Tensor, kv_heads: int, seq: int, left: Left) -> Tensor | None:
+    """See :class:`Expected`; ``q [batch, q_heads, q_len, head_dim]``, the last of ``seq`` tokens."""
+    batch, q_heads, q_len, _ = q.shape
+    if left(0, 0) is None:
+        return None
+    seen = torch.arange(seq - q_len, seq, device=q.device)  # the last token that a query sees
+    blind = torch.zeros(batch, kv_heads, q_len, dtype=torch.bool, device=q.device)
+    for b in range(batch):
+        for h in range(kv_heads):
+            tokens = left(b, h)
+            assert tokens is not None  # every head evicts as many
+            blind[b, h] = seen < tokens[0] if len(tokens) else True
+    return blind.repeat_interleave(q_heads // kv_heads, 1) if blind.any() else None
 
 
 def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
@@ -87,28 +114,49 @@ def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
         return Verdict(error, "the output is not finite everywhere (or was not written)")
     if not error <= tolerance:
         return Verdict(error, f"relative error {error:.2g} against the fp32 reference, over {tolerance:g}")
+    if expected.blind is not None:
+        wrong = out.any(-1) if lse is None else out.any(-1) | (lse != -math.inf)
+        if (wrong & expected.blind).any():
+            return Verdict(error, "a query that sees no token must give 0 and a log-sum-exp of -infinity")
     if lse is not None:
+        lse, right = _of_the_seeing(expected, lse)
         if not torch.isfinite(lse).all():
             return Verdict(error, "the log-sum-exp is not finite everywhere (or was not written)")
-        difference = (lse.index_select(2, expected.rows) - expected.lse).abs()
-        off = float((difference / expected.lse.abs().clamp(min=1.0)).max())
+        difference = (lse.index_select(2, expected.rows) - right).abs()
+        off = float((difference / right.abs().clamp(min=1.0)).max())
         if not off <= LSE_TOLERANCE:
             return Verdict(error, f"log-sum-exp off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
     return Verdict(error, None)
 
 
-def refuse_overflow(inputs: Inputs, pruned: Pruned, expected: Expected, out: Tensor, lse: Tensor | None) -> None:
+def _of_the_seeing(expected: Expected, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """A log-sum-exp, and the expected one, with 0 where a query sees no token."""
+    if expected.blind is None:
+        return lse, expected.lse
+    sampled = expected.blind.index_select(2, expected.rows)
+    return lse.masked_fill(expected.blind, 0.0), expected.lse.masked_fill(sampled, 0.0)
+
+
+def refuse_overflow(
+    inputs: Inputs,
+    pruned: Pruned,
+    expected: Expected,
+    out: Tensor,
+    lse: Tensor | None,
+    left: Left = _all_left,
+) -> None:
     """Finds out, of an output that failed its check, whether any could have passed.
 
     Raises:
         UnsupportedError: attention over these tensors is not finite in fp32, so that they are to blame and not the
             method; names them, with their largest magnitudes.
     """
-    right = expected.out, expected.lse
+    seeing = None if lse is None else _of_the_seeing(expected, lse)
+    right = expected.out, expected.lse if seeing is None else seeing[1]
     if _finite(*right):
         bad = ~torch.isfinite(out).all(-1)
-        if lse is not None:
-            bad |= ~torch.isfinite(lse)
+        if seeing is not None:
+            bad |= ~torch.isfinite(seeing[0])
         if not bad.any():
             return
         # Not every row was held against the reference: this one is now.
@@ -117,7 +165,8 @@ def refuse_overflow(inputs: Inputs, pruned: Pruned, expected: Expected, out: Ten
         k, v = pruned(batch, kv_head) or (inputs.k[batch, kv_head], inputs.v[batch, kv_head])
         rows = torch.tensor([row], device=out.device)
         query = inputs.q[batch, head : head + 1].index_select(1, rows)
-        right = attend_head(query, k, v, rows, inputs.q.shape[2])
+        tokens, seq = left(batch, kv_head), inputs.k.shape[2]
+        right = attend_head(query, k, v, rows, inputs.q.shape[2], tokens=tokens, seq=seq)
         if _finite(*right):
             return
     # It is the scores: what comes after them are means of v, which fp32 has room for.

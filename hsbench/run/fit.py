@@ -26,7 +26,7 @@ _SCORES = 3 * 4 << 24
 # Bytes per element of a head in the reference: K and V in fp32; and where they are pruned, what unpacking them takes on
 # the way, as measured of pages and of bitmaps (whose ranks and indices are int64).
 _HEAD, _UNPACKING = 8, 20
-_LEAST_KV = 0.5  # of dense bytes: no method stores less, since none prunes more than half
+_LEAST_KV = 0.5  # of dense bytes: no method stores less, since none prunes more than half, unless it evicts
 
 
 class Fit:
@@ -79,7 +79,8 @@ def _checking(workload: Workload, method: Method) -> int:
 def _sampling(workload: Workload, device: Device, *, cold: bool, ceiling: bool) -> int:
     """The buffers of the ceiling, and of the flush where the caches may hold what a method reads."""
     large = measure.COLD_FACTOR * measure.last_level_cache_bytes(device)
-    flushed = cold and _LEAST_KV * workload.dense_kv_bytes < large
+    least = _LEAST_KV * (1.0 - (workload.evict or 0.0))
+    flushed = cold and least * workload.dense_kv_bytes < large
     probed = ceilings.ceiling_bytes(workload.phase, device) if ceiling else 0
     return probed + (measure.flush_bytes(device) if flushed else 0)
 

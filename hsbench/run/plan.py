@@ -65,7 +65,8 @@ class Cell:
         w = self.workload
         sparsity = f"{w.key_sparsity:g}" if w.key_sparsity == w.value_sparsity else "mixed"
         pruner = f" {w.pruner}" if w.pruner != PAPER_PRUNER else ""
-        return f"{w.phase} {w.name} seq {w.seq} batch {w.batch} {w.dtype} sparsity {sparsity}{pruner}"
+        evict = f" evict {w.evict:g}" if w.evict is not None else ""
+        return f"{w.phase} {w.name} seq {w.seq} batch {w.batch} {w.dtype} sparsity {sparsity}{pruner}{evict}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it, captured tensors by where they are and what they hold."""

@@ -87,7 +87,8 @@ def load(workload: Workload, captured: Captured | None, device: Device, basis: B
     """
     with measure.annotate("generate"):
         inputs = make_inputs(workload, device) if captured is None else captured.load(device)
-        if captured is not None and pruner_of(workload.pruner).needs_queries:
+        # Eviction looks at them wherever they are known; which of the rows evict is for these to say.
+        if captured is not None and (pruner_of(workload.pruner).needs_queries or workload.evict != 0):
             inputs.context = captured.context(device, QUERIES)
         if basis is not None:
             inputs.query_rms = basis.query_rms.to(str(device))
@@ -129,7 +130,7 @@ class Reference:
     def expect(self, prepared: Prepared) -> check.Expected:
         """What a prepared method's output must be, on its own pruned K and V."""
         if prepared.pruned(0, 0) is not None:
-            return check.expect(self._inputs, prepared.pruned, self._seed)
+            return check.expect(self._inputs, prepared.pruned, self._seed, prepared.left)
         if self._shared is None:
             self._shared = check.expect(self._inputs, prepared.pruned, self._seed)
         return self._shared
@@ -153,7 +154,9 @@ class Reference:
             row.footprint.gpu_used_bytes = used_bytes()
             verdict = check.compare(expected, prepared.out, prepared.lse)
             if verdict.reason is not None:
-                check.refuse_overflow(self._inputs, prepared.pruned, expected, prepared.out, prepared.lse)
+                check.refuse_overflow(
+                    self._inputs, prepared.pruned, expected, prepared.out, prepared.lse, prepared.left
+                )
         return Ready(row.method, row.footprint, prepared, expected, verdict)
 
 

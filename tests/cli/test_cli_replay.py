@@ -340,7 +340,7 @@ def test_a_manifest_of_the_version_before(hsbench: Run, bench: object, tmp_path:
     then = json.loads(BEFORE.read_text())["run"]
     assert "schema" not in then
     for cell in then["cells"]:
-        cell["workload"]["pruner"] = "magnitude"  # there was no other
+        cell["workload"] |= {"pruner": "magnitude", "evict": None}  # there was no other, and no eviction
     ran = replay(hsbench, BEFORE, "--output", str(tmp_path / "again.csv"))
     assert ran.code == 0 and ran.err.count("hsbench: warning: ") == 1 and "not all is as it was" in ran.err
     assert [call["workload"].to_dict() for call in bench.calls] == [cell["workload"] for cell in then["cells"]]

@@ -122,7 +122,7 @@ def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype:
     prepared = prepare(method, workload, inputs)
 
     # The output: right after the first run, and again, as a sample is.
-    expected = check.expect(inputs, prepared.pruned, workload.seed)
+    expected = check.expect(inputs, prepared.pruned, workload.seed, prepared.left)
     for _ in range(2):
         prepared.poison()
         assert torch.isnan(prepared.out).all() and (prepared.lse is None or torch.isnan(prepared.lse).all())
@@ -145,6 +145,8 @@ def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype:
         assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress is not None
         for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
             got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
+            if (left := prepared.left(b, h)) is not None:
+                full = full[left]
             assert got.shape == full.shape and got.dtype == full.dtype
             assert torch.equal(got, torch.where(got != 0, full, 0)), "pruning only zeroes"
 

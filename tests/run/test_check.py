@@ -43,6 +43,52 @@ def output(expected: Expected, q_len: int, dtype: torch.dtype = torch.float16) -
     return out.to(dtype), lse
 
 
+# ---- queries that see nothing -------------------------------------------------------------------------------
+def blinded() -> tuple[Expected, Tensor, Tensor]:
+    """An expectation of 8 queries, whose first three see nothing in one head; and an output that fulfils it."""
+    expected = make_expected(8, rows=[0, 1, 5, 7])
+    blind = torch.zeros(2, 3, 8, dtype=torch.bool)
+    blind[1, 2, :3] = True
+    expected.out[1, 2, :2], expected.lse[1, 2, :2] = 0.0, -math.inf
+    expected = Expected(expected.rows, expected.out, expected.lse, blind)
+    out, lse = output(expected, 8)
+    out[blind], lse[blind] = 0.0, -math.inf
+    return expected, out, lse
+
+
+def test_zero_and_minus_infinity_pass_where_nothing_is_seen() -> None:
+    expected, out, lse = blinded()
+    assert compare(expected, out, lse).reason is None and compare(expected, out, None).reason is None
+
+
+@pytest.mark.parametrize("row", [0, 2])  # one that is held against the reference, and one that is not
+@pytest.mark.parametrize("what", ["out", "lse"])
+def test_anything_else_fails_there(what: str, row: int) -> None:
+    expected, out, lse = blinded()
+    if what == "out":
+        out[1, 2, row, 5] = 0.5 if row == 2 else 1e-3
+    else:
+        lse[1, 2, row] = 0.0
+    reason = compare(expected, out, lse).reason
+    assert reason is not None and "a query that sees no token must give 0 and a log-sum-exp of -infinity" in reason
+
+
+def test_minus_infinity_fails_elsewhere() -> None:
+    expected, out, lse = blinded()
+    lse[1, 2, 3] = -math.inf
+    assert "log-sum-exp is not finite" in str(compare(expected, out, lse).reason)
+
+
+def test_a_reference_with_blind_queries_is_no_overflow() -> None:
+    q, k = torch.randn(1, 2, 128, 64).half(), torch.randn(1, 1, 64, 64).half()
+    inputs = Inputs(q, torch.cat([k, k], 2), torch.cat([k, k], 2), "gaussian")
+    left = torch.arange(64, 128)
+    expected = expect(inputs, lambda b, h: (k[0, 0], k[0, 0]), 0, lambda b, h: left)
+    assert expected.blind is not None and expected.blind[:, :, :64].all() and not expected.blind[:, :, 64:].any()
+    out, lse = torch.full_like(q, 0.5), torch.zeros(1, 2, 128)
+    refuse_overflow(inputs, lambda b, h: (k[0, 0], k[0, 0]), expected, out, lse, lambda b, h: left)
+
+
 # ---- compare -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
 def test_the_rounded_reference_passes(dtype: torch.dtype) -> None:
