@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.output import Output, make_output, writing
-from hsbench.cli.parse import parse_choice, parse_list, parse_number, parse_size, parse_sparsity
+from hsbench.cli.parse import parse_choice, parse_evict, parse_list, parse_number, parse_size, parse_sparsity
 from hsbench.cli.places import check_writable, same
 from hsbench.cli.progress import QualityProgress
 from hsbench.cli.request import DEVICES, Typed
@@ -46,6 +47,7 @@ class QualityRequest(Typed):
     key_sparsity: str | None = None
     value_sparsity: str | None = None
     pruner: str | None = None
+    evict: str | None = None
     basis: str | None = None
     plan: str | None = None
     sink: str | None = None
@@ -72,6 +74,7 @@ class _Asked:
     task: Task
     text: Path
     sparsities: tuple[list[float], list[float] | None, list[float] | None]
+    evicts: list[float] | None
     methods: list[str] | None
     pruners: list[str] | None
     basis: Path | None
@@ -129,6 +132,7 @@ def _asked(request: QualityRequest) -> _Asked:
         task=Task(when=when, **sizes),
         text=Path(request.text),
         sparsities=(both, key, value),
+        evicts=None if request.evict is None else [parse_evict(one) for one in parse_list(request.evict, "evict")],
         methods=None if request.methods is None else parse_list(request.methods, "methods"),
         pruners=None if request.pruner is None else parse_list(request.pruner, "pruner"),
         basis=None if request.basis is None else Path(request.basis),
@@ -160,7 +164,7 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
     from hsbench.run.quality.stores import check_settings
 
     text, device = read_text(asked.text), resolve_device(asked.device)
-    methods, pruners, basis = check_settings(asked.methods, asked.pruners, asked.layers, asked.basis)
+    methods, pruners, basis = check_settings(asked.methods, asked.pruners, asked.layers, asked.basis, asked.evicts)
     weights = asked.weights or (None if device.is_cuda else FP32.name)
     try:
         with QualityProgress(output.row) as progress:
@@ -207,15 +211,18 @@ def _plan(
     model: Any, basis: Any,
 ) -> QualityPlan:  # fmt: skip
     from hsbench.run.quality.plan import QualityPlan
+    from hsbench.run.quality.stores import same_memory_of
 
     dtype = asked.dtype or (INPUTS[next(iter(INPUTS))] if held is FP32 else model.element)
     if basis is not None:
         basis.check_heads(model.geometry.kv_heads, model.geometry.head_dim)
+    same_memory = partial(same_memory_of, device, model.geometry.head_dim, dtype)
+    settings = all_settings(methods, pruners, *asked.sparsities, asked.layers, asked.evicts, same_memory)
     return QualityPlan(
         model=request.model,
         text=text,
         task=asked.task,
-        settings=tuple(all_settings(methods, pruners, *asked.sparsities, asked.layers)),
+        settings=tuple(settings),
         device=device,
         weights=held.name,
         dtype=dtype,

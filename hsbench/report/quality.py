@@ -73,6 +73,8 @@ def heading(case: QualityCase) -> list[str]:
 def label(case: QualityCase) -> str:
     """A row's setting, without its sparsity."""
     parts = [case.method, case.pruner and f":{case.pruner}", case.plan and f", {case.plan}"]
+    if case.evict:  # beside pruning it is said what it is
+        parts.append(f", evict {case.evict:.3g}" if case.pruner else f" {case.evict:.3g}")
     return "".join(filter(None, parts)) + ("" if case.layer is None else f", layer {case.layer}")
 
 
@@ -148,6 +150,8 @@ def facts(report: QualityReport) -> list[tuple[str, str]]:
         lines.append(("intervals", f"95 %, paired, over {over.interval_n} {of}"))
     if any(row.measures.simulated for row in rows):
         lines.append(("~", "attention simulated in fp32 over what the definition stores: no kernel for it yet"))
+    if any(row.case.evict for row in rows):
+        lines.append(("evicted", "whole blocks, of least attention mass of the last 64 queries before them"))
     errors = [row.measures.rel_error for row in rows if row.measures.rel_error is not None]
     if errors:
         lines.append(("checked", f"kernels against fp32 on their own caches, error at most {text.error(max(errors))}"))

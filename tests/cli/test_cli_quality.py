@@ -221,3 +221,37 @@ def test_a_pruner_that_needs_a_basis(quality, tmp_path):
     save("tiny", "abc123", 128)
     code, _, err = quality(*SMALL, "--pruner", "calibrated", "--basis", str(path))
     assert code == 2 and "is for 2 kv heads x 128 (tiny), not for 2 x 64" in err
+
+
+@pytest.mark.parametrize("when", ["decode", "chunked", "whole"])
+def test_eviction_beside_pruning(quality, when):
+    """At the same memory, unless shares are asked for; through the kernels, which are checked."""
+    argv = ("--methods", "hierarchical,evict", "--format", "csv", "--sparsity", "0,0.5", "--when", when, "--sink", "0")
+    argv += ("--chunk", "128") if when == "chunked" else ()
+    code, out, told = quality(*SMALL, *argv)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0, told
+    assert [(row["method"], row["status"]) for row in rows] == [
+        ("hierarchical", "ok"), ("hierarchical", "ok"), ("evict", "ok"),
+    ]  # fmt: skip
+    pruned, evicted = rows[1:]
+    assert float(evicted["evict"]) == pytest.approx(0.453, abs=1e-3) and float(evicted["achieved_evict"]) > 0.45
+    assert float(evicted["kv_ratio"]) >= float(pruned["kv_ratio"])  # in whole blocks, of which there are few
+    assert float(evicted["kl"]) > 0 and "of least attention mass" in told
+    code, out, _ = quality(*SMALL, *argv, "--evict", "0,0.5")
+    shares = [(row["method"], row["key_sparsity"], row["evict"]) for row in csv.DictReader(io.StringIO(out))]
+    assert code == 0 and shares[2:4] == [("hierarchical", "0.5", "0.0"), ("hierarchical", "0.5", "0.5")]
+    assert shares[-1] == ("evict", "0.0", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--evict", "2"), "--evict 2: must be 0 to 1"),
+        (("--evict", "0.5,x"), "--evict x: not a number"),
+        (("--evict", "0.5", "--methods", "unstructured"), "--evict 0.5: unstructured evicts nothing"),
+    ],
+)
+def test_bad_shares_are_one_line(quality, opened, argv, said):
+    code, out, told = quality(*SMALL, *argv)
+    assert code == 2 and said in told and not out and not opened

@@ -53,6 +53,8 @@ class Stored:
     dense_nbytes: int = 0
     pruned: float = 0.0
     eligible: float = 0.0
+    evicted: int = 0
+    evictable: int = 0
     layers: int = 0
     simulated: int = 0
     memory: dict[str, int] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Stored:
         self.nbytes += compressed.nbytes
         self.dense_nbytes += compressed.dense_nbytes
         self.pruned, self.eligible = self.pruned + pruned, self.eligible + eligible
+        evicted, evictable = compressed.evicted()
+        self.evicted, self.evictable = self.evicted + evicted, self.evictable + evictable
         self.layers, self.simulated = self.layers + 1, self.simulated + compressed.simulated
         for component, size in compressed.memory().items():
             self.memory[component] = self.memory.get(component, 0) + size
@@ -146,8 +150,14 @@ class Attending:
         for one query gives."""
         k, v = compressed.unpack()
         rows = check.sample_rows(q.shape[2], self._task.seed + layer).to(q.device)
-        right, lse = attend_heads(q, k.shape[1], lambda b, h: (k[b, h], v[b, h]), rows)
-        self._compare(layer, check.Expected(rows, right, lse), out)
+        tokens, seq = compressed.tokens, self._chunk.end
+
+        def left(b: int, h: int) -> Tensor | None:
+            return None if tokens is None else tokens[b, h]
+
+        right, lse = attend_heads(q, k.shape[1], lambda b, h: (k[b, h], v[b, h]), rows, left=left, seq=seq)
+        blind = check.blind_queries(q, k.shape[1], seq, left)
+        self._compare(layer, check.Expected(rows, right, lse, blind), out)
         if q.shape[2] > 1:
             alone = check.Expected(torch.zeros_like(rows[:1]), right[:, :, -1:], lse[:, :, -1:])
             self._compare(layer, alone, compressed.attend(q[:, :, -1:]), "the last alone of tokens")

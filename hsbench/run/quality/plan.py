@@ -49,7 +49,7 @@ class QualityPlan:
         """As JSON can hold it."""
         settings = [
             {"method": one.method, "pruner": one.pruner, "key_sparsity": one.key_sparsity,
-             "value_sparsity": one.value_sparsity, "plan": one.plan is not None}
+             "value_sparsity": one.value_sparsity, "evict": one.evict, "plan": one.plan is not None}
             for one in self.settings
         ]  # fmt: skip
         return {

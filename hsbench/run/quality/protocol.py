@@ -63,7 +63,8 @@ class Compressed(Protocol):
 
     Attributes:
         simulated: whether ``attend`` is fp32 over what the definition says is stored, since no kernel can run it.
-        dense_nbytes: of the same tokens in 16 bits.
+        dense_nbytes: of the same tokens in 16 bits, evicted ones among them.
+        tokens: int64 ``[b, kv_heads, n]``, ascending: which of them are left; None where all are.
     """
 
     simulated: bool
@@ -72,9 +73,15 @@ class Compressed(Protocol):
     def nbytes(self) -> int: ...
     @property
     def dense_nbytes(self) -> int: ...
+    @property
+    def tokens(self) -> Tensor | None: ...
     def memory(self) -> dict[str, int]: ...
     def shares(self) -> tuple[float, float]:
         """Elements that are pruned, and elements of eligible blocks, K and V together."""
+        ...
+
+    def evicted(self) -> tuple[int, int]:
+        """Blocks of each (b, kv head) that are evicted, and eligible ones; 0 and 0 where nothing is."""
         ...
 
     def attend(self, q: Tensor) -> Tensor:
@@ -82,7 +89,7 @@ class Compressed(Protocol):
         ...
 
     def unpack(self) -> tuple[Tensor, Tensor]:
-        """What is stored, in the basis of K and V: fp32 ``[b, kv_heads, m, d]`` each."""
+        """What is stored, in the basis of K and V: fp32 ``[b, kv_heads, m, d]`` each, or of the ``tokens`` left."""
         ...
 
 

@@ -79,6 +79,7 @@ class Rows:
                 "kv_bytes": stored.nbytes,
                 "kv_ratio": stored.dense_nbytes / stored.nbytes,
                 "achieved_sparsity": stored.pruned / stored.eligible if stored.eligible else 0.0,
+                "achieved_evict": stored.evicted / stored.evictable if stored.evictable else 0.0,
             }
         memory = {component: size for component, size in stored.memory.items() if size and row.setting.only is None}
         return Result(Quality(self._case(row), QualityMeasures(**measures), status, reason), memory)
@@ -92,7 +93,8 @@ class Rows:
             windows=task.windows, method=setting.method, pruner=setting.pruner,
             basis=plan.basis[0].name if plan.basis is not None and setting.pruner is not None else None,
             plan=None if setting.plan is None else setting.plan.name, key_sparsity=setting.key_sparsity,
-            value_sparsity=setting.value_sparsity, sink=task.sink, local=task.local, layer=setting.only, head=row.head,
+            value_sparsity=setting.value_sparsity, evict=setting.evict,
+            sink=task.sink, local=task.local, layer=setting.only, head=row.head,
             depths=self._depths(setting), seed=task.seed, threads=self._cpu.get("threads"), isa=self._cpu.get("isa"),
         )  # fmt: skip
 

@@ -198,10 +198,13 @@ class QualityRun:
 
     def _planned(self) -> Setting:
         """The setting that a plan takes its pruner and its sparsity from: the first that prunes anything."""
-        return next(one for one in self.plan.settings if one.key_sparsity or one.value_sparsity)
+        prune = [one for one in self.plan.settings if one.key_sparsity or one.value_sparsity]
+        return dataclasses.replace(prune[0], evict=0.0)
 
     def _layers(self, setting: Setting) -> Sequence[int]:
-        return list(self.model.attended) if setting.key_sparsity or setting.value_sparsity else []
+        # What a layer's sparsity costs is asked where nothing is evicted.
+        prunes = (setting.key_sparsity or setting.value_sparsity) and not setting.evict
+        return list(self.model.attended) if prunes else []
 
     def _attending(self, setting: Setting, queries: dict[int, Tensor], seen: SeenOf | None = None) -> Attending:
         geometry, basis = self.model.geometry, None if self.plan.basis is None else self.plan.basis[1]

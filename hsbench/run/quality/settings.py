@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hsbench.errors import UsageError, unknown
 
@@ -123,6 +124,7 @@ class Setting:
         pruner: by name; None where the method has none.
         plan: shares by layer.
         only: the one layer that is pruned; None for all.
+        evict: share of eligible blocks that every layer drops, 0 to 1.
     """
 
     method: str
@@ -131,6 +133,7 @@ class Setting:
     pruner: str | None = None
     plan: LayerPlan | None = None
     only: int | None = None
+    evict: float = 0.0
 
     def shares(self, layer: int) -> tuple[float, float]:
         """The sparsity of K and of V in a layer."""
@@ -143,34 +146,70 @@ class Setting:
         if self.key_sparsity == self.value_sparsity:
             share = f"{self.key_sparsity:g}"
         parts = [self.method, self.pruner, share if self.plan is None else f"plan {self.plan.name}"]
+        parts.append(f"evict {self.evict:.3g}" if self.evict else None)
         parts.append(None if self.only is None else f"layer {self.only}")
         return " ".join(filter(None, parts))
 
 
+class MethodKind(NamedTuple):
+    """What tells the rows of a method apart.
+
+    Attributes:
+        name: of ``stores.METHODS``.
+        pruners: whether they differ by pruner.
+        evicts: whether they differ by the share that is evicted.
+        prunes: whether they differ by sparsity. What only evicts has the shares at which its cache is as small as a
+            2:4 cache of these sparsities, unless shares are asked for.
+    """
+
+    name: str
+    pruners: bool
+    evicts: bool = False
+    prunes: bool = True
+
+
 def all_settings(
-    methods: Sequence[tuple[str, bool]],
+    methods: Sequence[tuple[str, bool] | MethodKind],
     pruners: Sequence[str],
     sparsities: Sequence[float],
     key_sparsities: Sequence[float] | None,
     value_sparsities: Sequence[float] | None,
     plan: LayerPlan | None = None,
+    evicts: Sequence[float] | None = None,
+    same_memory: Callable[[float, float], float] = lambda key, value: 0.0,
 ) -> list[Setting]:
     """The cross product, each setting once; nothing pruned is one row, however many pruners do it.
 
     Args:
-        methods: by name, each with whether it takes a pruner.
+        methods: each a :class:`MethodKind`, or less of it.
         key_sparsities, value_sparsities: in place of ``sparsities``, for K and for V.
+        evicts: shares of blocks that are dropped.
+        same_memory: from a sparsity of K and one of V to the share that leaves as small a cache.
     """
     found: dict[Setting, None] = {}
-    for method, takes_pruner in methods:
-        for pruner in pruners if takes_pruner else (None,):
-            for key, value in _pairs(sparsities, key_sparsities, value_sparsities):
-                if key == value == 0 and any(one.key_sparsity == one.value_sparsity == 0 for one in found):
-                    continue
-                found[Setting(method, key, value, pruner)] = None
-            if plan is not None and takes_pruner:
-                found[Setting(method, plan.mean(0), plan.mean(1), pruner, plan)] = None
+
+    def add(setting: Setting) -> None:
+        if not (_prunes_nothing(setting) and any(map(_prunes_nothing, found))):
+            found[setting] = None
+
+    for kind in (MethodKind(*one) for one in methods):
+        pairs = list(_pairs(sparsities, key_sparsities, value_sparsities))
+        if not kind.prunes:
+            for share in [same_memory(*pair) for pair in pairs] if evicts is None else evicts:
+                add(Setting(kind.name, 0.0, 0.0, evict=share))
+            continue
+        shares = (evicts if kind.evicts else None) or (0.0,)
+        for pruner in pruners if kind.pruners else (None,):
+            for (key, value), share in itertools.product(pairs, shares):
+                add(Setting(kind.name, key, value, pruner, evict=share))
+            if plan is not None and kind.pruners:
+                for share in shares:
+                    add(Setting(kind.name, plan.mean(0), plan.mean(1), pruner, plan, evict=share))
     return list(found)
+
+
+def _prunes_nothing(setting: Setting) -> bool:
+    return setting.key_sparsity == setting.value_sparsity == setting.evict == 0 and setting.plan is None
 
 
 def _pairs(

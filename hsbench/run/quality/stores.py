@@ -14,19 +14,20 @@ from hsbench.attention import calls
 from hsbench.attention.reference import attention
 from hsbench.cache import bitmap
 from hsbench.cache.basis import Basis
+from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, page_bytes
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
-from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, Pruner, pruner_of
+from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_of
 from hsbench.cache.simulate import simulate
 from hsbench.errors import UsageError, unknown
 from hsbench.kernels import library
-from hsbench.kernels.device import Device
-from hsbench.problem.elements import element_by
+from hsbench.kernels.device import CUDA, Device
+from hsbench.problem.elements import Element, element_by
 from hsbench.run.quality.layer_plan import LayerPlan
 from hsbench.run.quality.protocol import Compressed, Store
-from hsbench.run.quality.settings import BLOCK, Setting
+from hsbench.run.quality.settings import BLOCK, MethodKind, Setting
 
 
 @dataclass
@@ -36,6 +37,14 @@ class _Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     plans: tuple[BlockPlan, BlockPlan]
+    eviction: Eviction | None
+
+    @property
+    def tokens(self) -> Tensor | None:
+        return None if self.eviction is None else self.eviction.tokens
+
+    def evicted(self) -> tuple[int, int]:
+        return (0, 0) if self.eviction is None else (self.eviction.evicted, self.eviction.eligible)
 
     @property
     def dense_nbytes(self) -> int:
@@ -86,33 +95,51 @@ class _Simulated(_Stored):
         return self.components
 
     def attend(self, q: Tensor) -> Tensor:
-        return attention(q, self.k, self.v)[0]
+        return attention(q, self.k, self.v, tokens=self.tokens, seq=self.shape[2])[0]
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         return self.k, self.v
 
 
 class Hierarchical:
-    """Hierarchical 2:4 by a pruner, which is fitted at the first compression to what was held before it."""
+    """Hierarchical 2:4 by a pruner, which is fitted at the first compression to what was held before it, of the blocks
+    that are not evicted: by the attention of the last queries then. What is evicted stays so."""
 
     def __init__(self, setting: Setting, group: int, basis: Any) -> None:
-        assert setting.pruner is not None
         self._setting, self._group, self._basis = setting, group, basis
-        self._pruner = pruner_of(setting.pruner)
+        self._pruner = MAGNITUDE if setting.pruner is None else pruner_of(setting.pruner)
         self._fits: dict[int, tuple[Fit, Fit]] = {}
+        self._dropped: dict[int, Tensor] = {}
 
     def compress(
         self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int
     ) -> Compressed:
         key, value = self._setting.shares(layer)
         where = {"sink": sink, "local": local}
-        plans = plan_blocks(k.shape[2], key, **where), plan_blocks(k.shape[2], value, **where)
+        eviction = self._evict(layer, k, queries, held, where)
+        length = k.shape[2] if eviction is None else eviction.length
+        plans = plan_blocks(length, key, **where), plan_blocks(length, value, **where)
         asked: dict[str, Any] = {"key_sparsity": key, "value_sparsity": value, **where}
         asked |= {"pruner": self._pruner, "fits": self._fit(layer, k, v, queries, held, where)}
+        shape = tuple(k.shape)
         if why_simulated(self._pruner, k, self._group) is None:
-            return _Paged(tuple(k.shape), k.dtype, plans, compress_kv(k, v, **asked))
+            return _Paged(shape, k.dtype, plans, eviction, compress_kv(k, v, evict=eviction or 0.0, **asked))
+        if eviction is not None:
+            k, v = eviction.gather(k), eviction.gather(v)
+            asked["fits"] = tuple(fit.at(eviction.tokens, eviction.seq) for fit in asked["fits"])
         found = simulate(k, v, **asked)
-        return _Simulated(tuple(k.shape), k.dtype, plans, found.k.float(), found.v.float(), found.nbytes)
+        nbytes = found.nbytes + (0 if eviction is None else eviction.nbytes)
+        return _Simulated(shape, k.dtype, plans, eviction, found.k.float(), found.v.float(), nbytes)
+
+    def _evict(self, layer: int, k: Tensor, queries: Tensor, held: int, where: dict[str, int]) -> Eviction | None:
+        if not self._setting.evict:
+            return None
+        before = self._dropped.get(layer)
+        found = evict_blocks(k, self._setting.evict, **where, queries=queries, before=before, held=held or None)
+        if not found.evicted:
+            return None
+        self._dropped[layer] = found.dropped
+        return found
 
     def _fit(
         self, layer: int, k: Tensor, v: Tensor, queries: Tensor, held: int, where: dict[str, int]
@@ -165,7 +192,9 @@ class Unstructured:
             plans.append(plan)
             kept.append(pruned)
         shape = tuple(k.shape)
-        return _Simulated(shape, k.dtype, (plans[0], plans[1]), kept[0], kept[1], sum(components.values()), components)
+        return _Simulated(
+            shape, k.dtype, (plans[0], plans[1]), None, kept[0], kept[1], sum(components.values()), components
+        )
 
 
 def _bitmap_bytes(x: Tensor, name: str, share: float) -> dict[str, int]:
@@ -183,34 +212,48 @@ class Method:
 
     Attributes:
         store: makes one for a window: of a setting, the query heads per kv head, and a basis where one was given.
-        pruners: whether its rows differ by pruner.
+        pruners, evicts, prunes: see :class:`MethodKind`.
     """
 
     store: Callable[[Setting, int, Any], Store]
     pruners: bool
+    evicts: bool
+    prunes: bool
 
 
-METHODS = {"hierarchical": Method(Hierarchical, True), "unstructured": Method(Unstructured, False)}
+METHODS = {
+    "hierarchical": Method(Hierarchical, pruners=True, evicts=True, prunes=True),
+    "evict": Method(Hierarchical, pruners=False, evicts=True, prunes=False),  # whose blocks are all dense
+    "unstructured": Method(Unstructured, pruners=False, evicts=False, prunes=True),
+}
 """By name; the first runs where none is asked for."""
 
 
 def check_settings(
-    methods: Sequence[str] | None, asked: Sequence[str] | None, plan: LayerPlan | None, basis: Path | None
-) -> tuple[list[tuple[str, bool]], list[str], Any]:
-    """The methods, each with whether it takes a pruner; the pruners; and the basis, where one is needed.
+    methods: Sequence[str] | None,
+    asked: Sequence[str] | None,
+    plan: LayerPlan | None,
+    basis: Path | None,
+    evicts: Sequence[float] | None = None,
+) -> tuple[list[MethodKind], list[str], Any]:
+    """The methods; the pruners; and the basis, where one is needed.
 
     Args:
         methods, asked: names; None for the default.
         plan: of layers, whose pruner is taken where none is asked for.
         basis: its file.
+        evicts: shares of blocks to be evicted; None where nobody asked.
 
     Raises:
-        UsageError: an unknown name, or a basis that is missing, damaged, or for nothing.
+        UsageError: an unknown name, shares that are for nothing, or a basis that is missing, damaged, or for nothing.
     """
     chosen = [next(iter(METHODS))] if methods is None else list(dict.fromkeys(methods))
     for name in chosen:
         if name not in METHODS:
             raise unknown("methods", name, METHODS)
+    if evicts is not None and not any(METHODS[name].evicts for name in chosen):
+        typed = ",".join(f"{share:g}" for share in evicts)
+        raise UsageError("evict", typed, f"{', '.join(chosen)} evicts nothing; leave it out, or add --methods evict")
     if asked is None:
         asked = [DEFAULT_MODEL_PRUNER if plan is None or plan.pruner is None else plan.pruner]
     elif not any(METHODS[name].pruners for name in chosen):
@@ -224,4 +267,12 @@ def check_settings(
     if basis is not None and not needing:
         raise UsageError("basis", basis, "none of the pruners takes a basis; give --pruner calibrated")
     opened = None if basis is None else Basis.load(basis)
-    return [(name, METHODS[name].pruners) for name in chosen], list(dict.fromkeys(asked)), opened
+    kinds = [MethodKind(name, one.pruners, one.evicts, one.prunes) for name in chosen for one in [METHODS[name]]]
+    return kinds, list(dict.fromkeys(asked)), opened
+
+
+def same_memory_of(device: Device, head_dim: int, element: Element, key: float, value: float) -> float:
+    """The share of blocks to be evicted from a dense cache that leaves as few bytes as 2:4 of sparsities ``key`` and
+    ``value``."""
+    kind = device.kind if head_dim in HEAD_DIMS else CUDA.kind  # whose pages stand in, see `simulate`
+    return same_memory((2 * key, 2 * value), page_bytes(kind, head_dim, element))

@@ -173,3 +173,48 @@ def test_settings_are_a_cross_product_without_repeats():
     ]
     keys = all_settings([("hierarchical", True)], ["magnitude"], [0.0, 0.5], [0.5], [0.0, 0.25])
     assert [(one.key_sparsity, one.value_sparsity) for one in keys] == [(0.5, 0.0), (0.5, 0.25)]
+
+
+def test_settings_of_eviction():
+    kinds, pruners, _ = stores.check_settings(["hierarchical", "evict", "unstructured"], ["magnitude"], None, None)
+    alone = all_settings(kinds, pruners, [0.0, 0.5], None, None, same_memory=lambda key, value: 0.4 * (key + value))
+    assert [(one.method, one.key_sparsity, one.evict) for one in alone] == [
+        ("hierarchical", 0.0, 0.0),
+        ("hierarchical", 0.5, 0.0),
+        ("evict", 0.0, 0.4),
+        ("unstructured", 0.5, 0.0),
+    ]
+    asked = all_settings(kinds, pruners, [0.0, 0.5], None, None, evicts=[0.25, 0.5])
+    assert [(one.method, one.key_sparsity, one.evict) for one in asked] == [
+        ("hierarchical", 0.0, 0.25),
+        ("hierarchical", 0.0, 0.5),
+        ("hierarchical", 0.5, 0.25),
+        ("hierarchical", 0.5, 0.5),
+        ("evict", 0.0, 0.25),
+        ("evict", 0.0, 0.5),
+        ("unstructured", 0.0, 0.0),
+        ("unstructured", 0.5, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("pruner", [None, "attentive", "mirror:hd"])
+def test_what_is_evicted_stays_so_as_the_cache_grows(pruner):
+    torch.manual_seed(0)
+    setting = Setting("hierarchical", 0.25, 0.25, pruner, evict=0.5)
+    store = stores.Hierarchical(setting, 2, None)
+    k, v, q = torch.randn(1, 2, 704, 64).half(), torch.randn(1, 2, 704, 64).half(), torch.randn(1, 4, 64, 64).half()
+    before = None
+    for held in (448, 512, 576, 640):
+        stored = store.compress(0, k[:, :, : held + 64], v[:, :, : held + 64], q, held=held, sink=64, local=128 + 64)
+        left = [set((stored.tokens[0, head] // BLOCK).tolist()) for head in range(2)]
+        gone = [set(range(held // BLOCK + 1)) - blocks for blocks in left]
+        evicted, eligible = stored.evicted()
+        assert eligible == (held - 128) // BLOCK - 1 and evicted == -(-eligible // 2)
+        assert all(len(blocks) == evicted for blocks in gone)
+        assert before is None or all(old <= new for old, new in zip(before, gone, strict=True))
+        before = gone
+        keys, _ = stored.unpack()
+        assert keys.shape[2] == stored.tokens.shape[2] == held + 64 - 64 * evicted
+        out = stored.attend(q[:, :, -1:])
+        assert out.shape == (1, 4, 1, 64) and torch.isfinite(out).all()
+        assert stored.simulated == (pruner == "mirror:hd") and stored.nbytes < stored.dense_nbytes
