@@ -62,8 +62,8 @@ typedef struct hsb_bitmaps {
     const void *values;         /* [sum over bitmaps of popcount rounded up to 8] */
 } hsb_bitmaps;
 
-/* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. The query sees
- * all that is stored, in whatever order: where blocks are evicted, seq counts the tokens of the others. */
+/* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. The query
+ * sees all that is stored, in whatever order: where blocks are evicted, seq counts the tokens of the others. */
 typedef struct hsb_decode_params {
     int32_t batch;
     int32_t q_heads;

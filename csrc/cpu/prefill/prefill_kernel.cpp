@@ -150,8 +150,8 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
 }
 
 // One block of K and V for one tile. `start`: the block's first token; `token`: the last that the tile's first query
-// sees. `first`: of the tile's blocks, whose first token is shown to all: what sees not even that sees nothing at all, and
-// must have a maximum that is finite all the same.
+// sees. `first`: of the tile's blocks, whose first token is shown to all: what sees not even that sees nothing at all,
+// and must have a maximum that is finite all the same.
 template <class Isa>
 void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std::int64_t start, std::int64_t token,
             bool first, float reserve) {

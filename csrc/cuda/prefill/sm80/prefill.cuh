@@ -203,8 +203,8 @@ private:
     std::int32_t whole_, end_, pages_;
 };
 
-// Where blocks are evicted, all of this is looked up (position.cuh), and cannot be derived anew. There is no register to
-// keep it in: it lies in shared memory, and is read for each page.
+// Where blocks are evicted, all of this is looked up (position.cuh), and cannot be derived anew. There is no register
+// to keep it in: it lies in shared memory, and is read for each page.
 template <class Tile>
 class Sight<Tile, true> {
 public:
@@ -213,7 +213,8 @@ public:
         const std::int32_t line = own.head / a.group * a.positions.stored;
         const std::int32_t end = a.positions.before(line, blocks.end());
         const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
-        // Evicted before the pages that only some of the warp's queries see: as many for each, for they are two at most.
+        // Evicted before the pages that only some of the warp's queries see: the same of each, for they are two at
+        // most.
         static_assert(Tile::kWarpQueries <= kBlock, "its queries end in two blocks");
         const std::int32_t evicted = whole < end ? a.positions.block(line, whole) - whole : 0;
         if (own.lane == 0) {

@@ -10,8 +10,8 @@
 //
 // Pages come in runs of one kind, since what follows depends on whether K and V are 2:4: the run that page 0 belongs
 // to, so that every query meets a token that it sees at once, then the others; ascending within a run. Softmax does not
-// mind. Evicted blocks have no pages: a page's number is its place among those of its head, and what tells the future, its
-// block's number (cuda/prefill/position.cuh), goes with it.
+// mind. Evicted blocks have no pages: a page's number is its place among those of its head, and what tells the future,
+// its block's number (cuda/prefill/position.cuh), goes with it.
 #pragma once
 
 #include <type_traits>
@@ -103,7 +103,8 @@ struct Arguments {
     bool mirror;               // K's channels are in the mirror order
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
-    // Pages that some query of a tile sees, of a head whose first is `first_page` among all. All lanes of a warp call this.
+    // Pages that some query of a tile sees, of a head whose first is `first_page` among all. All lanes of a warp call
+    // this.
     template <class Cut>
     __device__ __forceinline__ int pages_of(int tile, int first_page) const {
         const int end = (tile + 1) * Cut::kTileQueries < q_len ? (tile + 1) * Cut::kTileQueries : q_len;
