@@ -24,8 +24,9 @@ from test_cuda_prefill import DTYPES, HOSTILE
 
 pytestmark = pytest.mark.gpu
 
-LENGTHS = ((1, 1100), (64, 1100), (65, 1088), (1088, 1088), (65, 65), (700, 1100))  # q_len, seq
-MIXES = ((0.0, 0.0), (0.5, 0.5), (0.3, 0.15))
+LENGTHS = ((1, 300), (65, 1088), (700, 700))  # q_len, seq
+MIXES = itertools.cycle(((0.0, 0.0), (0.5, 0.5), (0.3, 0.15)))
+"""Key and value sparsity, the next for each test: an odd number, so that no kernel meets but some of them."""
 
 evict_case = partial(evict_cases.evict_case, device=DEVICE)
 
@@ -43,41 +44,39 @@ def check(case: Any, kernel: str, group: int | None = None, message: str = "") -
 def test_what_is_evicted_takes_no_part(
     dtype: torch.dtype, head_dim: int, q_len: int, seq: int, drop: str, kernel: str
 ) -> None:
-    for mix in MIXES:
-        case = evict_case(dtype, head_dim, seq, drop, q_len=q_len, group=8, mix=mix)
-        if case is None:
-            continue
-        for group in (3, 8):
-            check(case, kernel, group, f"mix {mix}, group {group}")
-        if q_len == 1:
-            call = Call("decode", case.q, case.operands)
-            assert_close(call.run(), case.out, case.lse)
+    mix = next(MIXES)
+    case = evict_case(dtype, head_dim, seq, drop, q_len=q_len, batch=1, group=3, mix=mix)
+    if case is None:
+        pytest.skip("nothing would be left")
+    check(case, kernel, message=f"mix {mix}")
+    if q_len == 1:
+        call = Call("decode", case.q, case.operands)
+        assert_close(call.run(), case.out, case.lse)
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-@pytest.mark.parametrize("drop", ["the first", "half, at random", "all full blocks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_hostile_scores(dtype: torch.dtype, drop: str, what: str, kernel: str) -> None:
+def test_hostile_scores(dtype: torch.dtype, what: str, kernel: str) -> None:
     """Beside queries that see nothing, which share tiles with those that do."""
-    for head_dim, mix in itertools.product((64, 128), ((0.0, 0.0), (0.5, 0.5), (0.3, 0.3))):
-        case = evict_case(dtype, head_dim, 700, drop, q_len=700, group=3, mix=mix, change=HOSTILE[what])
+    mix = next(MIXES)
+    for drop, head_dim in (("the first", 128), ("half, at random", 64)):
+        case = evict_case(dtype, head_dim, 400, drop, q_len=400, batch=1, group=2, mix=mix, change=HOSTILE[what])
         assert case is not None
-        check(case, kernel, message=f"head_dim {head_dim}, mix {mix}")
+        check(case, kernel, message=f"head_dim {head_dim}, mix {mix}, {drop}")
 
 
 def test_runs_repeat_bit_for_bit(kernel: str) -> None:
-    case = evict_case(torch.float16, 128, 3005, "half, at random", q_len=3005, kv_heads=8, mix=(0.25, 0.4))
+    case = evict_case(torch.float16, 128, 1005, "half, at random", q_len=1005, kv_heads=4, mix=(0.25, 0.4))
     assert case is not None
     assert_repeats(Call("prefill", case.q, case.operands, path=library.PATHS[kernel], **case.fields), times=20)
 
 
 @pytest.mark.parametrize("evict", [0.3, 1.0])
-@pytest.mark.parametrize("seq", [8192, 20_000])
-def test_long_caches(seq: int, evict: float, kernel: str) -> None:
+def test_long_caches(evict: float, kernel: str, seq: int = 20_000) -> None:
     """As hsbench.compress packs them, and as many pages as take two rounds to search."""
     torch.manual_seed(0)
     k, v = (torch.randn(1, 2, seq, 64, device=DEVICE).half() + 1 for _ in "kv")
-    q = torch.randn(1, 4, 3000, 64, device=DEVICE).half()
+    q = torch.randn(1, 4, 500, 64, device=DEVICE).half()
     kv = compress_kv(k, v, key_sparsity=0.2, value_sparsity=0.3, sink=100, local=200, pruner=CENTERED, evict=evict)
     call = calls.prefill_call(q, kv, kernel)
     call.run()

@@ -211,6 +211,8 @@ public:
     __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) {
         const Sight<Tile, false> blocks(a, own);
         const std::int32_t line = own.head / a.group * a.positions.stored;
+        // By all lanes, for that is how they look.
+        const std::int32_t pages = a.positions.before(line, blocks.pages());
         const std::int32_t end = a.positions.before(line, blocks.end());
         const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
         // Evicted before the pages that only some of the warp's queries see: the same of each, for they are two at
@@ -220,7 +222,7 @@ public:
         if (own.lane == 0) {
             ptx::store_shared_u32(at(0), whole);
             ptx::store_shared_u32(at(4), end);
-            ptx::store_shared_u32(at(8), a.positions.before(line, blocks.pages()));
+            ptx::store_shared_u32(at(8), pages);
             ptx::store_shared_u32(at(12), evicted);
         }
         __syncwarp();
@@ -317,7 +319,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
 template <class T, int HeadDim, bool Evicts>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
-    constexpr int kReferences = sizeof(WarpReferences<Tile>), kSights = Evicts ? Tile::kWarps * 16 : 0;
+    constexpr int kReferences = sizeof(WarpReferences<Tile>);
+    // Sight lies before the rest, which keeps its alignment.
+    constexpr int kSights = Evicts ? RingShape::kAlign : 0;
+    static_assert(Tile::kWarps * 16 <= RingShape::kAlign, "all warps' sights");
     static_assert(kReferences % RingShape::kAlign == 0, "the ring keeps its alignment");
     const int room = device.shared_bytes - Tile::kCtas * (kReferences + kSights);
     a.ring = choose_ring(key_bytes, value_bytes, room, Tile::kCtas);
