@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,15 @@ def test_it_is_the_basis_of_the_models_own_tensors(
         one = basis.layer(layer)
         torch.testing.assert_close(one.key_mean, k[0].mean(1), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(one.value_mean, v[0].mean(1), rtol=1e-3, atol=1e-4)
-        rms = q[0].unflatten(0, (2, 2)).square().mean((1, 2)).sqrt()
-        torch.testing.assert_close(one.query_rms, rms, rtol=1e-3, atol=1e-6)
+        expected = torch.zeros(2, q.shape[-1])
+        for h in range(2):
+            sums, count = torch.zeros(q.shape[-1], dtype=torch.float64), 0.0
+            for head, at in itertools.product((2 * h, 2 * h + 1), range(500)):
+                paid = (k[0, h, : at + 1] @ q[0, head, at] / q.shape[-1] ** 0.5).softmax(-1)
+                weight = float(paid[64 : max(64, at - 256 + 1)].sum()) + 1e-4  # of what is neither first nor near
+                sums, count = sums + weight * q[0, head, at].double().square(), count + weight
+            expected[h] = (sums / count).sqrt()
+        torch.testing.assert_close(one.query_rms, expected, rtol=1e-3, atol=1e-6)
         seen += 1
         return dense_attend(q, k, v)
 
@@ -67,8 +75,8 @@ def test_moments_do_not_depend_on_the_pieces(model: Path, text: Path) -> None:
     other = measure_moments(opened, ids, chunk=64, progress=done.append)
     assert done == [64, 128, 192, 200]
     for layer in range(3):
-        assert (one[layer].queries, one[layer].tokens) == (400, 200)
-        for name in ("query_square", "key", "value"):
+        assert one[layer].tokens == other[layer].tokens == 200
+        for name in ("query_square", "query_weight", "key", "value"):
             torch.testing.assert_close(getattr(one[layer], name), getattr(other[layer], name), rtol=1e-4, atol=1e-3)
 
 
