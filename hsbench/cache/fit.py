@@ -6,6 +6,7 @@ order and shift are the same for every token of a cache, 2:4 or dense.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand
+from hsbench.cache.prune import BLOCK, BlockPlan, Operand, keep_2_of_4
 from hsbench.cache.pruner import Order, Pruner, check_sources
 from hsbench.cache.statistics import has_kernel, mean_of, squared_norms, squared_norms_torch
 
@@ -22,6 +23,10 @@ QUERIES = 64
 
 _ATTENTION_FLOOR = 1e-4
 """A token that the last queries did not look at may be looked at later: no weight falls below this mass's."""
+
+_SHIFT_FLOOR = 1e-5
+"""The same, in the mean that a shift is: lower, for a mean needs no bound, and is the truer the less it is of tokens
+that nothing looks at."""
 
 _WEIGHT_RANGE = 2.0**8
 """Weights lie within this factor of 1, so that weighted magnitudes stay within fp16."""
@@ -206,17 +211,26 @@ def fit_pruner(
     check_sources(pruner, calibration=query_rms is not None, queries=queries is not None)
     attention = None
     if pruner.needs_queries and queries is not None:
-        attention, query_rms = pooled_attention(queries, k), query_rms_of(queries, k.shape[1])
-    return fit_key(k, pruner, plans[0], query_rms=query_rms), fit_value(v, pruner, plans[1], attention=attention)
+        paid = attention_of(queries, k)
+        attention = paid.mean((2, 3))
+        if pruner.key_weights == "queries":
+            query_rms = query_rms_of(queries, paid, plans[0])
+    return (
+        fit_key(k, pruner, plans[0], query_rms=query_rms, attention=attention),
+        fit_value(v, pruner, plans[1], attention=attention),
+    )
 
 
-def fit_key(k: Tensor, pruner: Pruner, plan: BlockPlan, *, query_rms: Tensor | None = None) -> Fit:
+def fit_key(
+    k: Tensor, pruner: Pruner, plan: BlockPlan, *, query_rms: Tensor | None = None, attention: Tensor | None = None
+) -> Fit:
     """Fits a pruner to K.
 
     Args:
         k: ``[batch, kv_heads, seq, head_dim]``.
         query_rms: fp32 ``[kv_heads, head_dim]``, or one for each of the batch: the root mean square of each channel of
             the group's queries, for a pruner that weighs by it.
+        attention: fp32 ``[batch, kv_heads, seq]``, see :func:`pooled_attention`, for a pruner whose shift looks at it.
     """
     weights = None
     if pruner.key_weights != "none":
@@ -224,7 +238,10 @@ def fit_key(k: Tensor, pruner: Pruner, plan: BlockPlan, *, query_rms: Tensor | N
         tiny = torch.finfo(torch.float32).tiny  # what no query reads has a rms of 0
         largest = query_rms.amax(-1, keepdim=True).clamp(min=tiny)
         weights = (query_rms / largest).to(k.device).expand(k.shape[0], -1, -1)
-    return Fit("k", pruner.order, _mean(k, plan) if pruner.key_shift else None, channel_weights=weights)
+    fit = Fit("k", pruner.order, channel_weights=weights)
+    if not pruner.key_shift:
+        return fit
+    return replace(fit, shift=_shift(k, fit, plan, attention, pruner.key_shift_steps))
 
 
 def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor | None = None) -> Fit:
@@ -232,9 +249,12 @@ def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor |
 
     Args:
         v: ``[batch, kv_heads, seq, head_dim]``.
-        attention: fp32 ``[batch, kv_heads, seq]``, see :func:`pooled_attention`, for a pruner that weighs by it.
+        attention: fp32 ``[batch, kv_heads, seq]``, see :func:`pooled_attention`, for a pruner that weighs by it, or
+            whose shift looks at it.
     """
-    fit = Fit("v", shift=_mean(v, plan) if pruner.value_shift else None, fold=pruner.fold)
+    fit = Fit("v", fold=pruner.fold)
+    if pruner.value_shift:
+        fit = replace(fit, shift=_shift(v, fit, plan, attention, pruner.value_shift_steps))
     if pruner.value_weights == "none":
         return fit
     squared_norm = _stored_norms(v, fit)[0].median(-1, keepdim=True).values
@@ -255,19 +275,26 @@ def _attention_weights(attention: Tensor, power: float) -> Tensor:
     return ((attention + _ATTENTION_FLOOR) * attention.shape[-1]) ** power
 
 
-def query_rms_of(q: Tensor, kv_heads: int) -> Tensor:
-    """The root mean square of each channel of a group's queries, fp32 ``[batch, kv_heads, head_dim]``.
+def query_rms_of(q: Tensor, paid: Tensor, plan: BlockPlan) -> Tensor:
+    """The root mean square of each channel of a group's queries, fp32 ``[batch, kv_heads, head_dim]``: each query as
+    much as it looks at what may be pruned, for what one loses that looks at the rest costs nothing. The two channels
+    that RoPE turns together get their mean: where the queries stand now says nothing of where later ones will.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``, the last n of the context; at most :data:`QUERIES` of them are looked at.
+        paid: see :func:`attention_of`.
+        plan: of the blocks of K.
     """
-    last = q[:, :, -QUERIES:].float().unflatten(1, (kv_heads, -1))
-    return last.square().mean((2, 3)).sqrt()
+    last = q[:, :, -QUERIES:].float().unflatten(1, (paid.shape[1], -1))
+    weights = paid[..., _eligible(plan, paid.shape[-1])].sum(-1) + _ATTENTION_FLOOR
+    squares = (last.square() * weights.unsqueeze(-1)).sum((2, 3)) / weights.sum((2, 3)).unsqueeze(-1)
+    halves = squares.unflatten(-1, (2, -1))  # of half-split RoPE: channels c and c + head_dim / 2
+    return halves.mean(-2, keepdim=True).expand_as(halves).flatten(-2).sqrt()
 
 
-def pooled_attention(q: Tensor, k: Tensor, *, hidden: Tensor | None = None) -> Tensor:
-    """What the last queries of a context paid each token, mean over the queries and the group: fp32
-    ``[batch, kv_heads, seq]``, each head's sum 1 unless a query sees nothing, which pays nothing.
+def attention_of(q: Tensor, k: Tensor, *, hidden: Tensor | None = None) -> Tensor:
+    """What each of the last queries of a context paid each token: fp32 ``[batch, kv_heads, group, n, seq]``, each
+    query's sum 1 unless it sees nothing, and so pays nothing.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``, the last n of the context; at most :data:`QUERIES` of them are looked at.
@@ -281,9 +308,15 @@ def pooled_attention(q: Tensor, k: Tensor, *, hidden: Tensor | None = None) -> T
     scores = (rows @ k.float().mT / math.sqrt(head_dim)).view(batch, kv_heads, -1, n, seq)
     unseen = torch.arange(seq, device=k.device) > seq - n + torch.arange(n, device=k.device).unsqueeze(-1)
     if hidden is None:
-        return scores.masked_fill(unseen, float("-inf")).softmax(-1).mean((2, 3))
+        return scores.masked_fill(unseen, float("-inf")).softmax(-1)
     unseen = unseen | hidden[:, :, None, None]
-    return scores.masked_fill(unseen, float("-inf")).softmax(-1).masked_fill(unseen, 0.0).mean((2, 3))
+    return scores.masked_fill(unseen, float("-inf")).softmax(-1).masked_fill(unseen, 0.0)
+
+
+def pooled_attention(q: Tensor, k: Tensor, *, hidden: Tensor | None = None) -> Tensor:
+    """What the last queries of a context paid each token, mean over the queries and the group: fp32
+    ``[batch, kv_heads, seq]``, each head's sum 1 unless a query sees nothing. Arguments as of :func:`attention_of`."""
+    return attention_of(q, k, hidden=hidden).mean((2, 3))
 
 
 def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
@@ -291,6 +324,61 @@ def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
     return squared_norms(x, fit.shift) if has_kernel("token_norms", x) else squared_norms_torch(fit.stored(x))
 
 
-def _mean(x: Tensor, plan: BlockPlan) -> Tensor:
-    """Over the tokens of eligible blocks, or all where there are none; attention sinks would bend it."""
-    return mean_of(x, plan.first * BLOCK, plan.last * BLOCK) if plan.eligible else mean_of(x, 0, x.shape[2])
+def _eligible(plan: BlockPlan, seq: int) -> slice:
+    """The tokens of eligible blocks; where there are none yet, those that will be: all but the sinks, whose share of an
+    attention would leave none to others."""
+    if plan.eligible:
+        return slice(plan.first * BLOCK, plan.last * BLOCK)
+    return slice(plan.first * BLOCK if plan.blocks > plan.first else 0, seq)
+
+
+def _shift(x: Tensor, fit: Fit, plan: BlockPlan, attention: Tensor | None, steps: int) -> Tensor:
+    """What is subtracted from every token of ``x [batch, kv_heads, seq, head_dim]``; attention sinks would bend it.
+
+    After 0 steps the mean. Otherwise, for groups of channels alone: what 2:4 drops comes back as the shift, so a step
+    drops what is nearest to it, and moves it to the mean of that, channel by channel, weighed by the attention that
+    each token was paid. Each half of a step lowers the weighted square of what is lost (Lloyd's iteration), and at its
+    end nothing is lost on the mean: a loss that all tokens share adds up in an output over many of them, where others
+    cancel. Each group starts from zero and from the mean, and takes what loses less: from zero alone, a channel that is
+    constant and large would be kept for ever.
+
+    Args:
+        fit: without a shift yet: the order of x's channels, and their weights.
+    """
+    where = _eligible(plan, x.shape[2])
+    mean = mean_of(x, where.start, where.stop)
+    if not steps:
+        return mean
+    assert attention is not None
+    eligible = x[:, :, where]
+    paid = (attention[..., where] + _SHIFT_FLOOR).double().unsqueeze(-1)
+    order = channel_order(fit.order, x.shape[-1]).to(x.device)
+    shift = torch.empty_like(mean, dtype=torch.float64)
+    for b, h in itertools.product(*map(range, x.shape[:2])):  # one at a time, for what lies between takes room
+        weights = None if fit.channel_weights is None else fit.channel_weights[b, h, order].double()
+        start = mean[b, h, order].double()
+        starts = torch.zeros_like(start), start
+        placed = eligible[b, h].double()[:, order]
+        (zero, lost), (other, lost_other) = (_iterated(placed, begin, weights, paid[b, h], steps) for begin in starts)
+        shift[b, h, order] = torch.where(lost_other < lost, other, zero)
+    return shift.float()
+
+
+def _iterated(placed: Tensor, shift: Tensor, weights: Tensor | None, paid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """A shift after some steps of :func:`_shift`, and of each channel's group the weighted square of what it loses.
+
+    Args:
+        placed: fp64 ``[tokens, head_dim]``, in the order of what is stored; and so what else is of channels.
+        paid: ``[tokens, 1]``.
+    """
+    for step in range(steps + 1):
+        scores = placed - shift
+        if weights is not None:
+            scores *= weights
+        mass = paid * ~keep_2_of_4(scores, -1)
+        if step < steps:
+            total = mass.sum(0)
+            # A channel that nothing is dropped of stays where it is.
+            shift = torch.where(total > 0, (mass * placed).sum(0) / total, shift)
+    lost = (mass * scores.square()).sum(0).unflatten(-1, (-1, 4)).sum(-1, keepdim=True)
+    return shift, lost.expand(-1, 4).flatten()

@@ -15,6 +15,9 @@ Order = Literal["adjacent", "mirror"]
 Weights = Literal["none", "calibration", "queries", "norm", "attention"]
 Axis = Literal["tokens", "head_dim"]
 
+SHIFT_STEPS = 4
+"""Of a shift's iteration: three were measured to give what eight do."""
+
 ALONG_HEAD_DIM = ":hd"
 """What stands behind the name of a pruner whose groups of V run along head_dim."""
 
@@ -29,8 +32,12 @@ class Pruner:
             fast frequencies of half-split RoPE, whose energies differ by orders of magnitude.
         key_shift, value_shift: whether the mean over the eligible tokens is subtracted from every token. A query's
             scores all move by the same amount, and the output by V's mean, for probabilities sum to 1.
+        key_shift_steps, value_shift_steps: where not 0, what is subtracted is not the mean of all, but of what is
+            dropped, weighed by the last queries' attention, after so many steps of an iteration that moves one to the
+            other. For groups along head_dim.
         key_weights: what a channel's magnitudes are multiplied by to choose what stays: the root mean square of the
-            queries' channel, over a ``calibration``'s text or over the context's last ``queries``.
+            queries' channel, over a ``calibration``'s text or over the context's last ``queries``, each as much as it
+            looks at what may be pruned.
         value_weights: the same for a token of V. ``norm``: ``|v|`` to the power of ``-norm_power``, so that no token
             loses nearly all of its value to larger neighbours. ``attention``: times what the last queries paid it, to
             the power of ``attention_power``.
@@ -45,6 +52,8 @@ class Pruner:
     order: Order = "adjacent"
     key_shift: bool = False
     value_shift: bool = False
+    key_shift_steps: int = 0
+    value_shift_steps: int = 0
     key_weights: Weights = "none"
     value_weights: Weights = "none"
     fold: float = 0.0
@@ -60,7 +69,8 @@ class Pruner:
     @property
     def needs_queries(self) -> bool:
         """Whether it must see the last queries of the context."""
-        return self.key_weights == "queries" or self.value_weights == "attention"
+        steps = self.key_shift_steps + self.value_shift_steps
+        return self.key_weights == "queries" or self.value_weights == "attention" or steps > 0
 
     @property
     def is_simulated(self) -> bool:
@@ -90,6 +100,7 @@ BALANCED = replace(CENTERED, name="balanced", value_weights="norm", norm_power=1
 ATTENTIVE = replace(
     BALANCED,
     name="attentive",
+    key_shift_steps=SHIFT_STEPS,
     key_weights="queries",
     value_weights="attention",
     norm_power=0.5,
@@ -112,8 +123,9 @@ DEFAULT_MODEL_PRUNER = ATTENTIVE.name
 def pruner_of(name: str) -> Pruner:
     """The pruner of a name, with ``:hd`` behind it for groups of V along head_dim.
 
-    There V's tokens do not compete with each other, so weights of tokens and fold are nothing, and a shift was measured
-    to cost: V is taken as it is.
+    There V's tokens do not compete with each other, so weights of tokens and fold are nothing. What comes back for a
+    dropped element is the shift: the mean was measured to cost, the one that the last queries' attention tells gains.
+    So V is taken as it is, except by pruners that know of queries: they get to see the last ones.
 
     Raises:
         UsageError: no such pruner; lists those that there are.
@@ -128,7 +140,8 @@ def pruner_of(name: str) -> Pruner:
         pruner,
         name=name,
         value_axis="head_dim",
-        value_shift=False,
+        value_shift=pruner.key_weights != "none",
+        value_shift_steps=0 if pruner.key_weights == "none" else SHIFT_STEPS,
         value_weights="none",
         fold=0.0,
         norm_power=0.0,

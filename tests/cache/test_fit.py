@@ -13,11 +13,31 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsbench.cache.basis import LayerBasis
-from hsbench.cache.fit import QUERIES, Fit, channel_order, fit_key, fit_pruner, fit_value, pooled_attention
+from hsbench.cache.fit import (
+    QUERIES,
+    Fit,
+    attention_of,
+    channel_order,
+    fit_key,
+    fit_pruner,
+    fit_value,
+    pooled_attention,
+    query_rms_of,
+)
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, compress_tensor_torch
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
-from hsbench.cache.pruner import ATTENTIVE, BALANCED, CALIBRATED, CENTERED, MAGNITUDE, MIRROR, PRUNERS, Pruner
+from hsbench.cache.pruner import (
+    ATTENTIVE,
+    BALANCED,
+    CALIBRATED,
+    CENTERED,
+    MAGNITUDE,
+    MIRROR,
+    PRUNERS,
+    Pruner,
+    pruner_of,
+)
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
 from hsbench.kernels import library
 
@@ -122,7 +142,7 @@ def test_a_nan_is_stored_as_one() -> None:
 
 
 def test_means_are_of_eligible_tokens() -> None:
-    """Attention sinks, and what is dense anyway, would bend them; where nothing is eligible, all there is."""
+    """Attention sinks, and what is dense anyway, would bend them; where nothing is eligible, all but the sinks."""
     k, v = tensors(torch.float16)
     plan = plan_blocks(333, 0.5, sink=70, local=100)
     assert (plan.first, plan.last) == (2, 3)
@@ -131,6 +151,94 @@ def test_means_are_of_eligible_tokens() -> None:
         torch.testing.assert_close(fit.shift, x[:, :, 128:192].float().mean(2))
     none = fit_key(k, CENTERED, plan_blocks(333, 0.5, local=333))
     torch.testing.assert_close(none.shift, k.float().mean(2))
+    none = fit_key(k, CENTERED, plan_blocks(333, 0.5, sink=64, local=333))
+    torch.testing.assert_close(none.shift, k[:, :, 64:].float().mean(2))
+    none = fit_key(k[:, :, :60], CENTERED, plan_blocks(60, 0.5, sink=64))
+    torch.testing.assert_close(none.shift, k[:, :, :60].float().mean(2))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_shift_of_what_is_dropped_by_brute_force(steps: int) -> None:
+    """K under order and weights, V along head_dim under neither: eligible tokens alone, weighed by attention."""
+    k, v = tensors(torch.float16, seq=140, head_dim=8, kv_heads=1)
+    plan, tokens = plan_blocks(140, 0.5, sink=1), range(64, 128)
+    attention, rms = normal(2, 1, 140, seed=6).softmax(-1), normal(1, 8, seed=7).abs()
+    parts = {"key_shift": True, "key_shift_steps": steps, "value_shift": True, "value_shift_steps": steps}
+    pruner = replace(pruner_of("calibrated:hd"), **parts)
+    key = fit_key(k, pruner, plan, query_rms=rms, attention=attention)
+    value = fit_value(v, pruner, plan, attention=attention)
+    orders = ([0, 3, 4, 7, 1, 2, 5, 6], list(range(8)))
+    for x, fit, order, weights in zip((k, v), (key, value), orders, (rms[0], torch.ones(8)), strict=True):
+        for b in range(2):
+            mean = [float(x[b, 0, 64:128, c].double().mean()) for c in range(8)]
+            expected = [0.0] * 8
+            for first in (0, 4):
+                four, found = order[first : first + 4], []
+                for start in ([0.0] * 8, mean):
+                    shift = list(start)
+                    for step in range(steps + 1):
+                        sums, masses, lost = [0.0] * 8, [0.0] * 8, 0.0
+                        for t in tokens:
+                            far = {c: abs((float(x[b, 0, t, c]) - shift[c]) * float(weights[c])) for c in four}  # noqa: B023
+                            for c in sorted(four, key=lambda c: far[c])[:2]:  # noqa: B023
+                                mass = float(attention[b, 0, t]) + 1e-5
+                                sums[c], masses[c] = sums[c] + mass * float(x[b, 0, t, c]), masses[c] + mass
+                                lost += mass * far[c] ** 2
+                        if step < steps:
+                            moved = zip(sums, masses, shift, strict=True)
+                            shift = [s / m if m else old for s, m, old in moved]
+                    found.append((lost, shift))
+                best = min(found, key=lambda one: one[0])[1]
+                for c in four:
+                    expected[c] = best[c]
+            assert fit.shift is not None and fit.shift.is_contiguous()
+            torch.testing.assert_close(fit.shift[b, 0], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_shift_loses_less_by_each_step_and_nothing_on_the_mean() -> None:
+    """Of what is looked at: tokens with a mean of their own, in a cache whose others have another."""
+    seq, plan = 512, plan_blocks(512, 0.5)
+    v = normal(1, 1, seq, 64, seed=1) + 2 * normal(64, seed=2)
+    v[:, :, ::8] += 3 * normal(64, seed=3)
+    attention = torch.full((1, 1, seq), 1e-4)
+    attention[..., ::8] = 0.01
+
+    def lost(pruner: Pruner) -> tuple[float, float]:
+        fit = fit_value(v.half(), pruner, plan, attention=attention)
+        stored = fit.stored(v.half())
+        error = fit.restored(prune_hierarchical(stored, "k", choose_blocks(stored, "k", plan))).float() - v
+        weighted = error * attention.unsqueeze(-1)
+        return float((error * weighted).sum()), float(weighted.sum(2).norm())
+
+    plain = replace(MAGNITUDE, value_axis="head_dim")
+    squares, means = zip(
+        lost(plain),
+        *(lost(replace(plain, value_shift=True, value_shift_steps=steps)) for steps in (1, 3, 20)),
+        strict=True,
+    )
+    assert squares[0] > squares[1] > squares[2] > squares[3] and squares[3] < 0.9 * squares[0]
+    assert means[3] < 0.05 * means[0]
+    of_all = lost(replace(plain, value_shift=True))
+    assert squares[3] < of_all[0] and means[3] < of_all[1]
+
+
+def test_a_shift_takes_constant_channels_out() -> None:
+    """Two of a group that are large and constant must not keep the two that vary from being stored."""
+    k = normal(1, 1, 256, 8, seed=1)
+    k[..., 0:8:4], k[..., 1:8:4] = 100 + 0.01 * k[..., 0:8:4], -100 + 0.01 * k[..., 1:8:4]
+    pruner = replace(MAGNITUDE, key_shift=True, key_shift_steps=3)
+    fit = fit_key(k.half(), pruner, plan_blocks(256, 0.5), attention=torch.full((1, 1, 256), 1 / 256))
+    stored = fit.stored(k.half())
+    back = fit.restored(prune_hierarchical(stored, "k", choose_blocks(stored, "k", plan_blocks(256, 0.5))))
+    assert (back - k).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_shift_of_the_largest_numbers_is_finite(dtype: torch.dtype) -> None:
+    k = torch.full((1, 2, 64, 8), torch.finfo(dtype).max, dtype=dtype)
+    k[:, 1] = 0
+    fit = fit_key(k, ATTENTIVE, plan_blocks(64, 0.5), query_rms=torch.ones(2, 8), attention=torch.rand(1, 2, 64))
+    assert fit.shift is not None and torch.isfinite(fit.shift).all() and (fit.shift[:, 1] == 0).all()
 
 
 # ---- Weights -------------------------------------------------------------------------------------------------
@@ -188,6 +296,26 @@ def test_pooled_attention_by_hand() -> None:
     torch.testing.assert_close(mass.sum(-1), torch.ones(2, 2))
     many, cache = normal(1, 2, 100, 64), normal(1, 1, 200, 64, seed=1)
     torch.testing.assert_close(pooled_attention(many, cache), pooled_attention(many[:, :, -QUERIES:], cache))
+
+
+def test_sizes_of_queries_by_hand() -> None:
+    """Each as much as it looks at eligible tokens, and both channels that RoPE turns together alike."""
+    q, k = 3 * normal(2, 4, 5, 8), 3 * normal(2, 2, 200, 8, seed=1)
+    plan = plan_blocks(200, 0.5, sink=64, local=70)
+    assert (plan.first, plan.last) == (1, 2)
+    got = query_rms_of(q, attention_of(q, k), plan)
+    for b, h in itertools.product(range(2), range(2)):
+        sums, count = torch.zeros(8), 0.0
+        for head, i in itertools.product((2 * h, 2 * h + 1), range(5)):
+            paid = (q[b, head, i] @ k[b, h, : 196 + i].T / math.sqrt(8)).softmax(-1)
+            weight = float(paid[64:128].sum()) + 1e-4
+            sums, count = sums + weight * q[b, head, i].square(), count + weight
+        both = (sums[:4] + sums[4:]) / (2 * count)
+        torch.testing.assert_close(got[b, h], torch.cat([both, both]).sqrt())
+    # Where nothing is eligible every query counts alike.
+    none = query_rms_of(q, attention_of(q, k), plan_blocks(200, 0.5, local=200))
+    alike = q.unflatten(1, (2, 2)).square().mean((2, 3))
+    torch.testing.assert_close(none.square()[..., :4], (alike[..., :4] + alike[..., 4:]) / 2)
 
 
 def test_what_the_queries_look_at_stays() -> None:

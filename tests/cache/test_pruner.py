@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from hsbench.cache.pruner import (
     MAGNITUDE,
     MIRROR,
     PRUNERS,
+    SHIFT_STEPS,
     Pruner,
     check_sources,
     pruner_of,
@@ -40,18 +42,16 @@ def test_an_unknown_name_lists_those_that_there_are(name: str) -> None:
     assert caught.value.option == "pruner"
 
 
-def test_along_head_dim_v_is_taken_as_it_is() -> None:
+def test_along_head_dim_only_what_knows_of_queries_shifts_v() -> None:
     for name, tokens in PRUNERS.items():
         pruner = pruner_of(name + ALONG_HEAD_DIM)
         assert pruner.name == name + ALONG_HEAD_DIM and pruner.value_axis == "head_dim"
-        assert (pruner.value_shift, pruner.value_weights, pruner.fold) == (False, "none", 0.0)
-        assert (pruner.order, pruner.key_shift, pruner.key_weights) == (
-            tokens.order,
-            tokens.key_shift,
-            tokens.key_weights,
-        )
-        assert pruner.needs_queries == (tokens.key_weights == "queries")
-        assert pruner.needs_calibration == tokens.needs_calibration
+        assert (pruner.value_weights, pruner.fold) == ("none", 0.0)
+        looks = name in ("attentive", "calibrated")
+        assert (pruner.value_shift, pruner.value_shift_steps) == (looks, SHIFT_STEPS if looks else 0)
+        assert pruner.needs_queries == looks
+        for part in ("order", "key_shift", "key_shift_steps", "key_weights", "needs_calibration"):
+            assert getattr(pruner, part) == getattr(tokens, part)
         assert pruner.is_simulated and pruner.why_simulated and name + ALONG_HEAD_DIM in pruner.why_simulated
         assert not tokens.is_simulated and tokens.why_simulated is None
 
@@ -65,6 +65,9 @@ def test_what_each_needs() -> None:
         check_sources(pruner, calibration=False, queries=False)
     with pytest.raises(UsageError, match="pruner attentive: needs the context's last queries"):
         check_sources(ATTENTIVE, calibration=True, queries=False)
+    with pytest.raises(UsageError, match="pruner calibrated:hd: needs the context's last queries"):
+        check_sources(pruner_of("calibrated:hd"), calibration=True, queries=False)
+    assert replace(MIRROR, key_shift=True, key_shift_steps=1).needs_queries
     with pytest.raises(UsageError, match="pruner calibrated: needs a calibration.*`basis`"):
         check_sources(CALIBRATED, calibration=False, queries=True)
 

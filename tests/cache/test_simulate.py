@@ -64,18 +64,25 @@ def test_any_head_dim_of_groups(head_dim: int, name: str) -> None:
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_v_along_head_dim(name: str) -> None:
-    """Every token keeps two of each four of its own dims, in place, as they were; K is what it is without."""
+    """Every token keeps the two of each four of its own dims that lie farthest from the shift, in place, as they were,
+    and the shift stands in for the others; K is what it is without."""
     k, v = tensors()
     how = dict(key_sparsity=0.5, value_sparsity=0.5, **sources())
     along, tokens = (simulate(k, v, pruner=pruner_of(name + end), **how) for end in (":hd", ""))
     assert torch.equal(along.k, tokens.k)
-    assert along.v.dtype == v.dtype and torch.equal(along.v[:, :, 320:], v[:, :, 320:])  # the tail is dense
+    fit = along.fits[1]
+    shift = torch.zeros(2, 3, 64) if fit.shift is None else fit.shift
+    assert (fit.shift is not None) == (name in ("attentive", "calibrated"))
+    assert along.v.dtype == (v.dtype if fit.shift is None else torch.float32)
+    stored = (v.float() - shift.unsqueeze(2)).to(v.dtype)
+    dense = stored[:, :, 320:].float() + shift.unsqueeze(2)  # the tail is dense
+    assert torch.equal(along.v[:, :, 320:].float(), dense)
     for b, h, t in itertools.product(range(2), range(3), range(0, 320, 37)):
         for first in range(0, 64, 4):
-            four = v[b, h, t, first : first + 4].tolist()
-            kept = sorted(range(4), key=lambda i: (-abs(four[i]), i))[:2]  # noqa: B023
-            expected = [four[i] if i in kept else 0.0 for i in range(4)]
-            assert along.v[b, h, t, first : first + 4].tolist() == expected
+            four, own = stored[b, h, t, first : first + 4], shift[b, h, first : first + 4]
+            kept = sorted(range(4), key=lambda i: (-abs(float(four[i])), i))[:2]  # noqa: B023
+            left = torch.tensor([float(four[i]) if i in kept else 0.0 for i in range(4)])
+            assert torch.equal(along.v[b, h, t, first : first + 4].float(), left + own)
 
 
 def test_bytes_by_hand() -> None:

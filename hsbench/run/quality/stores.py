@@ -152,7 +152,7 @@ class Hierarchical:
             self._fits[layer] = fit_pruner(
                 self._pruner, k[:, :, :seen], v[:, :, :seen], plans, query_rms=query_rms, queries=queries
             )
-        elif self._pruner.needs_queries:
+        elif self._fits[layer][1].token_weights is not None:
             key, value = self._fits[layer]
             self._fits[layer] = key, value.extended(pooled_attention(queries, k[:, :, :seen]))
         return self._fits[layer]
