@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import mmap
 from typing import Any
 
@@ -104,6 +105,38 @@ def test_tiny_values_keep_their_precision(scale: float, isa: str) -> None:
     case = make_case(torch.bfloat16, 64, 64 * 20 + 5, change=lambda q, k, v: (q, k, v * scale))
     out, lse = run("decode", case.q, case.operands, isa=isa)
     assert_rounded((out / scale, lse), case.out / scale, case.lse)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.001, 0.7])
+@pytest.mark.parametrize("operation", PACKS)
+def test_any_scale(operation: str, scale: float, dtype: torch.dtype, isa: str) -> None:
+    case = make_case(dtype, 64, 300, scale=scale, pack=PACKS[operation])
+    assert_rounded(run(operation, case.q, case.operands, isa=isa, scale=scale), case.out, case.lse)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, math.nan])
+@pytest.mark.parametrize("operation", PACKS)
+def test_a_scale_that_orders_nothing_is_refused(operation: str, scale: float) -> None:
+    case = make_case(torch.float16, 64, 65, pack=PACKS[operation])
+    with pytest.raises(library.NativeError, match="scale must be positive"):
+        run(operation, case.q, case.operands, scale=scale)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_each_kept_value_meets_its_own_query_channel(dtype: torch.dtype, head_dim: int, isa: str) -> None:
+    """One channel and one token at a time, where sums of many terms would hide which."""
+    case = make_case(dtype, head_dim, 64, batch=1, kv_heads=1, group=8, mix=(1.0, 1.0))
+    k, v = case.k.unpack()[0, 0].double(), case.v.unpack()[0, 0].double()
+    for channel in range(head_dim):
+        q = torch.zeros_like(case.q)
+        q[..., channel] = 1 + torch.arange(8).view(8, 1)
+        out, lse = run("decode", q, case.operands, isa=isa)
+        scores = q[0, 0, :, 0].double() @ k.mT / math.sqrt(head_dim)
+        assert_rounded((out[0, 0, :, 0], lse[0, 0, :, 0]), scores.softmax(-1) @ v, scores.logsumexp(-1))
 
 
 @pytest.mark.parametrize("isa", ISAS)

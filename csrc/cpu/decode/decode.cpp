@@ -38,6 +38,7 @@ std::int64_t workspace_bytes(const hsb_decode_params &p) {
 template <class Attend>
 void decode(const hsb_decode_params &p, Attend &&attend) {
     check_shape(p);
+    HSB_CHECK(p.scale > 0, "scale must be positive");
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
     HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
     const DecodeSplits s = decode_splits(p);

@@ -82,7 +82,7 @@ public:
                 const int whole = k_.whole_tokens(first, tokens, parts_);
                 score<heads, false>(first, score<heads, true>(first, 0, whole, head), tokens, head);
             });
-            update_softmax<Isa>(s_, group_, head_dim_, tokens, reserve_);
+            update_softmax<Isa>(s_, group_, head_dim_, tokens, p_.scale * kLog2E, reserve_);
             for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
                 constexpr int heads = decltype(chunk)::value;
                 const int whole = v_.whole_tokens(first, tokens, parts_);

@@ -38,7 +38,8 @@ public:
             const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
             for (std::int64_t block = first; block < last; ++block) score_block(block, first);
             const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
-            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), reserve_);
+            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), p_.scale * kLog2E,
+                                reserve_);
             for (std::int64_t block = first; block < last; ++block) weigh_block(block, first);
         }
         finish_unit<Isa>(p_, unit_, s_);

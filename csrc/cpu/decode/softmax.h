@@ -1,4 +1,5 @@
-// Online softmax over the runs of a unit, in the log2 domain: queries are scaled by scale * log2(e) beforehand.
+// Online softmax over the runs of a unit. Queries are as they came, for those of bf16 enter its dot products as they are;
+// what scores count for, scale * log2(e), is applied to their differences from the maximum: powers of 2 are of those.
 #pragma once
 
 #include "cpu/fit.h"
@@ -18,21 +19,20 @@ float exp2_scalar(float x) {
     return lanes[0];
 }
 
-// Scaled queries, in the order of K's channels, and nothing seen yet.
+// Queries in the order of K's channels, and nothing seen yet.
 template <class Isa, class Type>
 void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
     const int group = p.q_heads / p.kv_heads;
     const auto *q = static_cast<const std::uint16_t *>(p.q) + unit.head * group * p.head_dim;
-    const typename Isa::Float scale = Isa::set(p.scale * kLog2E);
     const bool mirror = p.key_order == HSB_ORDER_MIRROR;
-    float *scaled = mirror ? s.scores : s.q;  // there are no scores yet
+    float *wide = mirror ? s.scores : s.q;  // there are no scores yet
     for (int i = 0; i < group * p.head_dim; i += Isa::width) {
-        Isa::store(scaled + i, Isa::mul(Isa::load(q + i, Type{}), scale));
+        Isa::store(wide + i, Isa::load(q + i, Type{}));
         Isa::store(s.out + i, Isa::zero());
     }
     if (mirror)
         for (int h = 0; h < group; ++h) {
-            const float *__restrict from = scaled + h * p.head_dim;
+            const float *__restrict from = wide + h * p.head_dim;
             float *__restrict to = s.q + h * p.head_dim;
             for_each_mirrored(p.head_dim, [=](int place, int channel) { to[place] = from[channel]; });
         }
@@ -43,10 +43,10 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
 }
 
 // Turns a run's scores into probabilities relative to the maximum so far, and brings max, sum and out up to it. Of
-// the scores only the first `valid` are read; the rest of the last block gets probability 0. `reserve`: sum_reserve().
-// It is subtracted after the maximum, beside which it could vanish.
+// the scores only the first `valid` are read; the rest of the last block gets probability 0. `factor`: scale * log2(e).
+// `reserve`: sum_reserve(); it is subtracted after the maximum, beside which it could vanish.
 template <class Isa>
-void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, float reserve) {
+void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, float factor, float reserve) {
     using Float = typename Isa::Float;
     constexpr int width = Isa::width;
     const int tokens = static_cast<int>(ceil_div(valid, kBlock)) * kBlock;
@@ -58,16 +58,16 @@ void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, 
         for (int t = width; t < tokens; t += width) most = Isa::max(most, Isa::load(scores + t));
         const float largest = Isa::largest(most);
         if (largest > s.max[h]) {
-            const float shrink = exp2_scalar<Isa>(s.max[h] - largest);
-            const Float factor = Isa::set(shrink);
-            for (int d = 0; d < head_dim; d += width) Isa::store(out + d, Isa::mul(Isa::load(out + d), factor));
+            const float shrink = exp2_scalar<Isa>((s.max[h] - largest) * factor);
+            const Float less = Isa::set(shrink);
+            for (int d = 0; d < head_dim; d += width) Isa::store(out + d, Isa::mul(Isa::load(out + d), less));
             s.sum[h] *= shrink;
             s.max[h] = largest;
         }
-        const Float reference = Isa::set(s.max[h]), lower = Isa::set(reserve);
+        const Float reference = Isa::set(s.max[h]), scale = Isa::set(factor), lower = Isa::set(-reserve);
         Float total = Isa::zero();
         for (int t = 0; t < tokens; t += width) {
-            const Float p = Isa::exp2(Isa::sub(Isa::sub(Isa::load(scores + t), reference), lower));
+            const Float p = Isa::exp2(Isa::fma(Isa::sub(Isa::load(scores + t), reference), scale, lower));
             Isa::store(scores + t, p);
             total = Isa::add(total, p);
         }
@@ -80,7 +80,7 @@ void finish_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decod
     for (int h = 0; h < p.q_heads / p.kv_heads; ++h) {
         float *partial = unit.partial + h * unit.partial_stride;
         for (int d = 0; d < p.head_dim; d += Isa::width) Isa::store(partial + d, Isa::load(s.out + h * p.head_dim + d));
-        partial[p.head_dim] = s.max[h];
+        partial[p.head_dim] = s.max[h] * (p.scale * kLog2E);
         partial[p.head_dim + 1] = s.sum[h];
     }
 }

@@ -53,7 +53,7 @@ constexpr std::int64_t partial_floats(int head_dim) { return head_dim + 16; }
 struct DecodeScratch {
     static constexpr int kMaxChunk = 8;  // query heads that one pass over a page serves, at most
 
-    float *q;             // [group][head_dim], times scale * log2(e)
+    float *q;             // [group][head_dim]
     float *scores;        // [group][kRun * 64]: scores, then probabilities
     float *out;           // [group][head_dim]
     float *max;           // [group], padded to 16
