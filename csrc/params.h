@@ -35,7 +35,7 @@ enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
 enum hsb_order { HSB_ORDER_ADJACENT = 0, HSB_ORDER_MIRROR = 1 };
 
 /* Instruction set of a CPU kernel; AUTO takes the best that the machine has. */
-enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA_AVX512 = 3 };
+enum hsb_isa { HSB_ISA_AUTO = 0, HSB_ISA_PORTABLE = 1, HSB_ISA_AVX2 = 2, HSB_ISA_AVX512 = 3, HSB_ISA_AVX512_BF16 = 4 };
 
 /* Which CUDA prefill kernel; AUTO takes the fastest that the GPU can run. */
 enum hsb_path { HSB_PATH_AUTO = 0, HSB_PATH_SM80 = 1, HSB_PATH_SM90 = 2 };

@@ -22,7 +22,7 @@ from hsbench.kernels.device import Device
 LIB = Path(__file__).parents[1] / "lib"
 
 KEY, VALUE = 0, 1
-ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3}
+ISAS = {"auto": 0, "portable": 1, "avx2": 2, "avx512": 3, "avx512_bf16": 4}
 """hsb_isa by name. The environment variable HSBENCH_ISA forces one of them."""
 PATHS = {"auto": 0, "sm80": 1, "sm90": 2}
 """hsb_path by name: which CUDA prefill kernel."""

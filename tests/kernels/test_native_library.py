@@ -252,14 +252,14 @@ def best(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda isa: monkeypatch.setattr(library, "load", lambda kind: Processor(isa))
 
 
-@pytest.mark.parametrize("machine", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("machine", ["portable", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("forced", [None, *library.ISAS])
 def test_hsbench_isa(best: Any, machine: str, forced: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     best(machine)
     monkeypatch.delenv("HSBENCH_ISA", raising=False)
     if forced is not None:
         monkeypatch.setenv("HSBENCH_ISA", forced)
-    order = ["auto", "portable", "avx2", "avx512"]
+    order = ["auto", "portable", "avx2", "avx512", "avx512_bf16"]
     if forced in (None, "auto"):
         assert library.requested_isa() == library.ISAS["auto"] and library.best_isa() == machine
     elif order.index(forced) <= order.index(machine):

@@ -31,7 +31,7 @@ def test_here() -> None:
     assert libraries["ncu"] == {"name": "ncu", "version": "1.2", "note": ""}
     if not library.why_missing("cpu"):
         isas = found["code"]["cpu"]["architectures"]
-        assert isas["portable"] is True and list(isas) == ["portable", "avx2", "avx512"]
+        assert isas["portable"] is True and list(isas) == ["portable", "avx2", "avx512", "avx512_bf16"]
         assert found["code"]["cpu"]["verdict"] == f"{library.best_isa()} is used"
     if not torch.cuda.is_available():
         assert found["now"] == {}

@@ -49,7 +49,7 @@ std::uint16_t find_rows(const std::uint16_t *x, int keep, std::uint64_t *bitmap)
 
 template <class Isa, int chunks>
 std::uint16_t find_bitmaps_of(const std::uint16_t *x, std::int64_t rows, int keep, std::uint64_t *bitmap) {
-    constexpr int together = Isa::isa == HSB_ISA_AVX512 ? 4 : 2;  // 4 rows of 128 fill half of AVX-512's registers
+    constexpr int together = Isa::registers >= 32 ? 4 : 2;  // 4 rows of 128 fill half of AVX-512's registers
     std::uint16_t largest = 0;
     std::int64_t row = 0;
     const auto note = [&](std::uint16_t seen) { largest = seen > largest ? seen : largest; };

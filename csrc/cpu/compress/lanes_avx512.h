@@ -154,4 +154,8 @@ private:
     }
 };
 
+struct Avx512Bf16;  // the same lanes
+template <>
+struct Lanes<Avx512Bf16> : Lanes<Avx512> {};
+
 }  // namespace hsb::cpu

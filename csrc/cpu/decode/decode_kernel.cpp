@@ -55,8 +55,8 @@ private:
                     any |= k_[block].kind == kind.kind;
                 if (!any) return;
                 for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-                    make_query_tables<Isa, decltype(chunk)::value>(kind, s_.q + head * head_dim_, head_dim_,
-                                                                   s_.tables_of(kind, head, group_, head_dim_));
+                    make_query_tables<Isa, Type, decltype(chunk)::value>(kind, s_.q + head * head_dim_, head_dim_,
+                                                                         s_.tables_of(kind, head, group_, head_dim_));
                 });
             }
         });

@@ -28,6 +28,10 @@ struct Avx2 {
     static constexpr int isa = HSB_ISA_AVX2;
     static constexpr int width = 8;
     static constexpr int registers = 16;
+    template <class Type>
+    static constexpr bool dots_pairs = false;  // what these are: avx512_bf16.h
+    using Half = Avx2;
+    static constexpr bool in_halves() { return false; }
     using Float = __m256;
     using Word = __m256i;  // 8 u32
 
@@ -93,22 +97,29 @@ struct Avx2 {
     static Word shift_left(Word a, unsigned n) { return _mm256_slli_epi32(a, static_cast<int>(n)); }
     static Word shift_right(Word a, unsigned n) { return _mm256_srli_epi32(a, static_cast<int>(n)); }
 
-    // table[8 * slot + code]: vpermps reads only the low 3 bits of an index, so the codes need no mask.
+    // Lookups of table[8 * slot + code]: vpermps reads only the low 3 bits of an index, so the codes need no mask.
     using Index = __m256i;
     template <int slot>
     static Index index(Word codes) {
         return codes;
     }
+    using Table = Float;
     template <int slot>
-    static Float lookup(const float *table, Index index) {
-        return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * slot), index);
+    static Table table(const float *table) {
+        return load(table + 8 * slot);
     }
+    static Float lookup(Table table, Index index) { return _mm256_permutevar8x32_ps(table, index); }
 
-    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
-    static void pattern_table(const float *x, float *table) {
-        const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(x));
-        _mm256_storeu_ps(table, _mm256_permutevar_ps(four, _mm256_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0)));
-        _mm256_storeu_ps(table + 8, _mm256_permutevar_ps(four, _mm256_setr_epi32(1, 2, 3, 2, 3, 3, 0, 0)));
+    // The tables of 4 groups, as lookup reads them: tables[i][h][8 * slot + code] = x[h][4 i + the position that the
+    // slot keeps], x [heads][x_stride].
+    template <int heads>
+    static void pattern_tables(const float *x, std::ptrdiff_t x_stride, float *tables) {
+        for (int i = 0; i < 4; ++i)
+            for (int h = 0; h < heads; ++h, tables += 16) {
+                const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(x + h * x_stride + 4 * i));
+                _mm256_storeu_ps(tables, _mm256_permutevar_ps(four, _mm256_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0)));
+                _mm256_storeu_ps(tables + 8, _mm256_permutevar_ps(four, _mm256_setr_epi32(1, 2, 3, 2, 3, 3, 0, 0)));
+            }
     }
 
     // Lane i is the sum of x[i]'s lanes, for 8 vectors.

@@ -11,6 +11,10 @@ struct Avx512 {
     static constexpr int isa = HSB_ISA_AVX512;
     static constexpr int width = 16;
     static constexpr int registers = 32;
+    template <class Type>
+    static constexpr bool dots_pairs = false;  // what these are: avx512_bf16.h
+    using Half = Avx512;
+    static constexpr bool in_halves() { return false; }
     using Float = __m512;
     using Word = __m512i;  // 16 u32
 
@@ -66,22 +70,39 @@ struct Avx512 {
     static Word shift_left(Word a, unsigned n) { return _mm512_slli_epi32(a, n); }
     static Word shift_right(Word a, unsigned n) { return _mm512_srli_epi32(a, n); }
 
-    // table[8 * slot + code] for each lane, code being the low 3 bits of `codes`. Index<slot> is made once and
-    // used for every query head: vpermps on the whole 16-entry table takes bit 3 as the slot.
+    // Lookups of table[8 * slot + code] in each lane, code being the low 3 bits of `codes`. Index<slot> is made once
+    // and used for every query head: vpermps on the whole 16-entry table takes bit 3 as the slot.
     using Index = __m512i;
     template <int slot>
     static Index index(Word codes) {
         return slot == 0 ? bit_and(codes, set(7u)) : bit_or(codes, set(8u));
     }
+    using Table = Float;
     template <int slot>
-    static Float lookup(const float *table, Index index) {
-        return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+    static Table table(const float *table) {
+        return in_register(load(table));
+    }
+    static Float lookup(Table table, Index index) { return _mm512_permutexvar_ps(index, table); }
+
+    // The tables of 4 groups, as lookup reads them: tables[i][h][8 * slot + code] = x[h][4 i + the position that the
+    // slot keeps], x [heads][x_stride]. Each from all of a vector: a broadcast of 4 would, on Zen 4, be one shuffle
+    // more. They are stored in the order in which they are read, which is so soon that many are still on their way to
+    // L1.
+    template <int heads>
+    static void pattern_tables(const float *x, std::ptrdiff_t x_stride, float *tables) {
+        const __m512i positions = _mm512_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0, 1, 2, 3, 2, 3, 3, 0, 0);
+        Float values[heads];
+        for (int h = 0; h < heads; ++h) values[h] = load(x + h * x_stride);
+        for (unsigned i = 0; i < 4; ++i)
+            for (int h = 0; h < heads; ++h, tables += 16)
+                store(tables, _mm512_permutexvar_ps(_mm512_add_epi32(positions, set(4 * i)), values[h]));
     }
 
-    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
-    static void pattern_table(const float *x, float *table) {
-        const __m512i positions = _mm512_setr_epi32(0, 0, 0, 1, 1, 2, 0, 0, 1, 2, 3, 2, 3, 3, 0, 0);
-        _mm512_storeu_ps(table, _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(x)), positions));
+    // Keeps what was loaded from being loaded again: GCC makes it an operand of each instruction that uses it, and
+    // loads of 64 bytes are one a cycle.
+    static Float in_register(Float x) {
+        asm("" : "+v"(x));
+        return x;
     }
 
     // Lane i is the sum of x[i]'s lanes, for 16 vectors: half the vectors and half the distance at each level.

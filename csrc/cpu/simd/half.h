@@ -16,6 +16,12 @@ struct Bf16 {
     static constexpr int dtype = HSB_BF16;
 };
 
+// Whether a value is the upper half of the float that it stands for.
+template <class Type>
+constexpr bool kIsUpperHalf = false;
+template <>
+inline constexpr bool kIsUpperHalf<Bf16> = true;
+
 // Calls function(Fp16{} | Bf16{}) for an hsb_dtype that has been checked, and returns what it returns. Always inline: a
 // function more between a kernel and its parts, and GCC inlines others of them.
 template <class Function>

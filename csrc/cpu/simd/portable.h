@@ -12,6 +12,10 @@ struct Portable {
     static constexpr int isa = HSB_ISA_PORTABLE;
     static constexpr int width = 4;
     static constexpr int registers = 16;
+    template <class Type>
+    static constexpr bool dots_pairs = false;  // what these are: avx512_bf16.h
+    using Half = Portable;
+    static constexpr bool in_halves() { return false; }
     struct Float {
         float lane[width];
     };
@@ -94,21 +98,29 @@ struct Portable {
         return each<Word>([&](int i) { return a.lane[i] >> n; });
     }
 
-    // table[8 * slot + code], code being the low 3 bits of a lane.
+    // Lookups of table[8 * slot + code], code being the low 3 bits of a lane.
     using Index = Word;
     template <int slot>
     static Index index(Word codes) {
         return bit_and(codes, set(7u));
     }
+    using Table = const float *;
     template <int slot>
-    static Float lookup(const float *table, Index index) {
-        return each<Float>([&](int i) { return table[8 * slot + index.lane[i]]; });
+    static Table table(const float *table) {
+        return table + 8 * slot;
+    }
+    static Float lookup(Table table, Index index) {
+        return each<Float>([&](int i) { return table[index.lane[i]]; });
     }
 
-    // The 16-entry table of 4 values, as lookup reads it: table[8 * slot + code] = x[the position that the slot keeps].
-    static void pattern_table(const float *x, float *table) {
+    // The tables of 4 groups, as lookup reads them: tables[i][h][8 * slot + code] = x[h][4 i + the position that the
+    // slot keeps], x [heads][x_stride].
+    template <int heads>
+    static void pattern_tables(const float *x, std::ptrdiff_t x_stride, float *tables) {
         constexpr int positions[16] = {0, 0, 0, 1, 1, 2, 0, 0, 1, 2, 3, 2, 3, 3, 0, 0};
-        for (int i = 0; i < 16; ++i) table[i] = x[positions[i]];
+        for (int i = 0; i < 4; ++i)
+            for (int h = 0; h < heads; ++h, tables += 16)
+                for (int j = 0; j < 16; ++j) tables[j] = x[h * x_stride + 4 * i + positions[j]];
     }
 
     // Lane i is the sum of x[i]'s lanes, for 4 vectors.

@@ -16,6 +16,51 @@ namespace hsb::cpu {
 template <class Isa>
 constexpr int kPassLanes = 2 * Isa::width;
 
+// On AVX-512 the loops over groups stay loops: unrolled in full they are no faster from L2, and were 7 to 9% slower
+// from memory. On AVX2, which passes over a tile twice, no difference was measured.
+constexpr int kGroupUnroll = Isa::registers >= 32 ? 5 : kTileGroups;
+
+[[gnu::always_inline]] inline void prefetch_patterns(const std::byte *tile) {
+    const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes;
+    for (std::size_t byte = 0; byte < kPatternBytes; byte += kCacheLine) prefetch(ahead + byte);
+}
+[[gnu::always_inline]] inline void prefetch_group(const std::byte *tile, int g) {
+    const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes + kPatternBytes + 2 * g * kCacheLine;
+    prefetch(ahead);
+    prefetch(ahead + kCacheLine);
+}
+
+// Calls group(g, codes) for the groups of a tile in turn, with the patterns of two vectors of lanes, from `lane` on,
+// in the low 3 bits of `codes`. order(words) is called on what is loaded, to put lanes into another order.
+template <class Isa, class Order, class Group>
+[[gnu::always_inline]] inline void for_each_group(const std::byte *tile, int lane, Order &&order, Group &&group) {
+    using Word = typename Isa::Word;
+    constexpr int width = Isa::width;
+    const auto *low = reinterpret_cast<const std::uint32_t *>(tile) + lane;
+    const auto *high = reinterpret_cast<const std::uint32_t *>(tile + kHighPatterns);
+    Word codes[2], last[2];
+    const auto next = [&](int g) __attribute__((always_inline)) {
+        group(g, codes);
+        for (int v = 0; v < 2; ++v) codes[v] = Isa::shift_right(codes[v], 3);
+    };
+    for (int v = 0; v < 2; ++v) codes[v] = Isa::load(low + v * width);
+    order(codes);
+#pragma GCC unroll kGroupUnroll
+    for (int g = 0; g < 10; ++g) next(g);
+    for (int v = 0; v < 2; ++v) {  // groups 10 to 14 are in high[], 16 bits a lane
+        const int at = lane + v * width;
+        codes[v] = Isa::shift_right(Isa::load(high + at % 16), at / 16 * 16);
+    }
+    order(codes);
+#pragma GCC unroll kGroupUnroll
+    for (int g = 10; g < 15; ++g) next(g);
+    for (int v = 0; v < 2; ++v) last[v] = Isa::shift_right(Isa::load(low + v * width), 30);
+    order(last);
+    for (int v = 0; v < 2; ++v)  // bits 0..1 from low[], bit 2 from high[]: it stands at bit 0 after five shifts
+        codes[v] = Isa::bit_or(last[v], Isa::shift_left(codes[v], 2));
+    group(15, codes);
+}
+
 // One slot of one group: `values` are the 2 vectors of kept values, `codes` the patterns in their low 3 bits.
 template <class Isa, class Type, int heads, int slot>
 void multiply_slot(const std::uint16_t *values, const typename Isa::Word (&codes)[2], const float *tables,
@@ -25,70 +70,104 @@ void multiply_slot(const std::uint16_t *values, const typename Isa::Word (&codes
     const typename Isa::Index at = Isa::template index<slot>(codes[0]);
     const typename Isa::Index bt = Isa::template index<slot>(codes[1]);
     for (int h = 0; h < heads; ++h) {
-        sums[h][0] = Isa::fma(a, Isa::template lookup<slot>(tables + h * kTable, at), sums[h][0]);
-        sums[h][1] = Isa::fma(b, Isa::template lookup<slot>(tables + h * kTable, bt), sums[h][1]);
+        const typename Isa::Table table = Isa::template table<slot>(tables + h * kTable);
+        sums[h][0] = Isa::fma(a, Isa::lookup(table, at), sums[h][0]);
+        sums[h][1] = Isa::fma(b, Isa::lookup(table, bt), sums[h][1]);
     }
 }
-
-// On AVX-512 the loops over groups stay loops: unrolled in full they are 7 to 9% slower from memory. On AVX2, which
-// passes over a tile twice, no difference was measured.
-constexpr int kGroupUnroll = Isa::registers >= 32 ? 2 : kTileGroups;
 
 // tables: [16 groups][heads][kTable] floats, y: [heads][y_stride] floats, 32 lanes of them.
 template <class Isa, class Type, int heads>
 void multiply_sparse_tile(const std::byte *tile, const float *tables, float *y, std::ptrdiff_t y_stride) {
-    using Word = typename Isa::Word;
     constexpr int width = Isa::width;
     for (int lane = 0; lane < kTileLanes; lane += kPassLanes<Isa>) {
-        const auto *low = reinterpret_cast<const std::uint32_t *>(tile) + lane;
-        const auto *high = reinterpret_cast<const std::uint32_t *>(tile + kHighPatterns);
         const auto *values = reinterpret_cast<const std::uint16_t *>(tile + kPatternBytes) + lane;
-        const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes;
         typename Isa::Float sums[heads][2];
-        Word codes[2];
         for (int h = 0; h < heads; ++h)
             for (int v = 0; v < 2; ++v) sums[h][v] = Isa::load(y + h * y_stride + lane + v * width);
-        for (int v = 0; v < 2; ++v) codes[v] = Isa::load(low + v * width);
-        if (lane == 0)
-            for (std::size_t byte = 0; byte < kPatternBytes; byte += kCacheLine) prefetch(ahead + byte);
-        const auto group = [&](int g) __attribute__((always_inline)) {
+        if (lane == 0) prefetch_patterns(tile);
+        const auto as_stored = [](typename Isa::Word(&)[2]) {};
+        for_each_group<Isa>(tile, lane, as_stored, [&](int g, const auto &codes) __attribute__((always_inline)) {
             const float *table = tables + g * heads * kTable;
             const std::uint16_t *value = values + g * 2 * kTileLanes;
-            if (lane == 0) {
-                prefetch(ahead + kPatternBytes + 2 * g * kCacheLine);
-                prefetch(ahead + kPatternBytes + (2 * g + 1) * kCacheLine);
-            }
+            if (lane == 0) prefetch_group(tile, g);
             multiply_slot<Isa, Type, heads, 0>(value, codes, table, sums);
             multiply_slot<Isa, Type, heads, 1>(value + kTileLanes, codes, table, sums);
-            for (int v = 0; v < 2; ++v) codes[v] = Isa::shift_right(codes[v], 3);
-        };
-#pragma GCC unroll kGroupUnroll
-        for (int g = 0; g < 10; ++g) group(g);
-        for (int v = 0; v < 2; ++v) {  // groups 10 to 14 are in high[], 16 bits a lane
-            const int at = lane + v * width;
-            codes[v] = Isa::shift_right(Isa::load(high + at % 16), at / 16 * 16);
-        }
-#pragma GCC unroll kGroupUnroll
-        for (int g = 10; g < 15; ++g) group(g);
-        for (int v = 0; v < 2; ++v)  // bits 0..1 from low[], bit 2 from high[]: it stands at bit 0 after five shifts
-            codes[v] = Isa::bit_or(Isa::shift_right(Isa::load(low + v * width), 30), Isa::shift_left(codes[v], 2));
-        group(15);
+        });
         for (int h = 0; h < heads; ++h)
             for (int v = 0; v < 2; ++v) Isa::store(y + h * y_stride + lane + v * width, sums[h][v]);
     }
 }
 
+// The same where values are bf16 and the processor multiplies pairs of them: both slots of a lane are one 32-bit word,
+// tables are of pairs, and a group costs each head one lookup and one dot product instead of two of each. What x has
+// beyond bf16 is a second part of x, of tables and of these: parts is 1 where it has nothing (queries of bf16), else
+// 2, which leaves 2^-17 of it at most.
+template <class Isa, int parts, int heads>
+void multiply_paired_tile(const std::byte *tile, const float *tables, float *y, std::ptrdiff_t y_stride) {
+    static_assert(kPassLanes<Isa> == kTileLanes, "one pass");
+    const auto *values = reinterpret_cast<const std::uint16_t *>(tile + kPatternBytes);
+    typename Isa::Float sums[heads][2];
+    for (int h = 0; h < heads; ++h)
+        for (int v = 0; v < 2; ++v) sums[h][v] = Isa::zero();
+    prefetch_patterns(tile);
+    const auto as_pairs = [](typename Isa::Word(&codes)[2]) { Isa::order_as_pairs(codes); };
+    for_each_group<Isa>(tile, 0, as_pairs, [&](int g, const auto &codes) __attribute__((always_inline)) {
+        const float *table = tables + g * heads * kTable;
+        const std::uint16_t *value = values + g * 2 * kTileLanes;
+        prefetch_group(tile, g);
+        typename Isa::Word pairs[2];
+        Isa::pair(value, value + kTileLanes, pairs);
+        typename Isa::Index index[parts][2];
+        for (int v = 0; v < 2; ++v) {
+            // A table of one part has it twice, so that what stands above a code does not matter.
+            index[0][v] = parts == 1 ? codes[v] : Isa::template index<0>(codes[v]);
+            if constexpr (parts == 2) index[1][v] = Isa::template index<1>(codes[v]);
+        }
+        for (int h = 0; h < heads; ++h) {
+            const auto of_head = Isa::pair_table(table + h * kTable);
+            for (int part = 0; part < parts; ++part)
+                for (int v = 0; v < 2; ++v)
+                    sums[h][v] = Isa::dot(pairs[v], Isa::lookup_pair(of_head, index[part][v]), sums[h][v]);
+        }
+    });
+    for (int h = 0; h < heads; ++h) {
+        Isa::order_as_lanes(sums[h]);
+        for (int v = 0; v < 2; ++v) {
+            float *to = y + h * y_stride + v * Isa::width;
+            Isa::store(to, Isa::add(Isa::load(to), sums[h][v]));
+        }
+    }
+}
+
+// Decode's x: queries, which have the type of the values, or probabilities, which are floats.
+enum class Factor { query, probability };
+constexpr int pair_parts(Factor x) { return x == Factor::query ? 1 : 2; }
+
+template <class Isa, class Type, Factor x, int heads>
+void multiply_tile(const std::byte *tile, const float *tables, float *y, std::ptrdiff_t y_stride) {
+    if constexpr (Isa::template dots_pairs<Type>)
+        multiply_paired_tile<Isa, pair_parts(x), heads>(tile, tables, y, y_stride);
+    else if (Isa::in_halves())
+        multiply_sparse_tile<typename Isa::Half, Type, heads>(tile, tables, y, y_stride);
+    else
+        multiply_sparse_tile<Isa, Type, heads>(tile, tables, y, y_stride);
+}
+
 // tables [groups][heads][kTable] of x [heads][x_stride].
-template <class Isa, int heads>
+template <class Isa, class Type, Factor factor, int heads>
 void make_tables(const float *x, std::ptrdiff_t x_stride, int groups, float *tables) {
-    for (int g = 0; g < groups; ++g)
-        for (int h = 0; h < heads; ++h) Isa::pattern_table(x + h * x_stride + 4 * g, tables + (g * heads + h) * kTable);
+    for (int g = 0; g < groups; g += 4, x += 16, tables += 4 * heads * kTable)
+        if constexpr (Isa::template dots_pairs<Type>)
+            Isa::template pair_tables<pair_parts(factor), heads>(x, x_stride, tables);
+        else
+            Isa::template pattern_tables<heads>(x, x_stride, tables);
 }
 
 // What score_page reads of q [heads][head_dim]: heads * query_floats(head_dim).
-template <class Isa, int heads>
+template <class Isa, class Type, int heads>
 void make_query_tables(Sparse24Kind, const float *q, int head_dim, float *tables) {
-    make_tables<Isa, heads>(q, head_dim, head_dim / 4, tables);
+    make_tables<Isa, Type, Factor::query, heads>(q, head_dim, head_dim / 4, tables);
 }
 
 // y[head][token] += q . k, q by its tables: y [heads][y_stride].
@@ -97,19 +176,19 @@ void score_page(Sparse24Kind, const std::byte *page, int head_dim, const float *
                 std::ptrdiff_t y_stride) {
     const int parts = head_dim / kTileSteps;  // tiles side by side along head_dim
     for (int tile = 0; tile < 2 * parts; ++tile)
-        multiply_sparse_tile<Isa, Type, heads>(page + tile * Sparse24Kind::tile_bytes,
-                                               tables + tile % parts * kTileGroups * heads * kTable,
-                                               y + tile / parts * kTileLanes, y_stride);
+        multiply_tile<Isa, Type, Factor::query, heads>(page + tile * Sparse24Kind::tile_bytes,
+                                                       tables + tile % parts * kTileGroups * heads * kTable,
+                                                       y + tile / parts * kTileLanes, y_stride);
 }
 
 // out[head][dim] += p . v: p [heads][p_stride], out [heads][head_dim]; tables: heads * weight_floats() of scratch.
 template <class Isa, class Type, int heads>
 void weigh_page(Sparse24Kind, const std::byte *page, int head_dim, const float *p, std::ptrdiff_t p_stride,
                 float *tables, float *out) {
-    make_tables<Isa, heads>(p, p_stride, kTileGroups, tables);
+    make_tables<Isa, Type, Factor::probability, heads>(p, p_stride, kTileGroups, tables);
     for (int tile = 0; tile < head_dim / kTileLanes; ++tile)
-        multiply_sparse_tile<Isa, Type, heads>(page + tile * Sparse24Kind::tile_bytes, tables, out + tile * kTileLanes,
-                                               head_dim);
+        multiply_tile<Isa, Type, Factor::probability, heads>(page + tile * Sparse24Kind::tile_bytes, tables,
+                                                             out + tile * kTileLanes, head_dim);
 }
 
 }  // namespace hsb::cpu
