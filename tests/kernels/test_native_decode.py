@@ -16,12 +16,14 @@ import torch
 
 from cpu_calls import ISAS, make_case, needs_library, run, variants
 from hsbench.cache.bitmap import BitmapTensor
+from hsbench.cache.prune import Operand
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 from kernel_cases import (
     BAD_DECODE_SHAPES,
     DEGENERATE,
     Case,
+    Operands,
     Pack,
     assert_rounded,
     extreme,
@@ -128,9 +130,16 @@ def test_a_scale_that_orders_nothing_is_refused(operation: str, scale: float) ->
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_each_kept_value_meets_its_own_query_channel(dtype: torch.dtype, head_dim: int, isa: str) -> None:
-    """One channel and one token at a time, where sums of many terms would hide which."""
-    case = make_case(dtype, head_dim, 64, batch=1, kv_heads=1, group=8, mix=(1.0, 1.0))
-    k, v = case.k.unpack()[0, 0].double(), case.v.unpack()[0, 0].double()
+    """One channel at a time, where sums over all of them would hide which."""
+    stored: list[torch.Tensor] = []
+
+    def pack(x: torch.Tensor, operand: Operand, sparsity: float) -> tuple[Operands, torch.Tensor]:
+        pages, pruned = scattered(x, operand, sparsity)
+        stored.append(pruned[0, 0].double())
+        return pages, pruned
+
+    case = make_case(dtype, head_dim, 64, batch=1, kv_heads=1, group=8, pack=pack)
+    k, v = stored
     for channel in range(head_dim):
         q = torch.zeros_like(case.q)
         q[..., channel] = 1 + torch.arange(8).view(8, 1)
