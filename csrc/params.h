@@ -23,6 +23,10 @@ enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1 };
 enum hsb_block_kinds { HSB_BLOCK_KINDS = 2 };
 
+/* The elements that the values of K or V's pages are: of 16 bits, the tensor's own (hsb_dtype), or e4m3 of 8 bits (exponents
+ * of 4, fractions of 3; 448 at most), which a scale per channel belongs to. */
+enum hsb_stored { HSB_STORED_16 = 0, HSB_STORED_FP8 = 1 };
+
 /* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. There is room for 8
  * kinds and for 2^28 blocks of each, all batches and kv heads together: 17 billion tokens of one head. */
 enum hsb_map_entry { HSB_KIND_BITS = 3 };
@@ -53,6 +57,11 @@ typedef struct hsb_pages {
                                  * pools is NULL and the other has the blocks in order */
     int64_t dense_page_bytes;
     int64_t sparse_page_bytes;
+    int32_t stored;             /* an hsb_stored */
+    int32_t reserved;
+    const float *scale;         /* [batch, kv_heads, head_dim], in the order of the tensor's own channels: what the stored
+                                 * values of a channel are multiplied by, powers of 2 from 2^-120 to 2^119. NULL for
+                                 * elements of 16 bits */
 } hsb_pages;
 
 /* K or V with per-token unstructured sparsity: MUSTAFAR's bitmap format. */

@@ -15,6 +15,7 @@ from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, check_kv
 from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
+from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
 
@@ -30,6 +31,7 @@ def compress(
     local: int = 0,
     evict: float = 0.0,
     pruner: str | Pruner = DEFAULT_PRUNER,
+    elements: str | StoredElements = SIXTEEN_BIT,
     queries: Tensor | None = None,
     basis: LayerBasis | None = None,
 ) -> HierarchicalKV:
@@ -50,6 +52,8 @@ def compress(
         pruner: what decides what stays, by name: ``magnitude`` is the paper's, ``mirror``, ``centered``, ``balanced``,
             ``attentive`` and ``calibrated`` cost a model less and a kernel the same (:mod:`hsbench.cache.pruner`). K is
             expected behind half-split RoPE by all but ``magnitude``.
+        elements: what the cache's values are: ``16bit``, those of k and v themselves, or ``fp8``, e4m3 with a scale for
+            each channel, after the means of K and of V are taken off, whatever the pruner. CUDA's prefill reads no fp8.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.
 
@@ -59,7 +63,8 @@ def compress(
     Raises:
         UsageError: k, v or queries is no plain tensor or requires a gradient; a sparsity is no number from 0 to 0.5;
             evict is none from 0 to 1; sink or local is no whole number from 0 on; there is no such pruner, or it lacks
-            queries or a basis; the basis is of other heads. Names the argument and the remedy.
+            queries or a basis; the basis is of other heads; there are no such elements. Names the argument and the
+            remedy.
         UnsupportedError: shapes or dtypes that the formats do not hold, queries that do not fit k, tensors on different
             devices, or a pruner that no kernel can read yet.
         NonFiniteError: K or V holds a NaN or an infinity; names the tensor and the first index.
@@ -83,6 +88,7 @@ def compress(
         local=arguments.tokens("local", local),
         evict=arguments.share("evict", evict),
         pruner=chosen,
+        elements=arguments.elements("elements", elements),
         queries=queries,
         query_rms=None if basis is None else arguments.basis("basis", basis, k.shape[1], k.shape[3]),
     )
@@ -128,7 +134,8 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
         query that sees no token, since all up to its own are evicted, has 0 and -infinity.
 
     Raises:
-        UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq.
+        UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq; and
+            CUDA's prefill takes no fp8 cache.
     """
     call = calls.prefill_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()

@@ -36,14 +36,18 @@ template <class Put>
     for_each_mirrored_of<128>(put);
 }
 
-// out * factor + shift. A mean of V lies within the type's range, but what is stored of V was rounded, so that with its
-// shift it may pass the largest number: then that is the result. NaN stays NaN.
-template <class Isa, class Type>
-void add_shift(float *out, float factor, const float *shift, int head_dim) {
+// out * factor * scale * unit + shift, of this kv head; scale and shift may be null, for 1 and nothing. A mean of V lies within
+// the type's range, but what is stored of V was rounded, so that it, or it and its shift, may pass the largest number: then
+// that is the result. NaN stays NaN.
+template <class Isa, class Type, class Stored>
+void finish_output(float *out, float factor, const float *scale, const float *shift, int head_dim) {
     const float bound = to_float(infinity_bits(Type::dtype) - 1, Type{});
-    const auto largest = Isa::set(bound), lowest = Isa::set(-bound), scale = Isa::set(factor);
+    const auto largest = Isa::set(bound), lowest = Isa::set(-bound), both = Isa::set(factor);
     for (int d = 0; d < head_dim; d += Isa::width) {
-        const auto sum = Isa::fma(Isa::load(out + d), scale, Isa::load(shift + d));
+        const auto added = shift ? Isa::load(shift + d) : Isa::zero();
+        const auto sum = scale ? Isa::fma(Isa::mul(Isa::load(out + d), both),
+                                          Isa::mul(Isa::load(scale + d), Isa::set(Stored::unit)), added)
+                               : Isa::fma(Isa::load(out + d), both, added);
         Isa::store(out + d, Isa::max(lowest, Isa::min(largest, sum)));
     }
 }

@@ -13,37 +13,67 @@
 //                      the products of a warpgroup, and what they take besides the page (prefill/sm90/consumer.cuh)
 //   store_key; first_token, store_value
 //                      what a warp holds of a block, to its page (compress/strip.cuh)
+//
+// There is a list for each type of stored elements (hsb_stored), of the same kinds in the same order: a kernel is made for
+// one list, never for one entry of a map.
 #pragma once
 
 #include <utility>
 
 #include "block_map.h"
+#include "cuda/element.cuh"
 #include "cuda/kinds/dense.cuh"
+#include "cuda/kinds/fp8_dense.cuh"
+#include "cuda/kinds/fp8_sparse_2_4.cuh"
 #include "cuda/kinds/sparse_2_4.cuh"
 #include "cuda/types.h"
 
 namespace hsb::cuda {
 
-using BlockKinds = Types<DenseKind, Sparse24Kind>;
+// What pages are stored as: the kinds of their blocks, by hsb_stored; whether channels have a scale; which token of a block
+// a row of K's page is; and the element type of a warp's products where q, K, V and the output are T.
+struct Stored16 {
+    static constexpr hsb_stored kStored = HSB_STORED_16;
+    static constexpr bool kHasScale = false;
+    using Kinds = Types<DenseKind, Sparse24Kind>;
+    template <class T>
+    using Product = T;
+    HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return row; }
+};
+struct StoredFp8 {
+    static constexpr hsb_stored kStored = HSB_STORED_FP8;
+    static constexpr bool kHasScale = true;
+    using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind>;
+    template <class T>
+    using Product = OfE4m3;
+    HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
+};
 
-template <int Number>
-using KindAt = TypeAt<Number, BlockKinds>;
+// Of kernels that take elements of 16 bits alone.
+using BlockKinds = Stored16::Kinds;
 
-template <int... Number>
+template <int Number, class Kinds = BlockKinds>
+using KindAt = TypeAt<Number, Kinds>;
+
+template <class Kinds, int... Number>
 constexpr bool are_in_order(std::integer_sequence<int, Number...>) {
-    return ((KindAt<Number>::kKind == Number) && ...);
+    return ((KindAt<Number, Kinds>::kKind == Number) && ...);
 }
-static_assert(BlockKinds::kCount == kBlockKinds, "all kinds that a map may hold");
-static_assert(are_in_order(std::make_integer_sequence<int, kBlockKinds>()), "each at its number");
+template <class Kinds>
+constexpr bool are_all() {
+    return Kinds::kCount == kBlockKinds && are_in_order<Kinds>(std::make_integer_sequence<int, kBlockKinds>());
+}
+static_assert(are_all<Stored16::Kinds>() && are_all<StoredFp8::Kinds>(),
+              "each kind that a map may hold, at its number");
 
 // run(Kind()) for a kind that is known only now. What is not one of the others is the first.
-template <int Last = kBlockKinds - 1, class Run>
+template <class Kinds = BlockKinds, int Last = kBlockKinds - 1, class Run>
 __device__ __forceinline__ decltype(auto) with_kind(hsb_block_kind kind, Run &&run) {
     if constexpr (Last == 0) {
-        return run(KindAt<0>());
+        return run(KindAt<0, Kinds>());
     } else {
-        if (kind == KindAt<Last>::kKind) return run(KindAt<Last>());
-        return with_kind<Last - 1>(kind, run);
+        if (kind == KindAt<Last, Kinds>::kKind) return run(KindAt<Last, Kinds>());
+        return with_kind<Kinds, Last - 1>(kind, run);
     }
 }
 

@@ -76,6 +76,9 @@ struct Element<__nv_bfloat16> : Float16Bits<8> {
     }
 };
 
+// What e4m3 values become for products: exact, as they are in no shorter type, and one instruction for two.
+using OfE4m3 = __half;
+
 // All of them.
 using Elements = Types<__half, __nv_bfloat16>;
 

@@ -7,9 +7,9 @@
 //   V   A = V^T   [head_dim     x 64 tokens]     out^T   += A p^T           groups of 4 run along tokens
 //        rows ----^          ^---- cols: the contraction
 //
-// Each kind of block draws its bytes in a file of its own: kinds/dense_page.cuh, kinds/sparse_2_4_page.cuh. All are made
-// of 16-byte chunks of 8 values in rows of 128 or of 64 bytes, and swizzled: so that 8 rows' chunks of one column fall into
-// 8 bank groups.
+// Each kind of block draws its bytes in a file of its own: kinds/dense_page.cuh, kinds/sparse_2_4_page.cuh, and both kinds
+// of e4m3 pages in kinds/fp8_page.cuh. All are made of 16-byte chunks in rows of 128, 64 or 32 bytes, and swizzled: so that
+// 8 rows' chunks of one column fall into 8 bank groups.
 //
 // A partial last block is a dense page in which the missing tokens are zero. The torch definition of the same bytes
 // is hsbench/cache/cuda_layout.py.
@@ -31,11 +31,12 @@ constexpr int kStripRows = 16;   // rows of one mma
 constexpr int kStepCols = 32;    // cols of one mma.sp
 constexpr int kPairCols = 64;    // cols of two such steps: those that one metadata register serves
 
-// Swizzled byte offset of 16-byte chunk `chunk` of row `row`, for rows of 128 or of 64 bytes.
+// Swizzled byte offset of 16-byte chunk `chunk` of row `row`, for rows of 128, of 64 or of 32 bytes.
 template <int RowBytes>
 HSB_HOST_DEVICE constexpr int swizzled_chunk(int row, int chunk) {
-    static_assert(RowBytes == 128 || RowBytes == 64, "rows are 128 or 64 bytes");
-    return row * RowBytes + (chunk ^ (RowBytes == 128 ? row & 7 : row >> 1 & 3)) * kChunkBytes;
+    static_assert(RowBytes == 128 || RowBytes == 64 || RowBytes == 32, "rows are 128, 64 or 32 bytes");
+    const int key = RowBytes == 128 ? row & 7 : RowBytes == 64 ? row >> 1 & 3 : row >> 2 & 1;
+    return row * RowBytes + (chunk ^ key) * kChunkBytes;
 }
 
 // The matrix that a page holds.

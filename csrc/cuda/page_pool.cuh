@@ -22,9 +22,9 @@ struct StoredPage {
 template <class Byte>
 using Pools = Byte *[kBlockKinds];
 
-template <int HeadDim, class Byte>
+template <int HeadDim, class Kinds = BlockKinds, class Byte>
 __device__ __forceinline__ StoredPage<Byte> page_in(Byte *const (&pools)[kBlockKinds], std::int32_t entry) {
-    return with_kind(kind_of(entry), [&](auto kind) -> StoredPage<Byte> {
+    return with_kind<Kinds>(kind_of(entry), [&](auto kind) -> StoredPage<Byte> {
         constexpr int kBytes = kind.page_bytes(HeadDim);
         return {pools[kind.kKind] + slot_of(entry) * kBytes, kBytes};
     });
@@ -35,9 +35,9 @@ struct PagePool {
     Pools<const unsigned char> pools;
     const std::int32_t *map;  // null: page i of the line is slot i of the one pool there is
 
-    template <int HeadDim>
+    template <int HeadDim, class Kinds = BlockKinds>
     __device__ __forceinline__ StoredPage<const unsigned char> page(std::int32_t entry) const {
-        return page_in<HeadDim>(pools, entry);
+        return page_in<HeadDim, Kinds>(pools, entry);
     }
 
     // Recursions, not loops: a loop in here keeps the compiler from unrolling those around.
@@ -82,25 +82,43 @@ inline PagePool pool_of(const hsb_pages &pages) {
     return pool;
 }
 
-inline void check_pages(const hsb_pages &pages, int head_dim) {
+// Calls run(Stored()) for an hsb_stored, which may be any number.
+template <class Run>
+void with_stored(std::int32_t stored, Run &&run) {
+    HSB_CHECK(stored == HSB_STORED_16 || stored == HSB_STORED_FP8, "stored is not an hsb_stored");
+    if (stored == HSB_STORED_FP8)
+        run(StoredFp8());
+    else
+        run(Stored16());
+}
+
+// That these are pages stored as Stored says.
+template <class Stored = Stored16>
+void check_pages(const hsb_pages &pages, int head_dim) {
+    HSB_CHECK(pages.stored == Stored::kStored, "this kernel takes no pages whose elements are stored so");
+    HSB_CHECK(!Stored::kHasScale || pages.scale, "these elements need a scale");
+    HSB_CHECK(reinterpret_cast<std::uintptr_t>(pages.scale) % 16 == 0, "scale must be 16-byte aligned");
     int pools = 0;
-    for_each_kind([&](auto kind) {
+    const auto check = [&](auto kind) {
         if (!kind.pool(pages)) return;
         ++pools;
         HSB_CHECK(kind.pool_page_bytes(pages) == kind.page_bytes(head_dim),
                   "a pool's page bytes are not this layout's");
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(kind.pool(pages)) % 16 == 0, "pools must be 16-byte aligned");
-    });
+    };
+    for_each_kind(check, typename Stored::Kinds());
     HSB_CHECK(pages.map || pools == 1, "only a cache of one kind of page needs no map");
     HSB_CHECK(pools > 0, "no pages");
 }
 
 // The largest page that a map can name.
-inline int largest_page_bytes(const hsb_pages &pages, int head_dim) {
+template <class Stored = Stored16>
+int largest_page_bytes(const hsb_pages &pages, int head_dim) {
     int largest = 0;
-    for_each_kind([&](auto kind) {
+    const auto look = [&](auto kind) {
         if (kind.pool(pages) && kind.page_bytes(head_dim) > largest) largest = kind.page_bytes(head_dim);
-    });
+    };
+    for_each_kind(look, typename Stored::Kinds());
     return largest;
 }
 

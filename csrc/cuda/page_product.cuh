@@ -12,11 +12,11 @@
 
 namespace hsb::cuda {
 
-template <class T, class Shape, int Tiles, int Strips, int Steps>
+template <class T, class Shape, class Kinds = BlockKinds, int Tiles, int Strips, int Steps>
 __device__ __forceinline__ void multiply(hsb_block_kind kind, float (&c)[Tiles][Strips][4], std::uint32_t page,
                                          const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
     static_assert(Strips == Shape::kStrips && Steps * kStepCols == Shape::kCols, "the whole of A");
-    with_kind(kind, [&](auto of_kind) { of_kind.template multiply<T, Shape>(c, page, b, lane); });
+    with_kind<Kinds>(kind, [&](auto of_kind) { of_kind.template multiply<T, Shape>(c, page, b, lane); });
 }
 
 }  // namespace hsb::cuda

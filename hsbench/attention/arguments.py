@@ -14,7 +14,7 @@ from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.pruner import PRUNERS, Pruner, pruner_of
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels import forks
-from hsbench.problem.elements import DEFAULT_INPUT, TORCH_INPUTS
+from hsbench.problem.elements import DEFAULT_INPUT, STORED, TORCH_INPUTS, StoredElements
 
 _ALIGNMENT = 16
 """Bytes: the vector loads of CUDA kernels."""
@@ -112,6 +112,19 @@ def pruner(name: str, value: Any) -> Pruner:
     if not isinstance(value, str):
         raise UsageError(name, _shown(value), f"not the name of a pruner; give one of {', '.join(PRUNERS)}")
     return pruner_of(value)
+
+
+def elements(name: str, value: Any) -> StoredElements:
+    """``value`` as what a cache's values are, by its name or itself.
+
+    Raises:
+        UsageError: there are no such elements.
+    """
+    if isinstance(value, StoredElements):
+        return value
+    if not isinstance(value, str) or value not in STORED:
+        raise UsageError(name, _shown(value), f"not what a cache stores; give one of {', '.join(STORED)}")
+    return STORED[value]
 
 
 def basis(name: str, value: Any, kv_heads: int, head_dim: int) -> Tensor:

@@ -13,7 +13,8 @@ from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, forks, library
-from hsbench.problem.elements import element_by
+from hsbench.kernels.device import Device
+from hsbench.problem.elements import StoredElements, element_by
 
 MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
@@ -136,10 +137,19 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
 
 
+def why_not_prefill(elements: StoredElements, device: Device) -> str | None:
+    """Why no prefill kernel reads such values on a device; None if one does."""
+    if device.is_cuda and elements.has_scale:
+        return f"no CUDA prefill kernel reads {elements} pages yet: decode does, and prefill on the CPU"
+    return None
+
+
 def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
+    if reason := why_not_prefill(kv.k.elements, Device.of(kv.device)):
+        raise UnsupportedError(reason)
     stored = {} if kv.eviction is None else {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
     how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}
     return _paged_call("prefill", "hsb_prefill_params", q, kv, kv.shape, **how)

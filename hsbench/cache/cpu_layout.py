@@ -7,16 +7,21 @@ inner). ``csrc/cpu/kinds/<kind>/page.h`` draws the bytes of a tile:
 - dense, 4096 bytes: for each c, 32 lanes of 16-bit values;
 - 2:4, 2240 bytes: 48 bits of pattern a lane (16 groups of 4 steps, one of 6 patterns each, 3 bits), then for each
   group and kept slot 32 lanes of values.
+
+Values of e4m3 lie in the same order, a byte each: tiles of 2048 and of 1216 bytes.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from hsbench.cache import e4m3
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
-from hsbench.problem.elements import Element, element_by
+from hsbench.problem.elements import FP8, Element, element_by
 
 LANES = 32
 STEPS = 64
@@ -65,15 +70,20 @@ def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: 
 def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
     ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
-    pages = blocks.shape[0]
-    groups = _to_tiles(blocks, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
-    keep = keep_2_of_4(groups if scores is None else _to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
-    bits = (keep.to(torch.int64) << torch.arange(4, device=blocks.device)).sum(-1)
-    code_of_bits = torch.zeros(16, dtype=torch.int64, device=blocks.device)
+    return _pack_sparse(blocks if scores is None else scores, blocks, operand)
+
+
+def _pack_sparse(scores: Tensor, stored: Tensor, operand: Operand) -> Tensor:
+    """``scores`` say what stays, and ``stored``, of the same shape, what is written of it."""
+    pages = scores.shape[0]
+    keep = keep_2_of_4(_to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
+    groups = _to_tiles(stored, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
+    bits = (keep.to(torch.int64) << torch.arange(4, device=stored.device)).sum(-1)
+    code_of_bits = torch.zeros(16, dtype=torch.int64, device=stored.device)
     for code, (i, j) in enumerate(PATTERNS):
         code_of_bits[1 << i | 1 << j] = code
     codes = code_of_bits[bits]  # [pages, tiles, lanes, groups]
-    kept = torch.gather(groups, -1, torch.tensor(PATTERNS, device=blocks.device)[codes])
+    kept = torch.gather(groups, -1, torch.tensor(PATTERNS, device=stored.device)[codes])
     values = kept.movedim(2, -1).contiguous()  # [pages, tiles, groups, slots, lanes]
     parts = (_pattern_words(codes), values)
     return torch.cat([part.view(torch.uint8).flatten(2) for part in parts], -1).reshape(pages, -1)
@@ -81,20 +91,45 @@ def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) 
 
 def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
-    tiles = pages.reshape(pages.shape[0], -1, sparse_tile_bytes(element_by(dtype)))
+    return _unpack_sparse(pages, operand, torch.int16, element_by(dtype), head_dim).view(dtype)
+
+
+def _unpack_sparse(pages: Tensor, operand: Operand, bits: torch.dtype, element: Element, head_dim: int) -> Tensor:
+    """The values' bits, as integers of their size."""
+    tiles = pages.reshape(pages.shape[0], -1, sparse_tile_bytes(element))
     codes = _pattern_codes(tiles[..., :PATTERN_BYTES].contiguous().view(torch.int32))
-    values = tiles[..., PATTERN_BYTES:].contiguous().view(torch.int16).unflatten(-1, (GROUPS, 2, LANES))
+    values = tiles[..., PATTERN_BYTES:].contiguous().view(bits).unflatten(-1, (GROUPS, 2, LANES))
     slots = [values[..., slot, :].contiguous() for slot in range(2)]
     # Bit masks by pattern code, all ones where a slot's value goes to a position: far faster here than a scatter.
     positions = [[[-(at == i), -(at == j)] for i, j in PATTERNS] for at in range(4)]
-    masks, flat = torch.tensor(positions, dtype=torch.int16, device=pages.device), codes.flatten()
+    masks, flat = torch.tensor(positions, dtype=bits, device=pages.device), codes.flatten()
 
     def step(at: int) -> Tensor:
         low, high = (masks[at, :, slot].index_select(0, flat).view(codes.shape) & slots[slot] for slot in range(2))
         return low | high
 
     groups = torch.stack([step(at) for at in range(4)], -2)  # [pages, tiles, groups, 4, lanes]
-    return _from_tiles(groups.view(dtype).flatten(2, 3).mT, operand, head_dim)
+    return _from_tiles(groups.flatten(2, 3).mT, operand, head_dim)
+
+
+def pack_dense_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Dense pages of e4m3 of ``blocks [pages, 64, head_dim]``, in units of their scales."""
+    return pack_dense(e4m3.to_bytes(blocks), operand)
+
+
+def unpack_dense_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    return e4m3.from_bytes(unpack_dense(pages, operand, torch.uint8, head_dim))
+
+
+def pack_sparse_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """2:4 pages of e4m3 of ``blocks [pages, 64, head_dim]``, pruned, in units of their scales."""
+    return _pack_sparse(blocks if scores is None else scores, e4m3.to_bytes(blocks), operand)
+
+
+def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    return e4m3.from_bytes(_unpack_sparse(pages, operand, torch.int8, FP8, head_dim).view(torch.uint8))
 
 
 def _to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
@@ -138,3 +173,9 @@ PAGES: PageLayout = {
     ),
 }
 """The pages by kind of block."""
+
+FP8_PAGES: PageLayout = {
+    BlockKind.DENSE: replace(PAGES[BlockKind.DENSE], pack=pack_dense_fp8, unpack=unpack_dense_fp8),
+    BlockKind.SPARSE_2_4: replace(PAGES[BlockKind.SPARSE_2_4], pack=pack_sparse_fp8, unpack=unpack_sparse_fp8),
+}
+"""The pages of e4m3."""

@@ -7,14 +7,20 @@ and V transposed (head_dim x tokens). ``csrc/cuda/page.cuh`` draws the bytes:
 - 2:4: the kept values ``[rows, cols / 2]``, swizzled likewise, then the metadata in the register order of
   ``mma.sp.m16n8k32``: per strip of 16 rows and pair of k32 steps, 32 lanes of 32 bits.
 
+Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have one panel of rows of bytes, and K's rows are tokens dealt over the
+halves of each strip of 16.
+
 Works on tensors of any device.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from hsbench.cache import e4m3
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
 from hsbench.problem.elements import Element
@@ -22,8 +28,8 @@ from hsbench.problem.elements import Element
 PANEL = 64
 """Columns of a dense panel: 128 bytes."""
 
-CHUNK = 8
-"""Values that a swizzle moves together: 16 bytes."""
+CHUNK_BYTES = 16
+"""What a swizzle moves together."""
 
 STRIP = 16
 """Rows of one mma."""
@@ -62,18 +68,27 @@ def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: 
 def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
     ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
-    groups = _to_matrix(blocks, operand).unflatten(-1, (-1, 4))  # [pages, row, group, 4]
-    keep = keep_2_of_4(groups if scores is None else _to_matrix(scores, operand).unflatten(-1, (-1, 4)), -1)
+    matrix = _to_matrix(blocks, operand)
+    return _pack_matrix(matrix if scores is None else _to_matrix(scores, operand), matrix)
+
+
+def _pack_matrix(scores: Tensor, stored: Tensor) -> Tensor:
+    """2:4 pages: ``scores [pages, rows, cols]`` say what stays, and ``stored``, of the same shape, what is written."""
     # A stable sort puts the positions of the two that stay first, in ascending order.
+    keep = keep_2_of_4(scores.unflatten(-1, (-1, 4)), -1)  # [pages, row, group, 4]
     positions = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
-    values = groups.gather(-1, positions).flatten(-2)
+    values = stored.unflatten(-1, (-1, 4)).gather(-1, positions).flatten(-2)
     codes = positions[..., 0] | positions[..., 1] << 2
     return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes))], -1)
 
 
 def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
-    rows, cols = _matrix_shape(operand, head_dim)
+    return _from_matrix(_unpack_matrix(pages, dtype, *_matrix_shape(operand, head_dim)), operand)
+
+
+def _unpack_matrix(pages: Tensor, dtype: torch.dtype, rows: int, cols: int) -> Tensor:
+    """``[pages, rows, cols]`` of 2:4 pages."""
     value_bytes = dtype.itemsize * rows * cols // 2
     values = pages[:, :value_bytes].contiguous().view(dtype).view(-1, rows, cols // 2)
     words = pages[:, value_bytes:].contiguous().view(torch.int32)
@@ -81,7 +96,47 @@ def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim:
     positions = torch.stack([codes & 3, codes >> 2], -1)
     groups = torch.zeros(*codes.shape, 4, dtype=dtype, device=pages.device)
     groups.scatter_(-1, positions, _swizzled(values).unflatten(-1, (-1, 2)))
-    return _from_matrix(groups.flatten(-2), operand)
+    return groups.flatten(-2)
+
+
+def pack_dense_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Dense pages of e4m3 of ``blocks [pages, 64, head_dim]``, in units of their scales."""
+    return _bytes(_swizzled(_to_dealt_matrix(e4m3.to_bytes(blocks), operand)))
+
+
+def unpack_dense_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    matrix = _swizzled(pages.view(-1, *_matrix_shape(operand, head_dim)))
+    return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
+
+
+def pack_sparse_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """2:4 pages of e4m3 of ``blocks [pages, 64, head_dim]``, pruned, in units of their scales."""
+    by = _to_dealt_matrix(blocks if scores is None else scores, operand)
+    return _pack_matrix(by, _to_dealt_matrix(e4m3.to_bytes(blocks), operand))
+
+
+def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    matrix = _unpack_matrix(pages, torch.uint8, *_matrix_shape(operand, head_dim))
+    return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
+
+
+def token_of_row() -> Tensor:
+    """Which token of a block each row of K's pages of e4m3 is, int64 ``[64]``: even ones of each 16, then odd ones."""
+    return torch.arange(BLOCK, device="cpu").view(-1, STRIP // 2, 2).mT.flatten()
+
+
+def _to_dealt_matrix(blocks: Tensor, operand: Operand) -> Tensor:
+    """As :func:`_to_matrix`, K's rows dealt over the halves of a strip."""
+    matrix = _to_matrix(blocks, operand)
+    return matrix[:, token_of_row().to(matrix.device)] if operand == "k" else matrix
+
+
+def _from_dealt_matrix(matrix: Tensor, operand: Operand) -> Tensor:
+    if operand == "k":
+        matrix = matrix[:, token_of_row().argsort().to(matrix.device)]
+    return _from_matrix(matrix, operand)
 
 
 def _matrix_shape(operand: Operand, head_dim: int) -> tuple[int, int]:
@@ -101,15 +156,16 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _swizzled(x: Tensor) -> Tensor:
-    """Swaps the chunks within each row of ``[..., rows, 64 or 32]``; its own inverse.
+    """Swaps the chunks within each row of ``[..., rows, cols]``; its own inverse.
 
-    Rows of 128 bytes: chunk c goes to c ^ (row & 7). Rows of 64 bytes: to c ^ (row / 2 & 3).
+    Rows of 128 bytes: chunk c goes to c ^ (row & 7). Rows of 64: to c ^ (row / 2 & 3). Of 32: to c ^ (row / 4 & 1).
     """
-    rows, chunks = x.shape[-2], x.shape[-1] // CHUNK
+    per_chunk = CHUNK_BYTES // x.dtype.itemsize
+    rows, chunks = x.shape[-2], x.shape[-1] // per_chunk
     row = torch.arange(rows, device=x.device).unsqueeze(-1)
-    key = row & 7 if chunks == 8 else row >> 1 & 3
+    key = {8: row & 7, 4: row >> 1 & 3, 2: row >> 2 & 1}[chunks]
     source = torch.arange(chunks, device=x.device) ^ key  # [row, chunk]
-    split = x.unflatten(-1, (chunks, CHUNK))
+    split = x.unflatten(-1, (chunks, per_chunk))
     return split.gather(-2, source.unsqueeze(-1).expand(split.shape)).flatten(-2)
 
 
@@ -138,3 +194,9 @@ PAGES: PageLayout = {
     ),
 }
 """The pages by kind of block."""
+
+FP8_PAGES: PageLayout = {
+    BlockKind.DENSE: replace(PAGES[BlockKind.DENSE], pack=pack_dense_fp8, unpack=unpack_dense_fp8),
+    BlockKind.SPARSE_2_4: replace(PAGES[BlockKind.SPARSE_2_4], pack=pack_sparse_fp8, unpack=unpack_sparse_fp8),
+}
+"""The pages of e4m3."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hsbench.cache import e4m3
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, keep_2_of_4
 from hsbench.cache.pruner import Order, Pruner, check_sources
 from hsbench.cache.statistics import has_kernel, mean_of, squared_norms, squared_norms_torch
@@ -55,6 +56,7 @@ class Fit:
             is fp64 ``[batch, kv_heads, 1]``.
         token_weights: V: what the weights of the first tokens are multiplied by, fp32 ``[batch, kv_heads, known]``: the
             attention that was paid them, in units of an even share, to the power of attention_power.
+        scale: of elements that have one: fp32 ``[batch, kv_heads, head_dim]``, contiguous, in the tensor's own order.
     """
 
     operand: Operand
@@ -66,6 +68,7 @@ class Fit:
     squared_norm: Tensor | None = None
     token_weights: Tensor | None = None
     attention_power: float = 0.0
+    scale: Tensor | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -100,6 +103,27 @@ class Fit:
             moved = x.float() - self.shift.unsqueeze(2)
             out = torch.where(torch.isfinite(x), moved.clamp(-largest, largest), moved).to(x.dtype)
         return self._placed(out)
+
+    def scaled_to(self, x: Tensor) -> Fit:
+        """With the scale that e4m3 needs for what is stored of the first tokens ``x``, what folds add included; itself
+        if it has one: the scale stays as the cache grows."""
+        if self.scale is not None:
+            return self
+        largest = torch.stack([
+            self.head(b, h).stored(x[b : b + 1, h : h + 1]).abs().amax((0, 1, 2))
+            for b in range(x.shape[0]) for h in range(x.shape[1])
+        ]).view(*x.shape[:2], -1)  # fmt: skip
+        scale = e4m3.scale_of(largest.double() * (1.0 + self.fold))
+        if self.order != "adjacent":
+            scale = scale[..., channel_order(self.order, x.shape[-1]).argsort().to(x.device)]
+        return replace(self, scale=scale.contiguous())
+
+    def quantised(self, stored: Tensor) -> Tensor:
+        """What is stored, as e4m3 with the fit's scale gives it back, fp32; itself where there is no scale."""
+        if self.scale is None:
+            return stored
+        scale = self._placed(self.scale).unsqueeze(2)
+        return e4m3.from_bytes(e4m3.to_bytes(stored.float() / scale)) * scale
 
     def restored(self, stored: Tensor) -> Tensor:
         """The way back of :meth:`stored`: fp32 where a shift is added, for the dtype could not hold the sum."""
@@ -185,6 +209,7 @@ class Fit:
             channel_weights=one(self.channel_weights),
             squared_norm=one(self.squared_norm),
             token_weights=one(self.token_weights),
+            scale=one(self.scale),
         )
 
 

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
-from hsbench.cache.pruner import MAGNITUDE, Pruner
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
+from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
+from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
+from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
+
+
+class QuantisingCompressor:
+    """One tensor bound to pages of elements that have a scale. Native code chooses, prunes, folds and packs 16-bit
+    pages, which say what is kept; the definition in torch makes of them pages of the same blocks in the same slots.
+
+    Raises:
+        UnavailableError: there is no native library for the device.
+    """
+
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
+        self._native = PageCompressor(x, operand, plan, fit)
+        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
+
+    def run(self) -> None:
+        """Prunes, packs and quantises, as often as it is called."""
+        self._native.run()
+        found, to = self._native.pages, self.pages
+        with forks.torch_operations():
+            to.map.copy_(found.map)
+            for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
+                of_head = found.head(b, h)
+                pack_torch(of_head.unpack(), to.head(b, h), chosen_of_kinds(kinds_of(of_head.map)))
+
+    def check(self) -> None:
+        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
+        self._native.check()
+
+
+class _OfOne(Compressor, Protocol):
+    """A compressor of one tensor."""
+
+    pages: PagedTensor
 
 
 class KVCompressor(PairCompressor):
@@ -30,6 +67,8 @@ class KVCompressor(PairCompressor):
         evict: share of the eligible blocks that are dropped, 0 to 1, before anything else, which each run chooses
             (:func:`hsbench.cache.evict.evict_blocks`); or what is left once it is chosen. The pruner is fitted to all
             of k and v, and prunes what is left.
+        elements: what its values are. Those that have a scale have K and V shifted first, whatever the pruner
+            (:func:`hsbench.cache.pruner.pruner_for`).
 
     Raises:
         UsageError: the pruner needs a calibration or queries, which are not given.
@@ -51,14 +90,17 @@ class KVCompressor(PairCompressor):
         queries: Tensor | None = None,
         fits: tuple[Fit, Fit] | None = None,
         evict: float | Eviction = 0.0,
+        elements: StoredElements = SIXTEEN_BIT,
     ) -> None:
+        pruner = pruner_for(pruner, elements)
         if reason := pruner.why_simulated:
             raise UnsupportedError(reason)
         sparsities = key_sparsity, value_sparsity
         plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in sparsities]
-        if fits is None:
-            with forks.torch_operations():
-                fits = fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+        with forks.torch_operations():
+            fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+            if elements.has_scale:
+                fits = fits[0].scaled_to(k), fits[1].scaled_to(v)
         self._whole = k, v
         self._evict: Callable[[], Eviction] | None = None
         eviction = evict if isinstance(evict, Eviction) else None
@@ -73,7 +115,9 @@ class KVCompressor(PairCompressor):
             plans = [plan_blocks(eviction.length, s, sink=sink, local=local) for s in sparsities]
             key_fit, value_fit = fits
             fits = key_fit.at(eviction.tokens, eviction.seq), value_fit.at(eviction.tokens, eviction.seq)
-        key, value = (_compressor(x, "k" if i == 0 else "v", plans[i], fits[i]) for i, x in enumerate(self._left))
+        key, value = (
+            _compressor(x, "k" if i == 0 else "v", plans[i], fits[i], elements) for i, x in enumerate(self._left)
+        )
         super().__init__(key, value)
         self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits, eviction)
 
@@ -99,16 +143,20 @@ class KVCompressor(PairCompressor):
 class _NothingLeft:
     """A tensor of which all blocks are evicted: no pages, and nothing to run."""
 
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan) -> None:
-        self.pages = PagedTensor.empty(x, operand, plan)
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
+        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
 
     def run(self) -> None: ...
 
     def check(self) -> None: ...
 
 
-def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit) -> PageCompressor | _NothingLeft:
-    return PageCompressor(x, operand, plan, fit) if x.shape[2] else _NothingLeft(x, operand, plan)
+def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> _OfOne:
+    if not x.shape[2]:
+        return _NothingLeft(x, operand, plan, fit, elements)
+    if elements.has_scale:
+        return QuantisingCompressor(x, operand, plan, fit, elements)
+    return PageCompressor(x, operand, plan, fit)
 
 
 def compress_kv(k: Tensor, v: Tensor, **options: Any) -> HierarchicalKV:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import entries_of, kinds_of, slots_of
 from hsbench.cache.compressor import TensorCompressor
 from hsbench.cache.evict import Eviction
-from hsbench.cache.fit import Fit
+from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import (
     BLOCK,
@@ -30,21 +31,33 @@ from hsbench.cache.prune import (
     prune_hierarchical,
     split_blocks,
 )
-from hsbench.cache.pruner import MAGNITUDE, Pruner
+from hsbench.cache.pruner import MAGNITUDE, Order, Pruner
 from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
 from hsbench.kernels.device import CPU, CUDA
-from hsbench.problem.elements import TORCH_INPUTS, Element, element_by, element_of
+from hsbench.problem.elements import (
+    SIXTEEN_BIT,
+    STORED_FP8,
+    TORCH_INPUTS,
+    Element,
+    StoredElements,
+    element_by,
+    element_of,
+)
 
 HEAD_DIMS = (64, 128)
-LAYOUTS: dict[str, PageLayout] = {CPU.kind: cpu_layout.PAGES, CUDA.kind: cuda_layout.PAGES}
-"""What the bytes of a page are, by kind of device."""
+LAYOUTS: dict[str, dict[StoredElements, PageLayout]] = {
+    CPU.kind: {SIXTEEN_BIT: cpu_layout.PAGES, STORED_FP8: cpu_layout.FP8_PAGES},
+    CUDA.kind: {SIXTEEN_BIT: cuda_layout.PAGES, STORED_FP8: cuda_layout.FP8_PAGES},
+}
+"""What the bytes of a page are, by kind of device and what its values are."""
 
 
 def page_bytes(device: str, head_dim: int, element: Element) -> tuple[int, int]:
-    """Of a dense page and of a pruned one, on a kind of device: what says which elements it kept."""
-    found = {page.metadata_bytes(head_dim) > 0: page.nbytes(head_dim, element) for page in LAYOUTS[device].values()}
+    """Of a dense page and of a pruned one of 16-bit values, on a kind of device: what says which elements it kept."""
+    layout = LAYOUTS[device][SIXTEEN_BIT]
+    found = {page.metadata_bytes(head_dim) > 0: page.nbytes(head_dim, element) for page in layout.values()}
     return found[False], found[True]
 
 
@@ -55,6 +68,9 @@ class PagedTensor:
     Attributes:
         map: int32 ``[batch, kv_heads, blocks]``.
         pools: for each kind of block uint8 ``[batch * kv_heads * plan.count(kind), page bytes]``.
+        elements: what the values of its pages are.
+        scale: of elements that have one, fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order of channels.
+        order: of the channels in its pages (:func:`hsbench.cache.fit.channel_order`), where there is a scale.
     """
 
     operand: Operand
@@ -63,20 +79,25 @@ class PagedTensor:
     plan: BlockPlan
     map: Tensor
     pools: dict[BlockKind, Tensor]
+    elements: StoredElements = SIXTEEN_BIT
+    scale: Tensor | None = None
+    order: Order = "adjacent"
 
     @classmethod
-    def empty(cls, x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor:
-        """Uninitialised pages for a tensor like ``x``."""
+    def empty(
+        cls, x: Tensor, operand: Operand, plan: BlockPlan, elements: StoredElements = SIXTEEN_BIT, **of_scale: Any
+    ) -> PagedTensor:
+        """Uninitialised pages for a tensor like ``x``; ``of_scale``: ``scale`` and ``order``."""
         batch, kv_heads, seq, head_dim = x.shape
-        element = element_by(x.dtype)
+        element = elements.of(element_by(x.dtype))
         pools = {
             kind: memory.empty(
                 (batch * kv_heads * plan.count(kind), page.nbytes(head_dim, element)), torch.uint8, x.device
             )
-            for kind, page in LAYOUTS[x.device.type].items()
+            for kind, page in LAYOUTS[x.device.type][elements].items()
         }
         entries = torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device)
-        return cls(operand, (batch, kv_heads, seq, head_dim), x.dtype, plan, entries, pools)
+        return cls(operand, (batch, kv_heads, seq, head_dim), x.dtype, plan, entries, pools, elements, **of_scale)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +105,14 @@ class PagedTensor:
 
     @property
     def layout(self) -> PageLayout:
-        return LAYOUTS[self.device.type]
+        return LAYOUTS[self.device.type][self.elements]
+
+    @property
+    def placed_scale(self) -> Tensor | None:
+        """The scale, in the order of the channels in the pages."""
+        if self.scale is None or self.order == "adjacent":
+            return self.scale
+        return self.scale[..., channel_order(self.order, self.shape[-1]).to(self.scale.device)]
 
     @property
     def pool_fields(self) -> dict[str, Tensor]:
@@ -98,6 +126,8 @@ class PagedTensor:
         return library.make(
             "hsb_pages",
             map=None if self.map.is_cuda and one_kind else self.map,
+            stored=self.elements.code,
+            scale=self.scale,
             **self.pool_fields,
             **{f"{field}_page_bytes": pool.shape[1] for field, pool in self.pool_fields.items()},
         )
@@ -107,7 +137,8 @@ class PagedTensor:
         head_dim = self.shape[-1]
         metadata = {kind: len(pool) * self.layout[kind].metadata_bytes(head_dim) for kind, pool in self.pools.items()}
         values = {self.layout[kind].component: pool.nbytes - metadata[kind] for kind, pool in self.pools.items()}
-        return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes}
+        scale = {} if self.scale is None else {"scale": self.scale.nbytes}
+        return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes, **scale}
 
     def head(self, batch: int, kv_head: int) -> PagedTensor:
         """The pages of one (batch, kv head), as a cache of its own; only the map is copied."""
@@ -119,23 +150,29 @@ class PagedTensor:
             count = self.plan.count(kind)
             pools[kind] = pool[index * count : (index + 1) * count]
             slots = slots - (kinds == kind) * (index * count)
-        return replace(self, shape=(1, 1, *self.shape[2:]), map=entries_of(slots, kinds).view(1, 1, -1), pools=pools)
+        scale = None if self.scale is None else self.scale[batch : batch + 1, kv_head : kv_head + 1]
+        entries = entries_of(slots, kinds).view(1, 1, -1)
+        return replace(self, shape=(1, 1, *self.shape[2:]), map=entries, pools=pools, scale=scale)
 
     def unpack(self) -> Tensor:
-        """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``."""
+        """The pruned tensor, ``[batch, kv_heads, seq, head_dim]``: in its dtype, or in fp32 where there is a scale, for
+        the dtype need not hold all that it makes of e4m3."""
         with forks.torch_operations():
             return self._unpack()
 
     def _unpack(self) -> Tensor:
         batch, kv_heads, seq, head_dim = self.shape
-        blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=self.dtype, device=self.device)
+        dtype = self.dtype if self.scale is None else torch.float32
+        blocks = torch.empty(self.map.numel(), BLOCK, head_dim, dtype=dtype, device=self.device)
         entries = self.map.flatten()
         slots, kinds = slots_of(entries), kinds_of(entries)
         for kind, pool in self.pools.items():
             if len(pool):
                 of_kind = kinds == kind
                 blocks[of_kind] = self.layout[kind].unpack(pool, self.operand, self.dtype, head_dim)[slots[of_kind]]
-        return blocks.view(batch, kv_heads, -1, head_dim)[:, :, :seq].contiguous()
+        out = blocks.view(batch, kv_heads, -1, head_dim)[:, :, :seq]
+        scale = self.placed_scale
+        return out.contiguous() if scale is None else out * scale.unsqueeze(2)
 
 
 @dataclass
@@ -195,7 +232,8 @@ class HierarchicalKV(StoredKV[PagedTensor]):
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """The pruned K and V, ``[batch, kv_heads, seq, head_dim]``, or of the tokens that are left (:attr:`tokens`): in
-        the dtype of what was compressed, or in fp32 where the pruner shifts, for the dtype could not hold the sums."""
+        the dtype of what was compressed, or in fp32 where the pruner shifts or values have a scale, for the dtype could
+        not hold the sums."""
         with forks.torch_operations():
             return self.key_fit.restored(self.k.unpack()), self.value_fit.restored(self.v.unpack())
 
@@ -288,10 +326,12 @@ def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit
 
 def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor, scores: Tensor | None = None) -> None:
     """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`. What blocks keep
-    is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself."""
+    is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself. Where pages have a scale, x has been pruned, and
+    what is left of it says what is kept."""
     kinds = kinds_of_chosen(chosen).flatten()
-    blocks = padded_blocks(x, pages.plan)
-    scored = None if scores is None else padded_blocks(scores, pages.plan)
+    scale = pages.placed_scale
+    blocks = padded_blocks(x if scale is None else x.float() / scale.unsqueeze(2), pages.plan)
+    scored = None if scores is None or scale is not None else padded_blocks(scores, pages.plan)
     slots = torch.zeros_like(kinds)
     for kind, pool in pages.pools.items():
         if pages.plan.count(kind):

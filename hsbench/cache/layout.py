@@ -26,8 +26,10 @@ class PageFormat:
         nbytes: bytes of a page, by head_dim and the type of its values.
         metadata_bytes: how many of them say which elements were kept, by head_dim.
         pack: pages, uint8 ``[pages, nbytes]``, of blocks ``[pages, 64, head_dim]``; prunes as it packs, by scores of
-            that shape, or by the blocks themselves where they are None.
-        unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped.
+            that shape, or by the blocks themselves where they are None. Of elements that have a scale, blocks are in
+            units of it, fp32, and have been pruned.
+        unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped. Of
+            elements that have a scale, blocks are fp32, in units of it.
     """
 
     pool: str

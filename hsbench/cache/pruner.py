@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hsbench.errors import UsageError, unknown
+from hsbench.problem.elements import StoredElements
 
 Order = Literal["adjacent", "mirror"]
 Weights = Literal["none", "calibration", "queries", "norm", "attention"]
@@ -147,6 +148,12 @@ def pruner_of(name: str) -> Pruner:
         norm_power=0.0,
         attention_power=0.0,
     )
+
+
+def pruner_for(pruner: Pruner, elements: StoredElements) -> Pruner:
+    """The pruner where values are stored as ``elements``: before 8 bits both shifts, for channels of K that hardly
+    change from token to token, as some models have them, would use the bits up."""
+    return replace(pruner, key_shift=True, value_shift=True) if elements.has_scale else pruner
 
 
 def check_sources(pruner: Pruner, *, calibration: bool, queries: bool) -> None:

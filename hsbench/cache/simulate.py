@@ -10,8 +10,8 @@ from torch import Tensor
 from hsbench.cache import cuda_layout
 from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
-from hsbench.cache.pruner import Pruner
-from hsbench.problem.elements import element_by
+from hsbench.cache.pruner import Pruner, pruner_for
+from hsbench.problem.elements import SIXTEEN_BIT, StoredElements, element_by
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,15 @@ def simulate(
     query_rms: Tensor | None = None,
     queries: Tensor | None = None,
     fits: tuple[Fit, Fit] | None = None,
+    elements: StoredElements = SIXTEEN_BIT,
 ) -> Simulated:
     """Prunes K and V; arguments and errors as of :class:`hsbench.cache.fitted.KVCompressor`, with any head_dim
     that is a multiple of 4."""
+    pruner = pruner_for(pruner, elements)
     plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
     fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
+    if elements.has_scale:
+        fits = fits[0].scaled_to(k), fits[1].scaled_to(v)
     pruned, nbytes = [], 0
     for x, fit, plan in zip((k, v), fits, plans, strict=True):
         check_finite(fit.operand, x)
@@ -57,16 +61,18 @@ def simulate(
         # Groups along head_dim are what K's are, whatever the tensor.
         operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
         chosen = choose_blocks(scores, operand, plan)
-        pruned.append(fit.restored(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)))
-        nbytes += _page_bytes(x, plan) + fit.nbytes
+        kept = fit.quantised(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold))
+        pruned.append(fit.restored(kept))
+        nbytes += _page_bytes(x, plan, elements) + fit.nbytes
+        nbytes += 0 if fit.scale is None else fit.scale.nbytes
     eligible = sum(plan.eligible for plan in plans)
     achieved = sum(plan.pruned for plan in plans) / eligible if eligible else 0.0
     return Simulated(pruned[0], pruned[1], fits, nbytes, achieved)
 
 
-def _page_bytes(x: Tensor, plan: BlockPlan) -> int:
+def _page_bytes(x: Tensor, plan: BlockPlan, elements: StoredElements) -> int:
     """Pages, as CUDA's are, and map."""
     batch, kv_heads, _, head_dim = x.shape
-    element = element_by(x.dtype)
+    element = elements.of(element_by(x.dtype))
     pages = sum(plan.count(kind) * page.nbytes(head_dim, element) for kind, page in cuda_layout.PAGES.items())
     return batch * kv_heads * (pages + plan.blocks * torch.int32.itemsize)

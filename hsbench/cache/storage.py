@@ -131,7 +131,7 @@ class StoredKV(ABC, Generic[Stored]):
     def memory(self) -> dict[str, int]:
         """Bytes by component, K and V together."""
         key, value = self.k.memory(), self.v.memory()
-        return {component: key[component] + value[component] for component in key}
+        return {component: key.get(component, 0) + value.get(component, 0) for component in {**key, **value}}
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """The pruned K and V, the shapes and dtype of what was compressed."""

@@ -214,7 +214,10 @@ LayerPlan = Annotated[
     Text, _option("--plan", "FILE", "Sparsities by layer, as quality --plan-output wrote them; see --layer.", _SPARSITY)
 ]
 QualityMethods = Annotated[
-    Text, _option("--methods", "NAME,...", "hierarchical, evict, unstructured (hierarchical).", _RUN)
+    Text, _option("--methods", "NAME,...", "hierarchical, dense, evict, unstructured (hierarchical).", _RUN)
+]
+StoredElements = Annotated[
+    Text, _option("--elements", "NAME,...", "What values of hierarchical and dense are: 16bit, fp8 (16bit).", _RUN)
 ]
 Weights = Annotated[Text, _option("--weights", "DTYPE", "fp32, fp16 or bf16, of the model (on a CPU fp32).", _RUN)]
 CacheDtype = Annotated[

@@ -20,7 +20,7 @@ from hsbench.cli.streams import say, stderr
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
 from hsbench.problem.elements import FP32, INPUTS, Element
-from hsbench.run.quality.settings import DEPTHS, WHENS, Task, all_settings
+from hsbench.run.quality.settings import DEPTHS, WHENS, MethodKind, Setting, Task, all_settings
 
 if TYPE_CHECKING:
     from hsbench.models.text import Text
@@ -53,6 +53,7 @@ class QualityRequest(Typed):
     sink: str | None = None
     local: str | None = None
     methods: str | None = None
+    elements: str | None = None
     weights: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -76,6 +77,7 @@ class _Asked:
     sparsities: tuple[list[float], list[float] | None, list[float] | None]
     evicts: list[float] | None
     methods: list[str] | None
+    elements: list[str] | None
     pruners: list[str] | None
     basis: Path | None
     layers: LayerPlan | None
@@ -134,6 +136,7 @@ def _asked(request: QualityRequest) -> _Asked:
         sparsities=(both, key, value),
         evicts=None if request.evict is None else [parse_evict(one) for one in parse_list(request.evict, "evict")],
         methods=None if request.methods is None else parse_list(request.methods, "methods"),
+        elements=None if request.elements is None else parse_list(request.elements, "elements"),
         pruners=None if request.pruner is None else parse_list(request.pruner, "pruner"),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,
@@ -164,7 +167,9 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
     from hsbench.run.quality.stores import check_settings
 
     text, device = read_text(asked.text), resolve_device(asked.device)
-    methods, pruners, basis = check_settings(asked.methods, asked.pruners, asked.layers, asked.basis, asked.evicts)
+    methods, pruners, basis, elements = check_settings(
+        asked.methods, asked.pruners, asked.layers, asked.basis, asked.evicts, asked.elements
+    )
     weights = asked.weights or (None if device.is_cuda else FP32.name)
     try:
         with QualityProgress(output.row) as progress:
@@ -181,7 +186,9 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
             seen = asked.task.context + asked.task.score
             model = open_model(source, device=str(device), dtype=weights, context=seen)
             held = next((one for one in WEIGHTS.values() if one.torch_dtype == model.dtype), FP32)
-            plan = _plan(request, asked, text, methods, pruners, device, held, model, basis)
+            dtype = asked.dtype or (INPUTS[next(iter(INPUTS))] if held is FP32 else model.element)
+            settings = _settings(asked, methods, pruners, elements, device, model.geometry.head_dim, dtype)
+            plan = _plan(request, asked, text, settings, device, held, dtype, model, basis)
             check_memory(plan, model, held.nbytes(1))
             run = QualityRun(plan, model, material, progress)
             progress.stage("estimating how long it takes")
@@ -206,18 +213,24 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
     return _exit_code(report, planned=asked.plan_for is None or run.made is not None)
 
 
-def _plan(
-    request: QualityRequest, asked: _Asked, text: Text, methods: Any, pruners: list[str], device: Any, held: Element,
-    model: Any, basis: Any,
-) -> QualityPlan:  # fmt: skip
-    from hsbench.run.quality.plan import QualityPlan
+def _settings(
+    asked: _Asked, methods: list[MethodKind], pruners: list[str], elements: list[str], device: Any, head_dim: int,
+    dtype: Element,
+) -> list[Setting]:  # fmt: skip
     from hsbench.run.quality.stores import same_memory_of
 
-    dtype = asked.dtype or (INPUTS[next(iter(INPUTS))] if held is FP32 else model.element)
+    same_memory = partial(same_memory_of, device, head_dim, dtype)
+    return all_settings(methods, pruners, *asked.sparsities, asked.layers, asked.evicts, same_memory, elements=elements)
+
+
+def _plan(
+    request: QualityRequest, asked: _Asked, text: Text, settings: list[Setting], device: Any, held: Element,
+    dtype: Element, model: Any, basis: Any,
+) -> QualityPlan:  # fmt: skip
+    from hsbench.run.quality.plan import QualityPlan
+
     if basis is not None:
         basis.check_heads(model.geometry.kv_heads, model.geometry.head_dim)
-    same_memory = partial(same_memory_of, device, model.geometry.head_dim, dtype)
-    settings = all_settings(methods, pruners, *asked.sparsities, asked.layers, asked.evicts, same_memory)
     return QualityPlan(
         model=request.model,
         text=text,

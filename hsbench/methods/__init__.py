@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hsbench.errors import UsageError
 from hsbench.kernels.device import Device
+from hsbench.problem.elements import SIXTEEN_BIT
 
 if TYPE_CHECKING:
     from hsbench.methods.base import Method
@@ -67,9 +68,14 @@ def rows_of(family: str, phase: Phase, device: Device) -> list[Method]:
     return importlib.import_module(f"hsbench.methods.{family}").methods(phase, device)
 
 
-def find_methods(names: Iterable[str] | None, phase: Phase, device: Device) -> list[Method]:
+def find_methods(
+    names: Iterable[str] | None, phase: Phase, device: Device, *, rows_alone: bool = False
+) -> list[Method]:
     """The methods (one per row) that ``names`` stand for, or the default ones. A family stands for all its methods
-    but those on request.
+    but those on request; ``family:16bit`` for the row of that whose name is the family's own.
+
+    Args:
+        rows_alone: names are those of rows, as a plan has them: a family's own name is that row's.
 
     Raises:
         UsageError: an unknown family, or a variant that the family does not have on this device.
@@ -79,10 +85,13 @@ def find_methods(names: Iterable[str] | None, phase: Phase, device: Device) -> l
     for name in wanted:
         family, _, variant = name.partition(":")
         rows = rows_of(family, phase, device)
-        if not variant:
+        plain = variant == SIXTEEN_BIT.name or (rows_alone and not variant)
+        if plain and any(row.name == family for row in rows):
+            rows = [row for row in rows if row.name == family]
+        elif not variant:
             rows = [row for row in rows if not row.on_request]
         else:
-            known = [row.name.partition(":")[2] for row in rows]
+            known = [row.name.partition(":")[2] or SIXTEEN_BIT.name for row in rows if len(rows) > 1 or ":" in row.name]
             rows = [row for row in rows if row.name == name]
             if not rows:
                 has = f"it has {', '.join(filter(None, known))}" if any(known) else "it has no variants"

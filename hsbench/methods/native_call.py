@@ -33,12 +33,13 @@ class NativePrepared(Prepared):
 
     call: calls.Call
     kv: StoredKV[Any]
+    exact: bool
 
     def run(self) -> None:
         self.call.run()
 
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
-        if self.achieved_sparsity is None:
+        if self.exact:
             return None
         return self.kv.unpack_head(batch, kv_head)
 
@@ -47,13 +48,18 @@ class NativePrepared(Prepared):
 
 
 def prepare_native(
-    compressor: KVCompressor[KV], call_of: Callable[[KV], calls.Call], *, prunes: bool
+    compressor: KVCompressor[KV],
+    call_of: Callable[[KV], calls.Call],
+    *,
+    prunes: bool,
+    exact: bool = False,
 ) -> NativePrepared:
     """Prunes and packs, and binds a kernel to what came of it.
 
     Args:
         call_of: the kernel's call on a cache.
-        prunes: whether anything may be left out, so that the result is checked against the cache, not the inputs.
+        prunes: whether anything may be left out.
+        exact: whether the cache holds the inputs themselves, so that the result is checked against these.
 
     Raises:
         NonFiniteError: K or V holds a NaN or an infinity.
@@ -71,9 +77,10 @@ def prepare_native(
         achieved_sparsity=kv.achieved_sparsity if prunes else None,
         achieved_evict=kv.achieved_evict if prunes else None,
         evict_by=kv.evict_by,
-        compress=compressor.run if prunes else None,
+        compress=None if exact else compressor.run,
         call=call,
         kv=kv,
+        exact=exact,
     )
 
 

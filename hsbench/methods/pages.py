@@ -7,13 +7,13 @@ from hsbench.cache.fit import QUERIES
 from hsbench.cache.fitted import KVCompressor
 from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.prune import BLOCK
-from hsbench.cache.pruner import MAGNITUDE, Pruner
+from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
 from hsbench.methods.base import Method, Prepared
 from hsbench.methods.native_call import prepare_native, why_not_native
-from hsbench.problem.elements import FP32
+from hsbench.problem.elements import FP32, SIXTEEN_BIT, STORED, StoredElements
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import Phase
 from hsbench.problem.workload import Workload
@@ -30,6 +30,12 @@ def paths(phase: Phase, device: Device) -> list[str]:
     return list(library.PATHS) if phase.causal and device.is_cuda else ["auto"]
 
 
+def variants(phase: Phase, device: Device) -> list[tuple[str, StoredElements]]:
+    """The rows of a family: values of 16 bits by each of :func:`paths`, others by the one kernel that there is."""
+    of_others = [("auto", elements) for elements in STORED.values() if elements is not SIXTEEN_BIT]
+    return [(path, SIXTEEN_BIT) for path in paths(phase, device)] + of_others
+
+
 class PagesMethod(Method):
     """Attention over pages at the sparsity that ``sparsities`` gives.
 
@@ -37,14 +43,20 @@ class PagesMethod(Method):
         phase: the one that it runs in.
         device: where.
         path: one of :func:`paths`; a kernel that is named makes a variant, ``family:path``, that runs on request.
+        elements: what the pages' values are; others than 16 bits make a variant, ``family:elements``, or
+            ``family:elements:path``.
     """
 
     family: str
+    prunes = True
 
-    def __init__(self, phase: Phase, device: Device, path: str = "auto") -> None:
-        self.phase, self.device, self.path = phase, device, path
+    def __init__(
+        self, phase: Phase, device: Device, path: str = "auto", elements: StoredElements = SIXTEEN_BIT
+    ) -> None:
+        self.phase, self.device, self.path, self.elements = phase, device, path, elements
         self.on_request = path != "auto"
-        self.name = f"{self.family}:{path}" if self.on_request else self.family
+        variants = [elements.name] * elements.has_scale + [path] * self.on_request
+        self.name = ":".join([self.family, *variants])
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:
         """Key and value sparsity, 0 to 0.5."""
@@ -55,17 +67,21 @@ class PagesMethod(Method):
         return 0.0
 
     def pruner(self, workload: Workload) -> Pruner:
-        """What prunes K and V."""
+        """What prunes K and V, where their values have 16 bits."""
         return MAGNITUDE
+
+    def _pruner(self, workload: Workload) -> Pruner:
+        return pruner_for(self.pruner(workload), self.elements)
 
     def unavailable(self, device: Device) -> str | None:
         return library.why_cannot(self.phase.name, device) or calls.why_not_path(self.path)
 
     def unsupported(self, workload: Workload, device: Device) -> str | None:
-        pruner = self.pruner(workload)
+        pruner = self._pruner(workload)
         if pruner.needs_queries and workload.is_synthetic:
             return _NEEDS_QUERIES.format(pruner)
-        return why_not_native(workload) or pruner.why_simulated
+        without_kernel = calls.why_not_prefill(self.elements, device) if self.phase.causal else None
+        return why_not_native(workload) or without_kernel or pruner.why_simulated
 
     def estimate_bytes(self, workload: Workload) -> int:
         return self.held_bytes(workload) + self._pruning_bytes(workload)
@@ -75,12 +91,13 @@ class PagesMethod(Method):
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
         left = workload.dense_kv_bytes if self.evict(workload) else 0  # of K and V, gathered
-        return workload.dense_kv_bytes + padding + outputs + left + (64 << 20)
+        of_16_bits = workload.dense_kv_bytes if self.elements.has_scale else 0  # pages that are quantised in torch
+        return workload.dense_kv_bytes + padding + outputs + left + of_16_bits + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
-        """What fitting a pruner and choosing whom to evict take on the way, in torch; native code prunes, weighs and
-        folds block by block."""
-        pruner, evicts = self.pruner(workload), self.evict(workload) > 0
+        """What fitting a pruner, choosing whom to evict and quantising take on the way, in torch; native code prunes,
+        weighs and folds block by block."""
+        pruner, evicts = self._pruner(workload), self.evict(workload) > 0
         tokens = workload.batch * workload.kv_heads * workload.seq
         weighing = 7 * _FP64 * tokens if pruner.value_weights != "none" else 0  # norms of V's tokens, and their weights
         # A mean is of one head in fp64 at a time, where no kernel of ours takes it; keys' norms likewise.
@@ -90,11 +107,13 @@ class PagesMethod(Method):
         if pruner.needs_queries or (evicts and not workload.is_synthetic):
             scores = workload.batch * workload.q_heads * QUERIES * workload.seq
             looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
-        return max(weighing, of_a_head, looked_at)
+        # Of one head at a time, as measured: its blocks in fp32, and what packing them makes.
+        quantising = 40 * workload.element.nbytes(workload.seq * workload.head_dim) if self.elements.has_scale else 0
+        return max(weighing, of_a_head, looked_at, quantising)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)
-        pruner = self.pruner(workload)
+        pruner = self._pruner(workload)
         if pruner.needs_queries and (inputs.context is None or inputs.context.shape[2] < 2):
             raise UnsupportedError(_NEEDS_QUERIES.format(pruner))
         # One query is no sample of what later ones attend to.
@@ -110,9 +129,10 @@ class PagesMethod(Method):
             queries=inputs.context if several else None,
             evict=self.evict(workload),
             query_rms=inputs.query_rms,
+            elements=self.elements,
         )
 
         def call_of(kv: HierarchicalKV) -> calls.Call:
             return calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
 
-        return prepare_native(compressor, call_of, prunes=not self.dense)
+        return prepare_native(compressor, call_of, prunes=self.prunes, exact=self.dense)

@@ -51,6 +51,8 @@ class Element:
 FP16 = Element("fp16", 16, 10, "float16", "F16", code=0, tolerance=1e-3)
 BF16 = Element("bf16", 16, 7, "bfloat16", "BF16", code=1, tolerance=8e-3)
 FP32 = Element("fp32", 32, 23, "float32", "F32")
+FP8 = Element("fp8", 8, 3, "float8_e4m3fn", "F8_E4M3")
+"""e4m3: 4 bits of exponent, 3 of fraction; 448 at most, no infinity."""
 
 INPUTS = {element.name: element for element in (FP16, BF16)}
 """What q, k and v may be, by name, the one to take where nobody asks first."""
@@ -77,3 +79,37 @@ def element_by(dtype: torch.dtype) -> Element:
     if element is None:
         raise ValueError(f"no kernels for {dtype}")
     return element
+
+
+@dataclass(frozen=True)
+class StoredElements:
+    """What the values of a cache's pages are.
+
+    Attributes:
+        name: as typed and reported.
+        code: the ``hsb_stored`` of params.h.
+        element: their type; None for the input's own.
+    """
+
+    name: str
+    code: int
+    element: Element | None = None
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether each channel of a head has a scale, for the type's range is short."""
+        return self.element is not None
+
+    def of(self, own: Element) -> Element:
+        """The type of the values of inputs of type ``own``."""
+        return self.element or own
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SIXTEEN_BIT = StoredElements("16bit", 0)
+STORED_FP8 = StoredElements("fp8", 1, FP8)
+
+STORED = {stored.name: stored for stored in (SIXTEEN_BIT, STORED_FP8)}
+"""What a cache's values may be, by name, the one to take where nobody asks first."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from hsbench.problem.elements import SIXTEEN_BIT
 from hsbench.report import text
 from hsbench.report.machine import machine_facts
 from hsbench.report.page import Page
@@ -72,7 +74,8 @@ def heading(case: QualityCase) -> list[str]:
 
 def label(case: QualityCase) -> str:
     """A row's setting, without its sparsity."""
-    parts = [case.method, case.pruner and f":{case.pruner}", case.plan and f", {case.plan}"]
+    elements = f":{case.elements}" * (case.elements != SIXTEEN_BIT.name)
+    parts = [case.method, elements, case.pruner and f":{case.pruner}", case.plan and f", {case.plan}"]
     if case.evict:  # beside pruning it is said what it is
         parts.append(f", evict {case.evict:.3g}" if case.pruner else f" {case.evict:.3g}")
     return "".join(filter(None, parts)) + ("" if case.layer is None else f", layer {case.layer}")
@@ -120,7 +123,8 @@ def layer_tables(rows: Sequence[Quality]) -> list[tuple[str, list[Cells]]]:
     for row in rows:
         if row.case.layer is not None:
             shares = f"K {row.case.key_sparsity:g} V {row.case.value_sparsity:g}"
-            found.setdefault(f"{row.case.method}:{row.case.pruner or ''} {shares}, one layer at a time", []).append(row)
+            name = label(dataclasses.replace(row.case, layer=None, plan=None))
+            found.setdefault(f"{name} {shares}, one layer at a time", []).append(row)
     tables = []
     for title, alone in found.items():
         table: list[Cells] = [["layer", "KL nats", "95 %", "output error", "of its heads"]]

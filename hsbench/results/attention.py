@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsbench.kernels.device import Device
 from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES, evict_of
+from hsbench.problem.elements import STORED
 from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.results.columns import about, measure
 from hsbench.results.identity import Case
@@ -188,8 +189,9 @@ class Record(Row[AttentionCase, AttentionMeasures]):
 
 
 def is_dense(method: str) -> bool:
-    """Whether a method, by name, attends to all of K and V."""
-    return method.partition(":")[0] in DENSE_FAMILIES
+    """Whether a method, by name, attends to all of K and V, as they are."""
+    family, *variants = method.split(":")
+    return family in DENSE_FAMILIES and not any(name in STORED and STORED[name].has_scale for name in variants)
 
 
 COLUMNS = tuple(column.name for column in Record.columns())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hsbench.problem.elements import SIXTEEN_BIT
 from hsbench.results.columns import about, columns_of, measure
 from hsbench.results.identity import Case
 from hsbench.results.row import Row
@@ -33,6 +34,7 @@ class QualityCase(Case):
     score: int = field(metadata=about("tokens scored per window", "shape"))
     windows: int = field(metadata=about("stretches of the text, asked for", "shape"))
     method: str = field(metadata=about("how K and V are stored", "name"))
+    elements: str = field(metadata=about("what the stored values are: `16bit` or `fp8`", "setting"))
     pruner: str | None = field(metadata=about("what decides which elements are pruned", "setting"))
     basis: str | None = field(metadata=about("file of a calibrated basis, by name", "setting"))
     plan: str | None = field(metadata=about("file of a plan of layers, by name; sparsities are then means", "setting"))
@@ -57,6 +59,7 @@ class QualityCase(Case):
             f"{self.windows} x {self.context} + {self.score} tokens",
             self.when if self.chunk is None else f"{self.when} {self.chunk}",
             f"{self.dtype} cache, {self.weights} weights",
+            self.elements * (self.elements != SIXTEEN_BIT.name),
             f"sparsity {self.key_sparsity:g}" if self.key_sparsity == self.value_sparsity else f"sparsity {share}",
             self.pruner,
             f"evict {self.evict:.4g}" * bool(self.evict),

@@ -45,7 +45,7 @@ class CellRun(ABC):
         self.ceilings: dict[str, MeasuredCeiling] = {}
         self._doing = ""
         self._rows: list[Asked | Result] = [
-            Asked(method) for method in find_methods(cell.methods, cell.workload.phase, device)
+            Asked(method) for method in find_methods(cell.methods, cell.workload.phase, device, rows_alone=True)
         ]
 
     @abstractmethod

@@ -139,7 +139,7 @@ class Plan:
         cells = []
         for workload, names, captured, basis in zip(workloads, recorded, tensors, bases, strict=True):
             if now_on.kind == own:
-                rows = row_names(names, workload.phase, now_on)
+                rows = row_names(names, workload.phase, now_on, recorded=True)
             else:
                 try:
                     rows = row_names(asked, workload.phase, now_on)
@@ -180,13 +180,15 @@ def make_plan(
     return Plan(cells, asked, where, settings or Settings())
 
 
-def row_names(methods: Sequence[str] | None, phase: Phase, device: Device) -> tuple[str, ...]:
-    """The rows that the names stand for, or the default ones.
+def row_names(
+    methods: Sequence[str] | None, phase: Phase, device: Device, *, recorded: bool = False
+) -> tuple[str, ...]:
+    """The rows that the names stand for, or the default ones; of names that were ``recorded``, those very rows.
 
     Raises:
         UsageError: an unknown family, or a variant that the family does not have on this device.
     """
-    return tuple(method.name for method in find_methods(methods, phase, device))
+    return tuple(method.name for method in find_methods(methods, phase, device, rows_alone=recorded))
 
 
 def basis_for(workload: Workload, basis: BasisLayer | None) -> BasisLayer | None:

@@ -66,10 +66,12 @@ class Bench:
             raise UnavailableError("--device cuda: no CUDA device; install a driver")
         return CUDA if self.cuda and name != "cpu" else CPU
 
-    def find_methods(self, names: Sequence[str] | None, phase: Phase, device: Device) -> list[Any]:
+    def find_methods(
+        self, names: Sequence[str] | None, phase: Phase, device: Device, *, rows_alone: bool = False
+    ) -> list[Any]:
         made_up = "dense:decode-only"
         if names is None or made_up not in names:
-            return find_methods(names, phase, device)
+            return find_methods(names, phase, device, rows_alone=rows_alone)
         if phase.causal:
             raise UsageError("methods", made_up, "no such variant for prefill")
         return [SimpleNamespace(name=name) for name in names]

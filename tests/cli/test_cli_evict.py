@@ -97,7 +97,7 @@ def test_the_same_memory_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[
     from hsbench.cli.main import main
 
     shape = [*SHAPE[:-1], "6400"]
-    how = ["--methods", "hierarchical,evict", "--time", "0.02", "--device", "cpu", "--cache", "warm"]
+    how = ["--methods", "hierarchical:16bit,evict", "--time", "0.02", "--device", "cpu", "--cache", "warm"]
     assert main(["decode", *shape, *how, "--output", str(tmp_path / "a.csv")]) == 0
     ratios = [float(row["kv_ratio"]) for row in csv.DictReader((tmp_path / "a.csv").open())]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.015) and ratios[0] > 1.8

@@ -79,7 +79,8 @@ def test_what_ran_is_written_in_full(hsbench: Run, bench: object, tmp_path: Path
     assert (run["settings"]["budget_s"], run["settings"]["cache"], run["device"]) == (0.5, "warm", "cpu")
     assert run["settings"]["sustain_s"] == 0.3
     assert run["methods"] == ["sdpa:flash", "dense"]
-    assert all(cell["methods"] == ["sdpa:flash", "dense"] and cell["captured"] is None for cell in run["cells"])
+    rows = ["sdpa:flash", "dense", "dense:fp8"]
+    assert all(cell["methods"] == rows and cell["captured"] is None for cell in run["cells"])
 
 
 def test_methods_are_named_where_nobody_did(hsbench: Run, bench: object, tmp_path: Path) -> None:
@@ -96,7 +97,8 @@ def test_families_are_written_as_the_rows_that_run(hsbench: Run, bench: object, 
     path = tmp_path / "m.json"
     hsbench("prefill", "--seq", "1k", "--methods", "sdpa,dense", "--manifest", str(path))
     run = json.loads(path.read_text())["run"]
-    assert run["methods"] == ["sdpa", "dense"] and run["cells"][0]["methods"] == ["sdpa:flash", "sdpa:math", "dense"]
+    assert run["methods"] == ["sdpa", "dense"]
+    assert run["cells"][0]["methods"] == ["sdpa:flash", "sdpa:math", "dense", "dense:fp8"]
 
 
 def test_captured_tensors_are_known_by_what_they_hold(hsbench: Run, bench: object, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_written_before_the_first_row(hsbench: Run, bench: object, tmp_path: Pat
             raise KeyboardInterrupt
 
     bench.before = look
-    argv = ("--seq", "1k,2k,4k", "--methods", "dense,hierarchical", "--output", str(path))
+    argv = ("--seq", "1k,2k,4k", "--methods", "dense:16bit,hierarchical:16bit", "--output", str(path))
     assert hsbench("compare", *argv).code == 130
     assert seen == [(False, False), (True, True)]
     assert len(json.loads(manifest.read_text())["run"]["cells"]) == 3

@@ -583,7 +583,7 @@ def test_a_row_that_fails_under_the_profiler_alone_fails_the_profile(
         return Report(cell.workload, [Result(row) for row in rows])
 
     monkeypatch.setattr("hsbench.run.profiled.profile_cell", profile_cell)
-    code = child.main([str(plan_file(tmp_path, "dense", "hierarchical")), "nsys", "2", "x"])
+    code = child.main([str(plan_file(tmp_path, "dense:16bit", "hierarchical:16bit")), "nsys", "2", "x"])
     out, err = capsys.readouterr()
     assert (code, out.splitlines()[0]) == (1, "dense: ok, profiled run, no timing")
     assert err == "hsbench: hierarchical: oom under the profiler: made to be oom\n"

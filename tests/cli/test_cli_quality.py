@@ -148,6 +148,21 @@ def test_ctrl_c_keeps_what_is_done(quality, monkeypatch):
     ]
 
 
+def test_8_bits_beside_16(quality, tmp_path):
+    path = tmp_path / "rows.csv"
+    how = ("--elements", "16bit,fp8", "--methods", "dense,hierarchical", "--pruner", "mirror", "--sparsity", "0.5")
+    code, _, err = quality(*SMALL, *how, "--output", str(path))
+    assert code == 0, err
+    rows = {(row.case.method, row.case.elements): row for row in read_rows(path)}
+    assert list(rows) == [(method, bits) for bits in ("16bit", "fp8") for method in ("dense", "hierarchical")]
+    ratios = [round(row.measures.kv_ratio, 1) for row in rows.values()]
+    assert ratios[0] == 1.0 and ratios[2] > 1.8 and ratios[3] > ratios[1] > 1
+    assert len({row.case for row in rows.values()}) == 4, "each has an identity of its own"
+    assert rows["dense", "fp8"].measures.kl < rows["hierarchical", "fp8"].measures.kl
+    code, out, _ = quality(*SMALL, *how[:4], "--sparsity", "0")
+    assert code == 0 and "dense:fp8" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -165,6 +180,9 @@ def test_ctrl_c_keeps_what_is_done(quality, monkeypatch):
         (["--chunk", "64"], "only --when chunked has chunks"),
         (["--dtype", "fp8"], "--dtype fp8: unknown"),
         (["--weights", "fp8"], "--weights fp8: unknown"),
+        (["--elements", "fp9"], "--elements fp9: unknown (did you mean fp8?)"),
+        (["--elements", "fp8", "--methods", "unstructured"], "--elements fp8: unstructured stores 16 bits only"),
+        (["--methods", "dense", "--pruner", "magnitude"], "dense has none; leave it out"),
         (["--basis", "basis.safetensors"], "none of the pruners takes a basis"),
         (["--plan", "no.json"], "--plan no.json: cannot be read"),
         (["--plan-for", "0.01"], "give --plan-output FILE, too"),

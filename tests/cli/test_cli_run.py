@@ -56,7 +56,7 @@ def test_options_reach_the_run(hsbench: Run, bench: object) -> None:
         128,
     )
     assert (workload.q_len, workload.seed, workload.tensors) == (1024, 7, "outliers")
-    assert call["methods"] == ["dense", "hierarchical"]
+    assert call["methods"] == ["dense", "dense:fp8", "hierarchical", "hierarchical:fp8"]
     assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (0.5, "warm", 0.3)
 
 
@@ -184,7 +184,7 @@ def test_a_method_that_runs_in_one_cell_is_available(hsbench: Run, bench: object
 
 def test_an_interrupted_sweep_keeps_its_rows(hsbench: Run, bench: object) -> None:
     bench.interrupt_at = 2
-    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense:16bit,hierarchical:16bit")
     assert ran.code == 130
     found = [(row["seq"], row["method"], row["status"]) for row in rows(ran.out)]
     assert found == [
@@ -205,7 +205,7 @@ def test_an_interrupt_between_cells(hsbench: Run, bench: object) -> None:
             raise KeyboardInterrupt
 
     bench.before = interrupt
-    ran = hsbench("compare", "--seq", "1k,2k", "--format", "json", "--methods", "dense,hierarchical")
+    ran = hsbench("compare", "--seq", "1k,2k", "--format", "json", "--methods", "dense:16bit,hierarchical:16bit")
     assert ran.code == 130
     document = json.loads(ran.out)
     assert [row["status"] for row in document["rows"]] == ["ok", "ok", "interrupted", "interrupted"]

@@ -131,11 +131,12 @@ def test_a_variant_that_is_not_there_names_those_that_are(
     monkeypatch.setattr("hsbench.run.plan.find_methods", find_methods)
     bench.cuda = True
     message = refused(hsbench, bench, "prefill", "--methods", "dense,hierarchical:sm70")
-    assert "--methods hierarchical:sm70: " in message and "for prefill on cuda: it has sm80, sm90" in message
+    assert "--methods hierarchical:sm70: " in message
+    assert "for prefill on cuda: it has 16bit, sm80, sm90, fp8" in message
     assert "for prefill on cpu" in refused(hsbench, bench, "prefill", "--methods", "dense:sm80", "--device", "cpu")
     sweep = ("compare", "--phase", "prefill,decode", "--methods", "dense:sm80")
     assert "for decode on cuda" in refused(hsbench, bench, *sweep)
-    assert hsbench("prefill", "--methods", "dense,hierarchical:sm90,dense:sm80").code == 0
+    assert hsbench("prefill", "--methods", "dense:16bit,hierarchical:sm90,dense:sm80").code == 0
     assert bench.calls[-1]["methods"] == ["dense", "hierarchical:sm90", "dense:sm80"]
 
 

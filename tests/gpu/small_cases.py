@@ -18,6 +18,7 @@ from hsbench.cache.pruner import CENTERED, MAGNITUDE
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
+from hsbench.problem.elements import STORED_FP8
 
 
 def main() -> None:
@@ -39,6 +40,9 @@ def main() -> None:
                 call = calls.prefill_call(chunk, left, kernel)
                 call.run()
                 check(call.out, chunk, *left.unpack(), tokens=left.tokens)
+        for sparsity in (0.0, 0.25, 0.5):
+            kv = compress_kv(k, v, key_sparsity=sparsity, value_sparsity=sparsity, pruner=CENTERED, elements=STORED_FP8)
+            check(hsbench.decode(q, kv)[0], q, *kv.unpack())
         bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
         call = calls.decode_bitmap_call(q, bitmaps)
         call.run()

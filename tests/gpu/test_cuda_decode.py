@@ -15,7 +15,18 @@ from torch import Tensor
 from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
-from kernel_cases import BAD_DECODE_SHAPES, DEGENERATE, Case, assert_close, extreme, near_the_largest, small_values
+from kernel_cases import (
+    BAD_DECODE_SHAPES,
+    DEGENERATE,
+    Case,
+    Pack,
+    assert_close,
+    extreme,
+    near_the_largest,
+    scattered,
+    scattered_fp8,
+    small_values,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -26,6 +37,8 @@ MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.3, 0.15))
 SHAPES = ((1, 1), (2, 3))
 """Batch and kv heads."""
 
+of_all_elements = pytest.mark.parametrize("pack", [scattered, scattered_fp8], ids=["16bit", "fp8"])
+
 
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
@@ -33,12 +46,13 @@ def decode(case: Case, group: int | None = None, **fields: Any) -> Call:
     return Call("decode", q, case.operands, counters=-(-4 * heads // 64) * 64, **fields)
 
 
+@of_all_elements
 @pytest.mark.parametrize("seq", SEQS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_shape(dtype: torch.dtype, head_dim: int, seq: int) -> None:
+def test_every_shape(dtype: torch.dtype, head_dim: int, seq: int, pack: Pack) -> None:
     for (batch, kv_heads), mix in itertools.product(SHAPES, MIXES):
-        case = make_case(dtype, head_dim, seq, batch=batch, kv_heads=kv_heads, group=max(GROUPS), mix=mix)
+        case = make_case(dtype, head_dim, seq, batch=batch, kv_heads=kv_heads, group=max(GROUPS), mix=mix, pack=pack)
         for group in GROUPS:
             call = decode(case, group)
             got = call.run()
@@ -47,14 +61,15 @@ def test_every_shape(dtype: torch.dtype, head_dim: int, seq: int) -> None:
             call.check_bounds()
 
 
+@of_all_elements
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(
     ("batch", "kv_heads", "seq"),
     [(1, 8, 8192), (1, 1, 40_000), (3, 5, 64 * 131 + 7), (64, 8, 100), (300, 2, 64), (1, 8, 64 * 33)],
 )
-def test_every_way_to_cut_the_work(batch: int, kv_heads: int, seq: int, mix: tuple[float, float]) -> None:
+def test_every_way_to_cut_the_work(batch: int, kv_heads: int, seq: int, mix: tuple[float, float], pack: Pack) -> None:
     """Heads over many CTAs, many heads to a CTA, heads that begin and end within one."""
-    case = make_case(torch.float16, 128, seq, batch=batch, kv_heads=kv_heads, mix=mix)
+    case = make_case(torch.float16, 128, seq, batch=batch, kv_heads=kv_heads, mix=mix, pack=pack)
     call = decode(case)
     assert_close(call.run(), case.out, case.lse)
     call.check_bounds()
@@ -69,49 +84,57 @@ def rising(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 HARD = DEGENERATE | {"scores rise steeply": rising}
 
 
+@of_all_elements
 @pytest.mark.parametrize("seq", [300, 64 * 200 + 3])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 @pytest.mark.parametrize("what", HARD)
-def test_degenerate_inputs(what: str, sparsity: float, seq: int) -> None:
-    case = make_case(torch.float16, 64, seq, mix=(sparsity, sparsity), change=HARD[what])
+def test_degenerate_inputs(what: str, sparsity: float, seq: int, pack: Pack) -> None:
+    case = make_case(torch.float16, 64, seq, mix=(sparsity, sparsity), change=HARD[what], pack=pack)
     assert_close(decode(case).run(), case.out, case.lse)
 
 
+@of_all_elements
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
-def test_extreme_inputs_stay_finite(sparsity: float) -> None:
-    out, lse = decode(make_case(torch.float16, 128, 1000, mix=(sparsity, sparsity), change=extreme)).run()
+def test_extreme_inputs_stay_finite(sparsity: float, pack: Pack) -> None:
+    out, lse = decode(make_case(torch.float16, 128, 1000, mix=(sparsity, sparsity), change=extreme, pack=pack)).run()
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
 
 
+@of_all_elements
 @pytest.mark.parametrize("seq", [1, 65, 64 * 300 + 3])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_values_near_the_largest(dtype: torch.dtype, head_dim: int, seq: int) -> None:
+def test_values_near_the_largest(dtype: torch.dtype, head_dim: int, seq: int, pack: Pack) -> None:
     for (what, change), mix in itertools.product(near_the_largest(), ((0.0, 0.0), (0.5, 0.5))):
-        case = make_case(dtype, head_dim, seq, kv_heads=1, group=9, mix=mix, change=change)
+        case = make_case(dtype, head_dim, seq, kv_heads=1, group=9, mix=mix, change=change, pack=pack)
         for group in (1, 9):  # one column of 8 query heads, and two
             got = decode(case, group).run()
             assert_close(got, case.out[:, :, :group], case.lse[:, :, :group], message=f"{what}, mix {mix}")
 
 
-def test_small_values_keep_their_precision() -> None:
-    case = make_case(torch.bfloat16, 128, 64 * 300 + 3, change=small_values)
+@of_all_elements
+def test_small_values_keep_their_precision(pack: Pack) -> None:
+    case = make_case(torch.bfloat16, 128, 64 * 300 + 3, change=small_values, pack=pack)
     assert_close(decode(case).run(), case.out, case.lse)
 
 
+@of_all_elements
 @pytest.mark.parametrize("scale", [-0.2, 0.0, 1.5])
-def test_any_scale(scale: float) -> None:
-    case = make_case(torch.float16, 64, 777, scale=scale)
+def test_any_scale(scale: float, pack: Pack) -> None:
+    case = make_case(torch.float16, 64, 777, scale=scale, pack=pack)
     assert_close(decode(case, scale=scale).run(), case.out, case.lse)
 
 
+@of_all_elements
 @pytest.mark.parametrize(("batch", "kv_heads", "seq"), [(1, 8, 64 * 300 + 5), (64, 8, 64 * 3)])
-def test_runs_repeat_bit_for_bit(batch: int, kv_heads: int, seq: int) -> None:
-    assert_repeats(decode(make_case(torch.float16, 128, seq, batch=batch, kv_heads=kv_heads, mix=(0.25, 0.4))))
+def test_runs_repeat_bit_for_bit(batch: int, kv_heads: int, seq: int, pack: Pack) -> None:
+    case = make_case(torch.float16, 128, seq, batch=batch, kv_heads=kv_heads, mix=(0.25, 0.4), pack=pack)
+    assert_repeats(decode(case))
 
 
-def test_graph_replays() -> None:
-    case = make_case(torch.float16, 128, 64 * 50 + 1, kv_heads=4)
+@of_all_elements
+def test_graph_replays(pack: Pack) -> None:
+    case = make_case(torch.float16, 128, 64 * 50 + 1, kv_heads=4, pack=pack)
     assert_replays(decode(case), case.out, case.lse)
 
 

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsbench.cache import e4m3
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
 from hsbench.cache.block_map import entries_of, is_kind, slots_of
-from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
-from hsbench.cache.prune import Operand, plan_blocks
+from hsbench.cache.fit import channel_order
+from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch, pack_torch
+from hsbench.cache.prune import Operand, choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.pruner import Order
+from hsbench.problem.elements import STORED_FP8
 from hsbench.run.check import TOLERANCE
 
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -73,15 +77,30 @@ def attention(
 
 def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor, Tensor]:
     """Pages in random slots of pools twice as large, all ones (NaNs) elsewhere; and the pruned tensor they hold."""
-    pages = compress_tensor_torch(x, operand, plan_blocks(x.shape[2], sparsity))
+    return _scattered(compress_tensor_torch(x, operand, plan_blocks(x.shape[2], sparsity)))
+
+
+def scattered_fp8(
+    x: Tensor, operand: Operand, sparsity: float, *, order: Order = "adjacent"
+) -> tuple[PagedTensor, Tensor]:
+    """The same of e4m3, without any shift; all ones are NaN there, too. ``order``: of the channels of ``x``."""
+    plan = plan_blocks(x.shape[2], sparsity)
+    chosen = choose_blocks(x, operand, plan)
+    scale = e4m3.scale_of(x.abs().amax(2))[..., channel_order(order, x.shape[-1]).argsort().to(x.device)]
+    pages = PagedTensor.empty(x, operand, plan, STORED_FP8, scale=scale.contiguous(), order=order)
+    pack_torch(prune_hierarchical(x, operand, chosen), pages, chosen)
+    return _scattered(pages)
+
+
+def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)
     entries = pages.map.flatten()
     for kind, old in list(pages.pools.items()):
         if not len(old):
             continue
-        new = torch.full((2 * len(old) + 1, old.shape[1]), 0xFF, dtype=torch.uint8, device=x.device)
-        slots = torch.randperm(len(new), generator=generator)[: len(old)].to(x.device)
+        new = torch.full((2 * len(old) + 1, old.shape[1]), 0xFF, dtype=torch.uint8, device=old.device)
+        slots = torch.randperm(len(new), generator=generator)[: len(old)].to(old.device)
         new[slots] = old
         pages.pools[kind] = new
         of_kind = is_kind(entries, kind)

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench.cache.fit import fit_key, fit_value
+from hsbench.cache.fit import Fit, fit_key, fit_value
+from hsbench.cache.hierarchical import PagedTensor
 from hsbench.cache.prune import plan_blocks
 from hsbench.cache.pruner import CENTERED, MAGNITUDE, MIRROR, Pruner
 from hsbench.kernels import library
+from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
 from hsbench.run.check import TOLERANCE
-from kernel_cases import Case, attention, scattered
+from kernel_cases import Case, attention, scattered, scattered_fp8
 
 PARTS = {
     "order": MIRROR,
@@ -77,6 +79,7 @@ def make_pruner_case(
     group: int = 4,
     mix: tuple[float, float] = (0.5, 0.5),
     scale: float | None = None,
+    elements: StoredElements = SIXTEEN_BIT,
 ) -> PrunerCase:
     """``mix`` is the sparsity of K and of V. What a pruner weighs or folds is nothing to a kernel, and left out."""
     generator = torch.Generator(device).manual_seed(seq + head_dim)
@@ -91,8 +94,13 @@ def make_pruner_case(
 
     key = fit_key(k, pruner, plan_blocks(seq, mix[0]))
     value = replace(fit_value(v, pruner, plan_blocks(seq, mix[1])), fold=0.0)
-    stored_k, pruned_k = scattered(key.stored(k), "k", mix[0])
-    stored_v, pruned_v = scattered(value.stored(v), "v", mix[1])
+
+    def pack(x: Tensor, fit: Fit, sparsity: float) -> tuple[PagedTensor, Tensor]:
+        if elements.has_scale:
+            return scattered_fp8(fit.stored(x), fit.operand, sparsity, order=fit.order)
+        return scattered(fit.stored(x), fit.operand, sparsity)
+
+    (stored_k, pruned_k), (stored_v, pruned_v) = pack(k, key, mix[0]), pack(v, value, mix[1])
     results = attention(q, key.restored(pruned_k), value.restored(pruned_v), scale=scale)
 
     none = torch.zeros(batch, kv_heads, head_dim, device=device)

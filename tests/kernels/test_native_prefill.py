@@ -15,13 +15,25 @@ from torch import Tensor
 from cpu_calls import ISAS, make_case, needs_library, run, variants
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
-from kernel_cases import DEGENERATE, Case, assert_rounded, extreme, near_the_largest
+from kernel_cases import (
+    DEGENERATE,
+    Case,
+    Pack,
+    assert_rounded,
+    extreme,
+    near_the_largest,
+    scattered,
+    scattered_fp8,
+)
 
 pytestmark = needs_library
 
 GROUPS = (1, 2, 3, 4, 8)
 LENGTHS = ((1, 1), (1, 65), (63, 63), (64, 64), (65, 65), (5, 200), (130, 130), (200, 333))  # q_len, seq
 MIXES = ((0.0, 0.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5))  # key and value sparsity
+
+
+of_all_elements = pytest.mark.parametrize("pack", [scattered, scattered_fp8], ids=["16bit", "fp8"])
 
 
 def check(case: Case, isa: str) -> None:
@@ -31,9 +43,10 @@ def check(case: Case, isa: str) -> None:
 @pytest.mark.parametrize(("q_len", "seq"), LENGTHS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_causal_attention(dtype: torch.dtype, head_dim: int, q_len: int, seq: int) -> None:
+@of_all_elements
+def test_causal_attention(pack: Pack, dtype: torch.dtype, head_dim: int, q_len: int, seq: int) -> None:
     for mix in MIXES:
-        case = make_case(dtype, head_dim, seq, q_len=q_len, group=max(GROUPS), mix=mix)
+        case = make_case(dtype, head_dim, seq, q_len=q_len, group=max(GROUPS), mix=mix, pack=pack)
         for variant, group in itertools.product(variants(), GROUPS):
             got = run("prefill", case.q[:, :, :group], case.operands, **variant)
             assert_rounded(got, case.out[:, :, :group], case.lse[:, :, :group])

@@ -22,6 +22,7 @@ from hsbench.attention.reference import attention
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.pruner import CENTERED, PRUNERS, Pruner
 from hsbench.kernels import library
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 from kernel_cases import padded_bitmap
 from pruner_cases import PARTS, PrunerCase
@@ -35,6 +36,12 @@ MIXES = ((0.0, 0.0), (0.5, 0.5), (0.3, 0.15))
 
 make_pruner_case = partial(pruner_cases.make_pruner_case, device="cpu", batch=2)
 
+of_every_part = pytest.mark.parametrize(
+    ("pruner", "elements"),
+    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8)],
+    ids=[*PARTS, "order and shifts of fp8"],
+)
+
 
 def called(operation: str, case: PrunerCase, group: int | None = None, **how: Any) -> tuple[Tensor, Tensor]:
     return run(operation, case.q[:, :, :group], case.operands, **(case.fields | how))
@@ -44,10 +51,12 @@ def called(operation: str, case: PrunerCase, group: int | None = None, **how: An
 @pytest.mark.parametrize("seq", [1, 65, 200, 1000])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("pruner", PARTS.values(), ids=PARTS)
-def test_decode_of_every_shape(pruner: Pruner, dtype: torch.dtype, head_dim: int, seq: int) -> None:
+@of_every_part
+def test_decode_of_every_shape(
+    pruner: Pruner, elements: StoredElements, dtype: torch.dtype, head_dim: int, seq: int
+) -> None:
     for mix in MIXES:
-        case = make_pruner_case(dtype, head_dim, seq, pruner, mix=mix, group=max(GROUPS))
+        case = make_pruner_case(dtype, head_dim, seq, pruner, mix=mix, group=max(GROUPS), elements=elements)
         for variant, group in itertools.product(variants(), GROUPS):
             case.assert_close(called("decode", case, group, **variant), message=f"{mix}, group {group}, {variant}")
 
@@ -64,10 +73,12 @@ def test_decode_cut_in_many_splits_or_none(isa: str) -> None:
 @pytest.mark.parametrize(("q_len", "seq"), [(1, 1), (1, 65), (65, 65), (200, 333)])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("pruner", PARTS.values(), ids=PARTS)
-def test_prefill_of_every_shape(pruner: Pruner, dtype: torch.dtype, head_dim: int, q_len: int, seq: int) -> None:
+@of_every_part
+def test_prefill_of_every_shape(
+    pruner: Pruner, elements: StoredElements, dtype: torch.dtype, head_dim: int, q_len: int, seq: int
+) -> None:
     for mix in MIXES:
-        case = make_pruner_case(dtype, head_dim, seq, pruner, mix=mix, q_len=q_len, group=8)
+        case = make_pruner_case(dtype, head_dim, seq, pruner, mix=mix, q_len=q_len, group=8, elements=elements)
         for variant, group in itertools.product(variants(), (1, 3, 4, 8)):
             case.assert_close(called("prefill", case, group, **variant), message=f"{mix}, group {group}, {variant}")
 
@@ -123,7 +134,10 @@ def test_the_fields_of_before_are_the_bits_of_before(isa: str, operation: str) -
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", PRUNERS)
-def test_a_cache_of_every_pruner(name: str, dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elements", STORED.values(), ids=str)
+def test_a_cache_of_every_pruner(
+    elements: StoredElements, name: str, dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As users call it, with means of 50 beside noise of 1."""
     monkeypatch.setenv("HSBENCH_ISA", isa)
     generator = torch.Generator().manual_seed(0)
@@ -140,7 +154,8 @@ def test_a_cache_of_every_pruner(name: str, dtype: torch.dtype, isa: str, monkey
         k, v = ((50 * normal(kv_heads, 1) + normal(kv_heads, seq)).to(dtype) for _ in range(2))
         q = normal(kv_heads * group, min(seq, 70)).to(dtype)
         sources = dict(queries=q, query_rms=torch.rand(kv_heads, head_dim, generator=generator))
-        kv = compress_kv(k, v, key_sparsity=mix[0], value_sparsity=mix[1], pruner=PRUNERS[name], **sources)
+        sparsities = dict(key_sparsity=mix[0], value_sparsity=mix[1])
+        kv = compress_kv(k, v, pruner=PRUNERS[name], elements=elements, **sparsities, **sources)
         kept_k, kept_v = kv.unpack()
         for one, call in ((q[:, :, -1:], calls.decode_call), (q, calls.prefill_call)):
             out, lse = attention(one, kept_k, kept_v)

@@ -25,7 +25,7 @@ from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
-from hsbench.problem.elements import INPUTS
+from hsbench.problem.elements import INPUTS, STORED
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
 from hsbench.problem.synthetic import make_inputs
@@ -141,14 +141,20 @@ def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype:
     if method.dense:
         assert prepared.achieved_sparsity is None and prepared.compress is None
         assert all(head is None for heads in pruned for head in heads), "dense methods attend to the inputs"
-    else:
-        assert 0 <= prepared.achieved_sparsity <= 0.5 and prepared.compress is not None
-        for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
-            got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
-            if (left := prepared.left(b, h)) is not None:
-                full = full[left]
-            assert got.shape == full.shape and got.dtype == full.dtype
+        return
+    assert prepared.compress is not None
+    assert prepared.achieved_sparsity is None if method.name == "dense:fp8" else 0 <= prepared.achieved_sparsity <= 0.5
+    for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
+        got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
+        if (left := prepared.left(b, h)) is not None:
+            full = full[left]
+        assert got.shape == full.shape
+        if ":fp8" not in method.name:
+            assert got.dtype == full.dtype
             assert torch.equal(got, torch.where(got != 0, full, 0)), "pruning only zeroes"
+        elif method.name.startswith("dense"):
+            # Half a step is at most 2^-4 of a value; tests/cache/test_fp8.py has each element's bound.
+            assert (got - full.float()).norm() <= 0.04 * full.float().norm()
 
 
 @pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
@@ -206,7 +212,7 @@ def test_estimates_grow_with_the_workload(phase: Phase, device: Device, method: 
         assert method.estimate_bytes(large) > method.estimate_bytes(small)
     own = not method.name.startswith(("sdpa", "reference"))
     if own and method.unsupported(large, device) is None:
-        kept = 1 if method.dense else 9 / 16 * 0.9
+        kept = 1 if method.dense else 5 / 16 if ":fp8" in method.name else 9 / 16 * 0.9
         assert method.estimate_bytes(large) >= kept * large.dense_kv_bytes
 
 
@@ -224,7 +230,7 @@ def test_hierarchical_prunes_what_was_asked_for(phase: Phase, device: Device) ->
         sink=65,
         local=30,
     )
-    (method,) = find_methods(["hierarchical"], phase, device)
+    (method,) = find_methods(["hierarchical:16bit"], phase, device)
     can_run(method, workload, device)
     inputs = make_inputs(workload, str(device))
     prepared = method.prepare(workload, inputs)
@@ -245,7 +251,7 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
     inputs = make_inputs(workload, device)
     inputs.context, inputs.query_rms = inputs.q.expand(-1, -1, 8, -1), torch.rand(2, 64).to(str(device))
     how = dict(key_sparsity=0.3, value_sparsity=0.3, queries=inputs.context, query_rms=inputs.query_rms)
-    left = simulate(inputs.k, inputs.v, pruner=PRUNERS[name], **how)
+    both = {e.has_scale: simulate(inputs.k, inputs.v, pruner=PRUNERS[name], elements=e, **how) for e in STORED.values()}
     for family in FAMILIES:
         for method in rows_of(family, DECODE, device):
             if family == "hierarchical" and PRUNERS[name].needs_queries:
@@ -254,18 +260,19 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
                     method.prepare(workload, replace(inputs, context=inputs.q))
             if method.unavailable(device) or method.unsupported(captured, device):
                 continue
-            got = method.prepare(captured, inputs).pruned(0, 1)
+            got, left = method.prepare(captured, inputs).pruned(0, 1), both[":fp8" in method.name]
             of_pruner = got is not None and torch.equal(got[0], left.k[0, 1]) and torch.equal(got[1], left.v[0, 1])
             assert of_pruner == (family in PRUNER_FAMILIES)
             dear = method.estimate_bytes(captured) - method.estimate_bytes(replace(captured, pruner="magnitude"))
-            # An order takes no room, means and weights do.
-            assert (dear > 0) == (family in PRUNER_FAMILIES and name not in ("magnitude", "mirror"))
+            # An order takes no room, means and weights do. e4m3 has a pruner that shifts, whichever it is.
+            cheap = name in ("magnitude", "mirror") or ":fp8" in method.name
+            assert (dear > 0) == (family in PRUNER_FAMILIES and not cheap)
 
 
 def test_a_pruner_that_no_kernel_reads_says_why() -> None:
     workload = make_workload("decode", seq=300, pruner="balanced:hd")
-    (hierarchical,) = rows_of("hierarchical", DECODE, CPU)
-    assert str(hierarchical.unsupported(workload, CPU)).startswith("pruner balanced:hd: no kernel reads V")
+    for hierarchical in rows_of("hierarchical", DECODE, CPU):
+        assert str(hierarchical.unsupported(workload, CPU)).startswith("pruner balanced:hd: no kernel reads V")
     assert rows_of("dense", DECODE, CPU)[0].unsupported(workload, CPU) is None
 
 
@@ -300,10 +307,10 @@ def test_shapes_that_our_kernels_do_not_take(family: str, change: dict[str, int]
     workload = make(DECODE, CASES["decode"][1], "fp16")
     for name, value in change.items():
         object.__setattr__(workload, name, value)  # past its own check, which knows no shape that only torch takes
-    (method,) = find_methods([family], DECODE, CPU)
-    reason = method.unsupported(workload, CPU)
     named = "head_dim 96" if "head_dim" in change else "17 query heads per kv head"
-    assert reason is not None and reason.startswith(named) and "kernels take" in reason
+    for method in find_methods([family], DECODE, CPU):
+        reason = method.unsupported(workload, CPU)
+        assert reason is not None and reason.startswith(named) and "kernels take" in reason
 
 
 def test_torchs_own_words_come_with_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +339,7 @@ def test_names_are_unique_and_of_their_family(phase: Phase, device: Device) -> N
     assert list(dict.fromkeys(families)) == list(FAMILIES)
     assert families == sorted(families, key=FAMILIES.index), "rows stand in the families' order"
     for name in names:
-        (again,) = find_methods([name], phase, device)
+        (again,) = find_methods([name], phase, device, rows_alone=True)
         assert again.name == name
 
 
@@ -355,15 +362,39 @@ def test_variants() -> None:
     assert sdpa == ["sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows"]
     assert [method.name for method in find_methods(["sdpa"], PREFILL, CPU)] == ["sdpa:flash", "sdpa:math"]
     both = find_methods(["sdpa:math", "dense", "sdpa"], DECODE, CPU)
-    assert [method.name for method in both] == ["sdpa:math", "dense", "sdpa:flash", "sdpa:flash-rows", "sdpa:math-rows"]
+    ours = ["dense", "dense:fp8"]
+    assert [method.name for method in both] == ["sdpa:math", *ours, "sdpa:flash", "sdpa:flash-rows", "sdpa:math-rows"]
     assert find_methods([], DECODE, CPU) == []
 
 
 def test_a_variant_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"--methods sdpa:flash-rows: .*prefill on cpu: it has flash, math$"):
         find_methods(["sdpa:flash-rows"], PREFILL, CPU)
-    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has no variants$"):
+    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has 16bit, fp8$"):
         find_methods(["dense:fast"], DECODE, CPU)
+    with pytest.raises(UsageError, match=r"--methods unstructured:fp8: .*it has no variants$"):
+        find_methods(["unstructured:fp8"], DECODE, CPU)
+
+
+@pytest.mark.parametrize("family", ["dense", "hierarchical"])
+def test_a_family_of_two_elements(family: str) -> None:
+    """Its name stands for both, but for a row's that a plan has; and each can be asked for alone."""
+    for phase, device in itertools.product(PHASES.values(), (CPU, CUDA)):
+        found = find_methods([family], phase, device)
+        assert [method.name for method in found] == [family, f"{family}:fp8"]
+        assert [method.dense for method in found] == [family == "dense", False]
+        for name, row in ((f"{family}:16bit", family), (f"{family}:fp8", f"{family}:fp8")):
+            assert [method.name for method in find_methods([name], phase, device)] == [row]
+        assert [method.name for method in find_methods([family], phase, device, rows_alone=True)] == [family]
+
+
+def test_cudas_prefill_has_no_fp8_yet_and_says_so() -> None:
+    (method,) = find_methods(["hierarchical:fp8"], PREFILL, CUDA)
+    workload = make(PREFILL, CASES["prefill"][0], "fp16")
+    assert str(method.unsupported(workload, CUDA)).startswith("no CUDA prefill kernel reads fp8 pages yet")
+    assert method.unsupported(workload, CPU) is None
+    (method,) = find_methods(["hierarchical:fp8"], DECODE, CUDA)
+    assert method.unsupported(make(DECODE, CASES["decode"][0], "fp16"), CUDA) is None
 
 
 KERNELS = ("sm80", "sm90")
@@ -373,18 +404,21 @@ KERNELS = ("sm80", "sm90")
 def test_prefill_kernels_run_on_request_only(family: str) -> None:
     """On CUDA each prefill kernel is a variant; neither the default nor the family's name brings it in."""
     variants = [f"{family}:{kernel}" for kernel in KERNELS]
-    assert [method.name for method in rows_of(family, PREFILL, CUDA)] == [family, *variants]
+    assert [method.name for method in rows_of(family, PREFILL, CUDA)] == [family, *variants, f"{family}:fp8"]
     for names in (None, FAMILIES, [family]):
         found = [method.name for method in find_methods(names, PREFILL, CUDA)]
         assert family in found and not set(variants) & set(found)
-    both = find_methods([variants[1], family], PREFILL, CUDA)
+    both = find_methods([variants[1], f"{family}:16bit"], PREFILL, CUDA)
     assert [method.name for method in both] == [variants[1], family], "in the order asked for"
     assert all(method.dense is (family == "dense") for method in both), "a kernel by name may be the baseline too"
     for phase, device in ((DECODE, CUDA), (PREFILL, CPU), (DECODE, CPU)):
-        assert [method.name for method in rows_of(family, phase, device)] == [family]
-        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has no variants$"):
+        assert [method.name for method in rows_of(family, phase, device)] == [family, f"{family}:fp8"]
+        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has 16bit, fp8$"):
             find_methods([variants[0]], phase, device)
-    with pytest.raises(UsageError, match=rf"--methods {family}:sm70: .*prefill on cuda: it has sm80, sm90$"):
+    with pytest.raises(
+        UsageError,
+        match=rf"--methods {family}:sm70: .*prefill on cuda: it has 16bit, sm80, sm90, fp8$",
+    ):
         find_methods([f"{family}:sm70"], PREFILL, CUDA)
 
 
@@ -438,7 +472,8 @@ def test_each_variant_asks_for_its_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     can_run(rows_of("hierarchical", PREFILL, CPU)[0], workload, CPU)
     inputs = make_inputs(workload, "cpu")
     for method in rows_of("hierarchical", PREFILL, CUDA):
-        method.prepare(workload, inputs).run()
+        if ":fp8" not in method.name:
+            method.prepare(workload, inputs).run()
     assert asked == list(library.PATHS.values())
     header = library.LIB.joinpath("params.h").read_text()
     for name, number in library.PATHS.items():

@@ -10,6 +10,7 @@ import hsbench.methods
 from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.phase import PHASES
 from hsbench.results import COLUMNS, SCHEMA, STATUSES, AttentionMeasures, Record
+from hsbench.results.attention import is_dense
 from hsbench.results.columns import columns_of
 from hsbench.results.values import as_written, plain
 
@@ -63,7 +64,10 @@ def test_dense_is_what_the_methods_say():
         for device in (CPU, CUDA):
             for family in hsbench.methods.FAMILIES:
                 for method in hsbench.methods.rows_of(family, phase, device):
-                    assert method.dense == (family in hsbench.methods.DENSE_FAMILIES), method.name
+                    assert method.dense == is_dense(method.name), method.name
+                    assert not method.dense or family in hsbench.methods.DENSE_FAMILIES, method.name
+    assert is_dense("dense") and is_dense("dense:sm80") and is_dense("sdpa:math")
+    assert not is_dense("dense:fp8") and not is_dense("dense:fp8:sm90") and not is_dense("hierarchical:fp8")
 
 
 def test_an_unknown_status_is_refused(record):

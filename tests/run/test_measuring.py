@@ -43,7 +43,7 @@ from hsbench.run.settings import Settings
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-OURS = ("dense", "hierarchical", "unstructured")
+OURS = ("dense", "dense:fp8", "hierarchical", "hierarchical:fp8", "unstructured")
 QUICK = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0, cache="warm")
 
 
@@ -188,7 +188,7 @@ def check_rows(report: Report) -> None:
     """What holds for the rows of any report."""
     rows = [result.record for result in report.results]
     ok = {row.method: row for row in rows if row.status == "ok"}
-    dense = [row for row in ok.values() if row.family in ("reference", "sdpa", "dense")]
+    dense = [row for row in ok.values() if row.case.dense]
     baseline = min(dense, key=lambda row: row.measures.time_us) if dense else None
     for result in report.results:
         row = result.record
@@ -273,11 +273,11 @@ def test_cold_is_the_default_and_real(monkeypatch: pytest.MonkeyPatch) -> None:
     flushes = []
     monkeypatch.setattr(cache_module, "Flusher", lambda device: lambda: flushes.append(device))
     cold = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0)
-    report = run(decode(), "dense", "hierarchical", settings=cold)
+    report = run(decode(), "dense:16bit", "hierarchical:16bit", settings=cold)
     assert {(row.record.case.cache, row.record.measures.cold_by) for row in report.results} == {("cold", "flushed")}
     assert flushes == [CPU] * 8  # each method: a warm-up and three samples
     monkeypatch.setattr(cache_module, "last_level_cache_bytes", lambda device: 1024)
-    report = run(decode(), "dense", "hierarchical", settings=cold)
+    report = run(decode(), "dense:16bit", "hierarchical:16bit", settings=cold)
     assert {row.record.measures.cold_by for row in report.results} == {"working set"} and len(flushes) == 8
 
 
@@ -751,7 +751,7 @@ def test_ctrl_c_amid_a_turn_makes_no_row_incorrect(register: Any, moment: str) -
 @needs_native
 def test_ranges_nest_and_names_carry_no_numbers() -> None:
     with measure.recorder() as seen:
-        run(decode(), "sdpa:flash", "hierarchical")
+        run(decode(), "sdpa:flash", "hierarchical:16bit")
     paths = seen.opened()
     assert seen.stack == [], "every range was closed"
     assert all(path == "workload" or path.startswith("workload/") for path in paths)

@@ -38,7 +38,6 @@ std::int64_t workspace_bytes(const hsb_decode_params &p) {
 template <class Attend>
 void decode(const hsb_decode_params &p, Attend &&attend) {
     check_shape(p);
-    HSB_CHECK(p.scale > 0, "scale must be positive");
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
     HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
     const DecodeSplits s = decode_splits(p);
@@ -78,8 +77,7 @@ extern "C" int64_t hsb_cpu_decode_workspace(const hsb_decode_params *p) {
 extern "C" int hsb_cpu_decode(const hsb_decode_params *p) {
     using namespace hsb::cpu;
     return hsb::guarded([&] {
-        check_pages(p->k, p->head_dim);
-        check_pages(p->v, p->head_dim);
+        check_pages(p->k, p->v, p->head_dim);
         decode(*p, [&](auto tag, const DecodeUnit &unit) { attend_pages<typename decltype(tag)::type>(*p, unit); });
     });
 }
@@ -91,6 +89,7 @@ extern "C" int hsb_cpu_decode_bitmap(const hsb_decode_params *p) {
     return hsb::guarded([&] {
         HSB_CHECK(p->key_order == HSB_ORDER_ADJACENT && !p->key_shift && !p->value_shift,
                   "bitmaps have no key_order, key_shift or value_shift");
+        HSB_CHECK(!p->k.scale && !p->v.scale, "bitmaps have no scale");
         for (const hsb_bitmaps *bitmaps : {&p->k_bitmap, &p->v_bitmap})
             HSB_CHECK(bitmaps->bitmap && bitmaps->offset && bitmaps->values, "bitmap, offset and values are required");
         decode(*p, [&](auto tag, const DecodeUnit &unit) { attend_bitmaps<typename decltype(tag)::type>(*p, unit); });

@@ -74,7 +74,7 @@ public:
           v_(p.v_bitmap, unit.head * p.seq + first_, tokens_, parts_) {}
 
     void run() {
-        start_unit<Isa, Type>(p_, unit_, s_);
+        start_unit<Isa, Type, Type>(p_, unit_, s_);
         for (std::int64_t first = 0; first < tokens_; first += kRunTokens) {
             const int tokens = static_cast<int>(tokens_ - first < kRunTokens ? tokens_ - first : kRunTokens);
             for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
@@ -82,7 +82,7 @@ public:
                 const int whole = k_.whole_tokens(first, tokens, parts_);
                 score<heads, false>(first, score<heads, true>(first, 0, whole, head), tokens, head);
             });
-            update_softmax<Isa>(s_, group_, head_dim_, tokens, p_.scale * kLog2E, reserve_);
+            update_softmax<Isa>(s_, group_, head_dim_, tokens, score_factor(p_), reserve_);
             for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
                 constexpr int heads = decltype(chunk)::value;
                 const int whole = v_.whole_tokens(first, tokens, parts_);

@@ -23,7 +23,8 @@ struct Pages {
 // One unit. Pages are read in runs, K of a run and then V of it:
 //
 //   K0 K1 ... K7 | softmax | V0 V1 ... V7 | K8 K9 ... K15 | softmax | V8 V9 ... V15 | ...
-template <class Isa, class Type>
+// Stored: of the pages' values; Type: of everything else.
+template <class Isa, class Type, class Stored>
 class Decode {
 public:
     Decode(const hsb_decode_params &p, const DecodeUnit &unit)
@@ -32,13 +33,13 @@ public:
           k_(p.k, unit.head, ceil_div(p.seq, kBlock)), v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
 
     void run() {
-        start_unit<Isa, Type>(p_, unit_, s_);
+        start_unit<Isa, Type, Stored>(p_, unit_, s_);
         make_tables();
         for (std::int64_t first = unit_.first_block; first < unit_.last_block; first += kRun) {
             const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
             for (std::int64_t block = first; block < last; ++block) score_block(block, first);
             const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
-            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), p_.scale * kLog2E,
+            update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), score_factor(p_),
                                 reserve_);
             for (std::int64_t block = first; block < last; ++block) weigh_block(block, first);
         }
@@ -55,8 +56,8 @@ private:
                     any |= k_[block].kind == kind.kind;
                 if (!any) return;
                 for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-                    make_query_tables<Isa, Type, decltype(chunk)::value>(kind, s_.q + head * head_dim_, head_dim_,
-                                                                         s_.tables_of(kind, head, group_, head_dim_));
+                    make_query_tables<Isa, Stored, decltype(chunk)::value>(kind, s_.q + head * head_dim_, head_dim_,
+                                                                           s_.tables_of(kind, head, group_, head_dim_));
                 });
             }
         });
@@ -70,9 +71,9 @@ private:
             for (int t = 0; t < kBlock; t += Isa::width) Isa::store(scores + h * kStride + t, Isa::zero());
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
             with_kind(page.kind, [&](auto kind) {
-                score_page<Isa, Type, decltype(chunk)::value>(kind, page.data, head_dim_, s_.q + head * head_dim_,
-                                                              s_.tables_of(kind, head, group_, head_dim_),
-                                                              scores + head * kStride, kStride);
+                score_page<Isa, Stored, decltype(chunk)::value>(kind, page.data, head_dim_, s_.q + head * head_dim_,
+                                                                s_.tables_of(kind, head, group_, head_dim_),
+                                                                scores + head * kStride, kStride);
             });
         });
     }
@@ -83,9 +84,9 @@ private:
         const float *probabilities = s_.scores + (block - first) * kBlock;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
             with_kind(page.kind, [&](auto kind) {
-                weigh_page<Isa, Type, decltype(chunk)::value>(kind, page.data, head_dim_,
-                                                              probabilities + head * kStride, kStride, s_.weights,
-                                                              s_.out + head * head_dim_);
+                weigh_page<Isa, Stored, decltype(chunk)::value>(kind, page.data, head_dim_,
+                                                                probabilities + head * kStride, kStride, s_.weights,
+                                                                s_.out + head * head_dim_);
             });
         });
     }
@@ -115,7 +116,10 @@ float shift_of_scores(const hsb_decode_params &p, std::int64_t kv_head, const st
 
 template <class Isa>
 void attend_pages(const hsb_decode_params &p, const DecodeUnit &unit) {
-    with_type(p.dtype, [&](auto type) { Decode<Isa, decltype(type)>(p, unit).run(); });
+    with_type(p.dtype, [&](auto type) {
+        with_stored(p.k.stored, p.dtype,
+                    [&](auto stored) { Decode<Isa, decltype(type), decltype(stored)>(p, unit).run(); });
+    });
 }
 
 template <class Isa>
@@ -142,8 +146,12 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
     const std::int64_t kv_head = head / (p.q_heads / p.kv_heads);
     with_type(p.dtype, [&](auto type) {
         using Type = decltype(type);
-        if (p.value_shift) {
-            add_shift<Isa, Type>(partials, 1.0f / sum, p.value_shift + kv_head * p.head_dim, p.head_dim);
+        const auto of_head = [&](const float *x) { return x ? x + kv_head * p.head_dim : nullptr; };
+        if (p.value_shift || p.v.scale) {
+            const float *shift = of_head(p.value_shift), *scale = of_head(p.v.scale);
+            with_stored(p.v.stored, p.dtype, [&](auto stored) {
+                finish_output<Isa, Type, decltype(stored)>(partials, 1.0f / sum, scale, shift, p.head_dim);
+            });
             sum = 1.0f;
         }
         for (int d = 0; d < p.head_dim; ++d) out[d] = from_float(partials[d] / sum, type);

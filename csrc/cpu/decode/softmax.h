@@ -1,5 +1,6 @@
 // Online softmax over the runs of a unit. Queries are as they came, for those of bf16 enter its dot products as they are;
-// what scores count for, scale * log2(e), is applied to their differences from the maximum: powers of 2 are of those.
+// what scores count for, score_factor(), is applied to their differences from the maximum: powers of 2 are of those. The
+// sign of the scale is the queries'.
 #pragma once
 
 #include "cpu/fit.h"
@@ -19,16 +20,31 @@ float exp2_scalar(float x) {
     return lanes[0];
 }
 
-// Queries in the order of K's channels, and nothing seen yet.
-template <class Isa, class Type>
+// Powers of 2 for a unit of the scores: positive, and not 0 where the scale is, for then what is masked, -infinity, would
+// be no number.
+inline float score_factor(const hsb_decode_params &p) {
+    return p.scale == 0 ? 1.0f : __builtin_fabsf(p.scale) * kLog2E;
+}
+
+// Queries, K's scale included, in the order of K's channels, and nothing seen yet.
+template <class Isa, class Type, class Stored>
 void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
     const int group = p.q_heads / p.kv_heads;
     const auto *q = static_cast<const std::uint16_t *>(p.q) + unit.head * group * p.head_dim;
     const bool mirror = p.key_order == HSB_ORDER_MIRROR;
+    const typename Isa::Float sign = Isa::set(p.scale == 0 ? 0.0f : p.scale < 0 ? -1.0f : 1.0f);
     float *wide = mirror ? s.scores : s.q;  // there are no scores yet
     for (int i = 0; i < group * p.head_dim; i += Isa::width) {
-        Isa::store(wide + i, Isa::load(q + i, Type{}));
+        Isa::store(wide + i, Isa::mul(Isa::load(q + i, Type{}), sign));
         Isa::store(s.out + i, Isa::zero());
+    }
+    if (p.k.scale) {
+        const float *of_channel = p.k.scale + unit.head * p.head_dim;
+        for (int h = 0; h < group; ++h)
+            for (int d = 0; d < p.head_dim; d += Isa::width) {
+                float *x = wide + h * p.head_dim + d;
+                Isa::store(x, Isa::mul(Isa::load(x), Isa::mul(Isa::load(of_channel + d), Isa::set(Stored::unit))));
+            }
     }
     if (mirror)
         for (int h = 0; h < group; ++h) {
@@ -43,7 +59,7 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
 }
 
 // Turns a run's scores into probabilities relative to the maximum so far, and brings max, sum and out up to it. Of
-// the scores only the first `valid` are read; the rest of the last block gets probability 0. `factor`: scale * log2(e).
+// the scores only the first `valid` are read; the rest of the last block gets probability 0. `factor`: score_factor().
 // `reserve`: sum_reserve(); it is subtracted after the maximum, beside which it could vanish.
 template <class Isa>
 void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, float factor, float reserve) {
@@ -80,7 +96,7 @@ void finish_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decod
     for (int h = 0; h < p.q_heads / p.kv_heads; ++h) {
         float *partial = unit.partial + h * unit.partial_stride;
         for (int d = 0; d < p.head_dim; d += Isa::width) Isa::store(partial + d, Isa::load(s.out + h * p.head_dim + d));
-        partial[p.head_dim] = s.max[h] * (p.scale * kLog2E);
+        partial[p.head_dim] = s.max[h] * score_factor(p);
         partial[p.head_dim + 1] = s.sum[h];
     }
 }

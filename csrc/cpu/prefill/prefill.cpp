@@ -71,8 +71,7 @@ extern "C" int hsb_cpu_prefill(const hsb_prefill_params *p) {
     using namespace hsb::cpu::prefill;
     return hsb::guarded([&] {
         check(*p);
-        check_pages(p->k, p->head_dim);
-        check_pages(p->v, p->head_dim);
+        check_pages(p->k, p->v, p->head_dim);
         HSB_CHECK(p->q && p->out && p->lse && p->workspace, "q, out, lse and workspace are required");
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(p->workspace) % 64 == 0, "workspace must be 64-byte aligned");
         dispatch_isa(p->isa, [&](auto tag) {

@@ -66,6 +66,11 @@ struct Avx2 {
         return widened(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), type);
     }
 
+    static Float load(const std::uint8_t *p, E4m3) {
+        const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));  // signs spread
+        return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xbfff))));
+    }
+
     // Rounded to nearest even, as from_float does.
     static void store(std::uint16_t *p, Float x, Fp16) {
         const __m128i half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

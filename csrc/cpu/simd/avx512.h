@@ -41,6 +41,14 @@ struct Avx512 {
         return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), type);
     }
 
+    static Float load(const std::uint8_t *p, E4m3) {
+        const __m256i wide =
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));  // signs spread
+        const __m256i half =
+            _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbfff)));
+        return _mm512_cvtph_ps(half);
+    }
+
     // Rounded to nearest even, as from_float does.
     static void store(std::uint16_t *p, Float x, Fp16) {
         const __m256i half = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

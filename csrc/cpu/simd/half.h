@@ -1,4 +1,5 @@
-// Scalar conversions between 16-bit floats and fp32, by their bits; exact one way, round to nearest even the other.
+// Scalar conversions between 16-bit floats and fp32, by their bits; exact one way, round to nearest even the other. And from
+// e4m3, which pages may hold.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +9,23 @@
 
 namespace hsb::cpu {
 
-// Element types as tags: kernels are templates on one of these. What is known of one besides is in element.h.
+// Element types as tags: kernels are templates on one of these. What is known of one besides is in element.h. Value: its
+// bits; unit: what a loaded value counts.
 struct Fp16 {
     static constexpr int dtype = HSB_FP16;
+    using Value = std::uint16_t;
+    static constexpr float unit = 1.0f;
 };
 struct Bf16 {
     static constexpr int dtype = HSB_BF16;
+    using Value = std::uint16_t;
+    static constexpr float unit = 1.0f;
+};
+// 4 bits of exponent, 3 of fraction. With its sign moved away from the rest it is an fp16 that is 2^8 too small, subnormal
+// numbers too: loads leave it at that, for it is a scale that takes it to what it stands for.
+struct E4m3 {
+    using Value = std::uint8_t;
+    static constexpr float unit = 256.0f;
 };
 
 // Whether a value is the upper half of the float that it stands for.
@@ -28,6 +40,13 @@ template <class Function>
 [[gnu::always_inline]] inline decltype(auto) with_type(int dtype, Function &&function) {
     if (dtype == HSB_FP16) return function(Fp16{});
     return function(Bf16{});
+}
+
+// Calls function(tag) of what pages hold: an hsb_stored that has been checked, of tensors of an hsb_dtype.
+template <class Function>
+[[gnu::always_inline]] inline decltype(auto) with_stored(int stored, int dtype, Function &&function) {
+    if (stored == HSB_STORED_FP8) return function(E4m3{});
+    return with_type(dtype, function);
 }
 
 inline std::uint32_t bits_of(float x) {
@@ -50,6 +69,11 @@ inline float to_float(std::uint16_t h, Fp16) {
     if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | (rest & 0x3ff) << 13);
     // Scaling by 2^112 moves the exponent from half's bias to float's and makes subnormals normal.
     return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
+}
+
+inline float to_float(std::uint8_t x, E4m3) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x80) << 24;
+    return float_of(sign | bits_of(float_of(static_cast<std::uint32_t>(x & 0x7f) << 20) * 0x1p112f));
 }
 
 inline std::uint16_t from_float(float x, Bf16) {

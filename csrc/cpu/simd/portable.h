@@ -66,6 +66,10 @@ struct Portable {
         return each<Float>([&](int i) { return to_float(p[i], type); });
     }
 
+    static Float load(const std::uint8_t *p, E4m3 type) {
+        return each<Float>([&](int i) { return to_float(p[i], type); });
+    }
+
     // Rounded to nearest even.
     template <class Type>
     static void store(std::uint16_t *p, Float x, Type type) {

@@ -33,8 +33,10 @@ std::int64_t workspace_bytes(const hsb_decode_params &p) {
 
 void run(const hsb_decode_params &p) {
     check_paged_shape(p);
-    check_pages(p.k, p.head_dim);
-    check_pages(p.v, p.head_dim);
+    with_stored(p.k.stored, [&](auto stored) {
+        check_pages<decltype(stored)>(p.k, p.head_dim);
+        check_pages<decltype(stored)>(p.v, p.head_dim);
+    });
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
     HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
@@ -52,13 +54,20 @@ void run(const hsb_decode_params &p) {
     a.scale = scale.scale;
     a.log2_scale = scale.log2;
     a.margin = kDecodeMargin / scale.log2;
-    a.reserve = reserve_of(p.dtype, p.seq, kDecodeMargin);
+    // e4m3 is at most 448, whatever its scale: no sum of it nears fp32's largest.
+    a.reserve = p.v.stored == HSB_STORED_FP8 ? 0.0f : reserve_of(p.dtype, p.seq, kDecodeMargin);
     a.flip = scale.flip;
-    dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
-        if (a.group <= 8)
-            launch_decode<decltype(type), head_dim(), 1>(p, a, device);
-        else
-            launch_decode<decltype(type), head_dim(), 2>(p, a, device);
+    a.prefetch = p.k.stored != HSB_STORED_16;
+    a.key_scale = p.k.scale;
+    a.value_scale = p.v.scale;
+    with_stored(p.k.stored, [&](auto stored) {
+        using Stored = decltype(stored);
+        dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
+            if (a.group <= 8)
+                launch_decode<decltype(type), head_dim(), 1, Stored>(p, a, device);
+            else
+                launch_decode<decltype(type), head_dim(), 2, Stored>(p, a, device);
+        });
     });
 }
 

@@ -1,4 +1,5 @@
-// Decode attention over pages, dense and 2:4 in any mix: one query per head against a kv head's whole cache.
+// Decode attention over pages, dense and 2:4 in any mix, of 16-bit elements or of e4m3: one query per head against a kv
+// head's whole cache.
 //
 //   per page pair and warp     K page:  S^T [64 tokens x heads] = K Q^T      Q^T stays in registers
 //                              softmax: P^T = 2^(S^T - reference)            in registers (softmax.cuh)
@@ -9,11 +10,13 @@
 #pragma once
 
 #include "cuda/launch.h"
+#include "cuda/ptx/place.cuh"
 #include "cuda/queries.cuh"
 #include "launch.h"
 #include "merge.cuh"
 #include "page_stream.cuh"
 #include "result.cuh"
+#include "scaled_queries.cuh"
 #include "softmax.cuh"
 
 namespace hsb::cuda::decode {
@@ -24,7 +27,8 @@ constexpr int max_threads() {
     return Tiles == 1 ? kMaxWarps * 32 : 256;
 }
 
-// What a warp leaves for the merge, in the V page of the stage that it has just used.
+// What a warp leaves for the merge, in the V page of the stage that it has just used, or in the whole stage where pages are
+// too small for it.
 template <int HeadDim, int Tiles>
 struct WarpResult {
     static constexpr int kStride = HeadDim + 4;  // so that the fragments of a warp fall into different banks
@@ -33,11 +37,15 @@ struct WarpResult {
     float sum[Tiles * 8];
 };
 
-template <int HeadDim, int Tiles>
+template <int HeadDim, int Tiles, class Stored>
+constexpr bool kResultTakesStage = sizeof(WarpResult<HeadDim, Tiles>) >
+                                   smallest_page_bytes(HeadDim, typename Stored::Kinds());
+
+template <int HeadDim, int Tiles, class Stored>
 __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
                                                   const Running<HeadDim, Tiles> &running, int lane) {
-    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= smallest_page_bytes(HeadDim),
-                  "must fit into the smallest page");
+    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= 2 * smallest_page_bytes(HeadDim, typename Stored::Kinds()),
+                  "must fit into the smallest stage");
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -63,18 +71,26 @@ struct WarpResults {
     const unsigned char *shared;
     const std::int32_t *at;  // [warps]: MergePlaces
     int head;
+    int some;  // a warp that has one
 
+    // Where a warp has no result, another's is read and not taken: a branch would make the loads wait for one another.
     using Result = WarpResult<HeadDim, Tiles>;
-    __device__ const Result &of(int warp) const { return *reinterpret_cast<const Result *>(shared + at[warp]); }
-    __device__ float max(int warp) const { return at[warp] < 0 ? negative_infinity() : of(warp).max[head]; }
-    __device__ float sum(int warp) const { return at[warp] < 0 ? 0.0f : of(warp).sum[head]; }
+    __device__ bool has(int warp) const { return at[warp] >= 0; }
+    __device__ const Result &of(int warp) const {
+        return *reinterpret_cast<const Result *>(shared + at[has(warp) ? warp : some]);
+    }
+    __device__ float max(int warp) const {
+        const float of_warp = of(warp).max[head];
+        return has(warp) ? of_warp : negative_infinity();
+    }
+    __device__ float sum(int warp) const {
+        const float of_warp = of(warp).sum[head];
+        return has(warp) ? of_warp : 0.0f;
+    }
     __device__ void out(int warp, float (&to)[HeadDim / 32]) const {
-        if (at[warp] < 0) {
+        load_dims(to, of(warp).out[head] + threadIdx.x % 32 * (HeadDim / 32));
 #pragma unroll
-            for (float &x : to) x = 0.0f;
-        } else {
-            load_dims(to, of(warp).out[head] + threadIdx.x % 32 * (HeadDim / 32));
-        }
+        for (float &x : to) x = has(warp) ? x : 0.0f;
     }
 };
 
@@ -97,8 +113,11 @@ struct PartialResults {
     }
 };
 
-template <class T, int HeadDim, int Tiles>
+template <class T, int HeadDim, int Tiles, class Stored>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const __grid_constant__ Arguments a) {
+    using Kinds = typename Stored::Kinds;
+    using Product = typename Stored::template Product<T>;
+    constexpr bool kTakesStage = kResultTakesStage<HeadDim, Tiles, Stored>;
     extern __shared__ __align__(kStageAlign) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.ring.warps;
     const int all_stages = warps * a.ring.stages;
@@ -108,19 +127,17 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
     const Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
                     ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
-    PageStream<HeadDim> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
+    if (a.prefetch) prefetch_head<T, HeadDim>(a, begin / a.blocks);
+    PageStream<HeadDim, Kinds> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
 
     int page = begin + warp;             // this warp's current one
     for (int low = begin; low < end;) {  // one segment: the CTA's pages of one head
         const int head = low / a.blocks;
         const int head_end = (head + 1) * a.blocks;
         const int high = head_end < end ? head_end : end;
-        const int first_part = a.partition.part_of(head * a.blocks);
-        const int parts = a.partition.part_of(head_end - 1) - first_part + 1;  // that share this head
 
         std::uint32_t q[Tiles][HeadDim / kStepCols][4];
-        const T *const q_of_group = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
-        load_queries<T, HeadDim, Tiles>(q, q_of_group, a.group, a.flip, a.mirror, lane);
+        const auto units = queries_of_head<Stored, T, HeadDim>(q, head, a, lane);
         prefetch_shifts<HeadDim>(a, head);
 
         Running<HeadDim, Tiles> running;
@@ -129,17 +146,17 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         for (; page < high; page += warps) {
             float s[Tiles][kBlock / kStripRows][4] = {};
             const std::uint32_t key = pages.wait_key();
-            multiply<T, KeyPage<HeadDim>>(pages.key_kind(), s, key, q, lane);
-            pages.refill_key();
-            if (page == head_end - 1) mask_tail<Tiles>(s, a.last_valid, lane);
+            multiply<Product, KeyPage<HeadDim>, Kinds>(pages.key_kind(), s, key, q, lane);
+            // The last V page of a segment, or its last stage, makes room for the warp's result first.
+            refill_later = page + warps >= high;
+            if (!kTakesStage || !refill_later) pages.refill_key();
+            if (page == head_end - 1) mask_tail<Stored>(s, a.last_valid, lane);
 
             std::uint32_t p[Tiles][2][4];
-            softmax<T, HeadDim, Tiles>(p, s, running, a.log2_scale, a.margin, a.reserve);
+            softmax<Product, Stored>(p, s, running, units.log2_scale(), units.margin(), a.reserve);
 
             const std::uint32_t value = pages.wait_value();
-            multiply<T, ValuePage<HeadDim>>(pages.value_kind(), running.out, value, p, lane);
-            // The last V page of a segment makes room for the warp's result first.
-            refill_later = page + warps >= high;
+            multiply<Product, ValuePage<HeadDim>, Kinds>(pages.value_kind(), running.out, value, p, lane);
             if (!refill_later) {
                 pages.refill_value();
                 pages.advance();
@@ -147,25 +164,30 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         }
 
         // Merge the warps.
+        const int first_part = a.partition.part_of(head * a.blocks);
+        const int parts = a.partition.part_of(head_end - 1) - first_part + 1;  // that share this head
         std::int32_t at = -1;
         if (refill_later) {
-            at = static_cast<std::int32_t>(pages.value_address() - ptx::shared_address(shared));
+            const std::uint32_t room = kTakesStage ? pages.stage_address() : pages.value_address();
+            at = static_cast<std::int32_t>(room - ptx::shared_address(shared));
             __syncwarp();
-            store_warp_result(*reinterpret_cast<WarpResult<HeadDim, Tiles> *>(shared + at), running, lane);
+            store_warp_result<HeadDim, Tiles, Stored>(*reinterpret_cast<WarpResult<HeadDim, Tiles> *>(shared + at),
+                                                      running, lane);
         }
         if (lane == 0) result_at[warp] = at;
         __syncthreads();
-        const bool begins = low == head * a.blocks;
+        // A part begins its first head elsewhere, or at its own begin, which is looked up anew (ptx/place.cuh).
+        const bool begins = a.partition.begin(ptx::block_index()) <= head * a.blocks;
         const std::int64_t q_head = static_cast<std::int64_t>(head) * a.group;
         T *const out = static_cast<T *>(a.out) + q_head * HeadDim;
         float *const partial =
             a.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + begins) * partial_floats(a.group, HeadDim);
         for (int h = warp; h < a.group; h += warps) {
-            const Shifts<T, HeadDim> shifts(a, head, h, lane);
-            const WarpResults<HeadDim, Tiles> results{shared, result_at, h};
-            const auto merged = merge<HeadDim>(results, warps, a.log2_scale, lane);
+            const Shifts<T, HeadDim, Stored> shifts(a, head, h, lane);
+            const WarpResults<HeadDim, Tiles> results{shared, result_at, h, (low - begin) % warps};
+            const auto merged = merge<HeadDim>(results, warps, units.log2_scale(), lane);
             if (parts == 1) {
-                store_result(out + h * HeadDim, a.lse + q_head + h, merged, shifts, a, lane);
+                store_result(out + h * HeadDim, a.lse + q_head + h, merged, shifts, units.scale(), a, lane);
                 continue;
             }
             store_dims(partial + h * HeadDim + lane * (HeadDim / 32), merged.out);
@@ -185,8 +207,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             }
             if (__shfl_sync(~0u, before, 0) == others) {
                 const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
-                store_result(out + h * HeadDim, a.lse + q_head + h, merge<HeadDim>(partials, parts, a.log2_scale, lane),
-                             shifts, a, lane);
+                const auto all = merge<HeadDim>(partials, parts, units.log2_scale(), lane);
+                store_result(out + h * HeadDim, a.lse + q_head + h, all, shifts, units.scale(), a, lane);
             }
         }
 
@@ -194,6 +216,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         if (low < end) {
             __syncthreads();  // all have read the warps' results
             if (refill_later) {
+                if (kTakesStage) pages.refill_key();
                 pages.refill_value();
                 pages.advance();
             }
@@ -201,13 +224,14 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     }
 }
 
-template <class T, int HeadDim, int Tiles>
+template <class T, int HeadDim, int Tiles, class Stored>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
-    a.ring = choose_ring(largest_page_bytes(p.k, HeadDim), largest_page_bytes(p.v, HeadDim), device.shared_bytes,
-                         max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group);
+    a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
+                         device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),
+                         a.group);
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
-    launch(decode_kernel<T, HeadDim, Tiles>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream, a);
+    launch(decode_kernel<T, HeadDim, Tiles, Stored>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream, a);
 }
 
 }  // namespace hsb::cuda::decode

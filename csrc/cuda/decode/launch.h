@@ -29,11 +29,15 @@ struct Arguments {
     const float *key_shift;  // [batch, kv_heads, head_dim], or null: what lse gets back, given_scale * q . key_shift
     const float *value_shift;  // likewise: what out gets back
     float given_scale;         // of the scores, with its sign
-    bool mirror;               // K's channels are in the mirror order
+    const float *key_scale;    // [batch, kv_heads, head_dim]: of stored elements that have one (hsb_pages), or null
+    const float *value_scale;
+    bool prefetch;  // whether L2 is asked for what a CTA's first head takes before any page is
+    bool mirror;    // K's channels are in the mirror order
 };
 
-// Launches the kernel for groups of up to Tiles * 8 query heads. `a` lacks only what depends on the pages' bytes: stages.
-template <class T, int HeadDim, int Tiles>
+// Launches the kernel for groups of up to Tiles * 8 query heads and pages stored as Stored says. `a` lacks only what depends
+// on the pages' bytes: stages.
+template <class T, int HeadDim, int Tiles, class Stored>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device);
 
 }  // namespace hsb::cuda::decode

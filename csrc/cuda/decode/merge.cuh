@@ -34,9 +34,9 @@ __device__ __forceinline__ Merged<HeadDim> merge(const Source &source, int count
         const int end = count - base < 32 ? count - base : 32;
         float ahead[kAhead][kDims];
         const auto load = [&](int first) {
+        // No branch around a load: ptxas would wait for it there. Beyond the end the last one comes again, and weighs 0.
 #pragma unroll
-            for (int i = 0; i < kAhead; ++i)
-                if (first + i < end) source.out(base + first + i, ahead[i]);
+            for (int i = 0; i < kAhead; ++i) source.out(base + min(first + i, end - 1), ahead[i]);
         };
         load(0);  // needs neither maximum nor sum
         float max = max_of_mine;
@@ -52,10 +52,10 @@ __device__ __forceinline__ Merged<HeadDim> merge(const Source &source, int count
             if (first > 0) load(first);
 #pragma unroll
             for (int i = 0; i < kAhead; ++i) {
-                const float of_i = __shfl_sync(~0u, weight, (first + i) % 32);
-                if (first + i < end)
+                const float of_last = __shfl_sync(~0u, weight, (first + i) % 32);
+                const float of_i = first + i < end ? of_last : 0.0f;
 #pragma unroll
-                    for (int d = 0; d < kDims; ++d) merged.out[d] += of_i * ahead[i][d];
+                for (int d = 0; d < kDims; ++d) merged.out[d] += of_i * ahead[i][d];
             }
         }
     }

@@ -13,7 +13,7 @@
 
 namespace hsb::cuda::decode {
 
-template <int HeadDim>
+template <int HeadDim, class Kinds>
 class PageStream {
 public:
     // Page pairs `first`, first + step, ... below `end`.
@@ -44,6 +44,7 @@ public:
     __device__ hsb_block_kind key_kind() const { return kind<0>(); }
     __device__ hsb_block_kind value_kind() const { return kind<1>(); }
     __device__ std::uint32_t value_address() const { return ring_.value_address(stage_); }
+    __device__ std::uint32_t stage_address() const { return ring_.key_address(stage_); }
 
     // The warp is done with the current K page: asks for the one that takes its place. Then the same for V, then
     // advance.
@@ -84,7 +85,7 @@ private:
     template <int Operand>
     __device__ void refill(const PagePool &pool, std::int32_t entries) {
         const std::int32_t entry = __shfl_sync(~0u, entries, at_);
-        const auto page = pool.template page<HeadDim>(entry);
+        const auto page = pool.template page<HeadDim, Kinds>(entry);
         const int bytes = next_ < end_ ? page.bytes : 0;
         const int bit = kind_bit<Operand>();
         kinds_ = (kinds_ & ~(kKindMask << bit)) | static_cast<std::uint32_t>(kind_of(entry)) << bit;

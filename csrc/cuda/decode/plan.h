@@ -92,7 +92,8 @@ struct RingShape {
 // Bandwidth needs bytes in flight, and a stage is in flight except while its warp computes on it: so as many stages as
 // fit, and one warp for each: a stage is empty while its warp computes, but the other warps' are not, and a page waits
 // for no other page's arithmetic. Warps are no more than there are page pairs in a part, or query heads in a group
-// (each head is merged by a warp of its own); what is left then goes to more stages.
+// (each head is merged by a warp of its own); what is left then goes to more stages. Where a third of what fits would be
+// left because it is less than one for each, fewer warps have one more each, a multiple of four, as there are schedulers.
 constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
                                 int group) {
     int all = kMaxWarps * kMaxStages;
@@ -103,6 +104,9 @@ constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit
     if (warps > useful) warps = useful;
     int stages = all / warps;
     if (stages > kMaxStages) stages = kMaxStages;
+    const bool left = warps * stages * 3 < all * 2 && stages < kMaxStages && pages_per_part > warps;
+    const int fewer = all / (stages + 1) / 4 * 4;
+    if (left && fewer >= group) return {key_bytes, value_bytes, fewer, stages + 1};
     return {key_bytes, value_bytes, warps, stages};
 }
 static_assert(RingShape::tail_bytes(1) + 2 * largest_page_bytes(128) <= kSharedLimitSm89,
@@ -113,5 +117,9 @@ static_assert(choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4).warps == 7
               "dense pages on sm_90: 7 stages of 32 KiB");
 static_assert(choose_ring(16384, 16384, kSharedLimitSm89, 12, 100, 4).warps == 3,
               "dense pages on sm_89: 3 stages of 32 KiB");
+static_assert(choose_ring(5120, 5120, kSharedLimitSm90, 12, 100, 4).warps == 8,
+              "2:4 pages of e4m3 on sm_90: 8 warps of 2 stages of 10 KiB");
+static_assert(choose_ring(8192, 8192, kSharedLimitSm90, 12, 100, 4).warps == 12,
+              "dense pages of e4m3 on sm_90: 12 stages of 16 KiB");
 
 }  // namespace hsb::cuda::decode

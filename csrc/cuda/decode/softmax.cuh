@@ -1,7 +1,7 @@
 // Online softmax of one warp over S^T tiles, and the warp's running result.
 //
-// S^T is 4 strips of 16 tokens x Tiles * 8 heads in C fragments (ptx/mma.cuh): a thread holds tokens i and i + 8 of
-// each strip, heads 2t and 2t + 1. The output's fragments have the same heads in the same threads, so that rescaling
+// S^T is 4 strips of 16 rows, tokens in the order of K's pages, x Tiles * 8 heads in C fragments (ptx/mma.cuh): a thread
+// holds rows i and i + 8 of each strip, heads 2t and 2t + 1. The output's fragments have the same heads in the same threads, so that rescaling
 // needs no exchange.
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
@@ -9,10 +9,12 @@
 // less the reserve: well within fp16.
 #pragma once
 
+#include "cuda/block_kinds.cuh"
 #include "cuda/fragments.cuh"
 #include "cuda/page.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/matrix.cuh"
+#include "cuda/ptx/place.cuh"
 #include "cuda/reserve.cuh"
 #include "cuda/softmax_margin.h"
 
@@ -66,20 +68,21 @@ struct Running {
 };
 
 // Scores past the end of the sequence, of which `valid` tokens lie in this block, to -inf.
-template <int Tiles>
+template <class Stored, int Tiles>
 __device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, int lane) {
 #pragma unroll
     for (int strip = 0; strip < 4; ++strip)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (strip * 16 + lane / 4 + i / 2 * 8 >= valid)
+            if (Stored::token_of_row(strip * 16 + lane / 4 + i / 2 * 8) >= valid)
 #pragma unroll
                 for (int tile = 0; tile < Tiles; ++tile) s[tile][strip][i] = negative_infinity();
 }
 
 // Scores to probabilities, as B fragments [64 tokens x 8 heads] for the product with V^T: p[tile][step of 32 tokens].
-// A C fragment's tile of 8 tokens x 8 heads, transposed, is exactly a B register.
-template <class T, int HeadDim, int Tiles>
+// A C fragment's tile of 8 rows x 8 heads, transposed, is exactly a B register, where rows are tokens in order; and where they
+// are not (kinds/fp8_page.cuh), neighbouring threads put them in order. T: of P.
+template <class T, class Stored, int HeadDim, int Tiles>
 __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
                                         Running<HeadDim, Tiles> &running, float log2_scale, float margin,
                                         float reserve) {
@@ -108,10 +111,16 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
                 running.sum[tile][i % 2] += probability;
                 s[tile][strip][i] = probability;
             }
+            std::uint32_t *const b = p[tile][strip / 2];
+            std::uint32_t rows[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-                p[tile][strip / 2][strip % 2 * 2 + half] =
+                rows[half] =
                     ptx::movmatrix_trans(Element<T>::pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]));
+            if constexpr (Stored::token_of_row(1) == 1)
+                b[strip % 2 * 2] = rows[0], b[strip % 2 * 2 + 1] = rows[1];
+            else
+                fp8_tokens(b[strip % 2], b[strip % 2 + 2], rows[0], rows[1], ptx::lane());
         }
 }
 

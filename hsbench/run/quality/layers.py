@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def one_layer_each(setting: Setting, layers: Sequence[int]) -> list[tuple[int, i
 
 
 def _only(setting: Setting, layer: int, key: float, value: float) -> Setting:
-    return Setting(setting.method, key, value, setting.pruner, None, layer)
+    return replace(setting, key_sparsity=key, value_sparsity=value, plan=None, only=layer)
 
 
 def layer_plan(

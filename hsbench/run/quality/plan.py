@@ -48,7 +48,7 @@ class QualityPlan:
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         settings = [
-            {"method": one.method, "pruner": one.pruner, "key_sparsity": one.key_sparsity,
+            {"method": one.method, "elements": one.elements, "pruner": one.pruner, "key_sparsity": one.key_sparsity,
              "value_sparsity": one.value_sparsity, "evict": one.evict, "plan": one.plan is not None}
             for one in self.settings
         ]  # fmt: skip

@@ -90,7 +90,7 @@ class Rows:
             model=self._model.name, model_hash=self._model.identity[:12], text=plan.text.path.name,
             text_hash=plan.text.sha256[:12], device=plan.device.kind, weights=plan.weights, dtype=plan.dtype.name,
             when=task.when, chunk=task.chunk if task.has_chunks else None, context=task.context, score=task.score,
-            windows=task.windows, method=setting.method, pruner=setting.pruner,
+            windows=task.windows, method=setting.method, elements=setting.elements, pruner=setting.pruner,
             basis=plan.basis[0].name if plan.basis is not None and setting.pruner is not None else None,
             plan=None if setting.plan is None else setting.plan.name, key_sparsity=setting.key_sparsity,
             value_sparsity=setting.value_sparsity, evict=setting.evict,

@@ -175,7 +175,8 @@ class QualityRun:
             shares = (setting.key_sparsity, setting.value_sparsity)
             chosen = layers.cheapest(costs, shares, self.model.geometry.layers, budget)
             plan = self._layer_plan(setting, chosen, None)
-            row = OpenRow(Setting(setting.method, plan.mean(0), plan.mean(1), setting.pruner, plan))
+            planned = dataclasses.replace(setting, key_sparsity=plan.mean(0), value_sparsity=plan.mean(1), plan=plan)
+            row = OpenRow(planned)
             self._open = [row]
             self._watch(1)
             self._score([row])

@@ -6,9 +6,10 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hsbench.errors import UsageError, unknown
+from hsbench.problem.elements import SIXTEEN_BIT
 
 if TYPE_CHECKING:
     from hsbench.run.quality.layer_plan import LayerPlan
@@ -125,6 +126,7 @@ class Setting:
         plan: shares by layer.
         only: the one layer that is pruned; None for all.
         evict: share of eligible blocks that every layer drops, 0 to 1.
+        elements: what stored values are, by name (:data:`hsbench.problem.elements.STORED`).
     """
 
     method: str
@@ -134,6 +136,7 @@ class Setting:
     plan: LayerPlan | None = None
     only: int | None = None
     evict: float = 0.0
+    elements: str = SIXTEEN_BIT.name
 
     def shares(self, layer: int) -> tuple[float, float]:
         """The sparsity of K and of V in a layer."""
@@ -145,13 +148,19 @@ class Setting:
         share = f"K {self.key_sparsity:g} V {self.value_sparsity:g}"
         if self.key_sparsity == self.value_sparsity:
             share = f"{self.key_sparsity:g}"
-        parts = [self.method, self.pruner, share if self.plan is None else f"plan {self.plan.name}"]
-        parts.append(f"evict {self.evict:.3g}" if self.evict else None)
+        parts = [
+            self.method,
+            self.elements * (self.elements != SIXTEEN_BIT.name),
+            self.pruner,
+            share if self.plan is None else f"plan {self.plan.name}",
+            f"evict {self.evict:.3g}" * bool(self.evict),
+        ]
         parts.append(None if self.only is None else f"layer {self.only}")
         return " ".join(filter(None, parts))
 
 
-class MethodKind(NamedTuple):
+@dataclass(frozen=True)
+class MethodKind:
     """What tells the rows of a method apart.
 
     Attributes:
@@ -160,16 +169,18 @@ class MethodKind(NamedTuple):
         evicts: whether they differ by the share that is evicted.
         prunes: whether they differ by sparsity. What only evicts has the shares at which its cache is as small as a
             2:4 cache of these sparsities, unless shares are asked for.
+        elements: whether they differ by what stored values are; else these have 16 bits.
     """
 
     name: str
     pruners: bool
     evicts: bool = False
     prunes: bool = True
+    elements: bool = False
 
 
 def all_settings(
-    methods: Sequence[tuple[str, bool] | MethodKind],
+    methods: Sequence[MethodKind],
     pruners: Sequence[str],
     sparsities: Sequence[float],
     key_sparsities: Sequence[float] | None,
@@ -177,34 +188,40 @@ def all_settings(
     plan: LayerPlan | None = None,
     evicts: Sequence[float] | None = None,
     same_memory: Callable[[float, float], float] = lambda key, value: 0.0,
+    elements: Sequence[str] = (SIXTEEN_BIT.name,),
 ) -> list[Setting]:
-    """The cross product, each setting once; nothing pruned is one row, however many pruners do it.
+    """The cross product, each setting once; nothing pruned is one row of each ``elements``, whatever methods do it.
 
     Args:
-        methods: each a :class:`MethodKind`, or less of it.
         key_sparsities, value_sparsities: in place of ``sparsities``, for K and for V.
         evicts: shares of blocks that are dropped.
-        same_memory: from a sparsity of K and one of V to the share that leaves as small a cache.
+        same_memory: from a sparsity of K and one of V to the share that leaves as small a cache, of 16 bits both.
+        elements: of the methods that have a choice; the others are there where 16 bits are.
     """
     found: dict[Setting, None] = {}
 
     def add(setting: Setting) -> None:
-        if not (_prunes_nothing(setting) and any(map(_prunes_nothing, found))):
+        alike = (one for one in found if one.elements == setting.elements)
+        if not (_prunes_nothing(setting) and any(map(_prunes_nothing, alike))):
             found[setting] = None
 
-    for kind in (MethodKind(*one) for one in methods):
-        pairs = list(_pairs(sparsities, key_sparsities, value_sparsities))
-        if not kind.prunes:
-            for share in [same_memory(*pair) for pair in pairs] if evicts is None else evicts:
-                add(Setting(kind.name, 0.0, 0.0, evict=share))
+    pairs = list(_pairs(sparsities, key_sparsities, value_sparsities))
+    for stored, kind in itertools.product(elements, methods):
+        if not kind.elements and stored != SIXTEEN_BIT.name:
             continue
-        shares = (evicts if kind.evicts else None) or (0.0,)
+        shares: Sequence[float] = (evicts if kind.evicts else None) or (0.0,)
+        if not kind.prunes:
+            if kind.evicts and evicts is None:
+                shares = [same_memory(*pair) for pair in pairs]
+            for share in shares:
+                add(Setting(kind.name, 0.0, 0.0, evict=share, elements=stored))
+            continue
         for pruner in pruners if kind.pruners else (None,):
             for (key, value), share in itertools.product(pairs, shares):
-                add(Setting(kind.name, key, value, pruner, evict=share))
+                add(Setting(kind.name, key, value, pruner, evict=share, elements=stored))
             if plan is not None and kind.pruners:
                 for share in shares:
-                    add(Setting(kind.name, plan.mean(0), plan.mean(1), pruner, plan, evict=share))
+                    add(Setting(kind.name, plan.mean(0), plan.mean(1), pruner, plan, evict=share, elements=stored))
     return list(found)
 
 

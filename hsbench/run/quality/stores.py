@@ -19,12 +19,12 @@ from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, page_bytes
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
-from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_of
+from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
 from hsbench.errors import UsageError, unknown
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA, Device
-from hsbench.problem.elements import Element, element_by
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, Element, StoredElements, element_by
 from hsbench.run.quality.layer_plan import LayerPlan
 from hsbench.run.quality.protocol import Compressed, Store
 from hsbench.run.quality.settings import BLOCK, MethodKind, Setting
@@ -107,7 +107,8 @@ class Hierarchical:
 
     def __init__(self, setting: Setting, group: int, basis: Any) -> None:
         self._setting, self._group, self._basis = setting, group, basis
-        self._pruner = MAGNITUDE if setting.pruner is None else pruner_of(setting.pruner)
+        self._elements = STORED[setting.elements]
+        self._pruner = pruner_for(pruner_of(setting.pruner or MAGNITUDE.name), self._elements)
         self._fits: dict[int, tuple[Fit, Fit]] = {}
         self._dropped: dict[int, Tensor] = {}
 
@@ -121,8 +122,9 @@ class Hierarchical:
         plans = plan_blocks(length, key, **where), plan_blocks(length, value, **where)
         asked: dict[str, Any] = {"key_sparsity": key, "value_sparsity": value, **where}
         asked |= {"pruner": self._pruner, "fits": self._fit(layer, k, v, queries, held, where)}
+        asked |= {"elements": self._elements}
         shape = tuple(k.shape)
-        if why_simulated(self._pruner, k, self._group) is None:
+        if why_simulated(self._pruner, k, self._group, self._elements) is None:
             return _Paged(shape, k.dtype, plans, eviction, compress_kv(k, v, evict=eviction or 0.0, **asked))
         if eviction is not None:
             k, v = eviction.gather(k), eviction.gather(v)
@@ -149,18 +151,23 @@ class Hierarchical:
         if layer not in self._fits:
             plans = [plan_blocks(seen, 0.5, **where)] * 2
             query_rms = self._basis.layer(layer).query_rms if self._pruner.needs_calibration and self._basis else None
-            self._fits[layer] = fit_pruner(
+            key, value = fit_pruner(
                 self._pruner, k[:, :, :seen], v[:, :, :seen], plans, query_rms=query_rms, queries=queries
             )
+            if self._elements.has_scale:
+                key, value = key.scaled_to(k[:, :, :seen]), value.scaled_to(v[:, :, :seen])
+            self._fits[layer] = key, value
         elif self._fits[layer][1].token_weights is not None:
             key, value = self._fits[layer]
             self._fits[layer] = key, value.extended(pooled_attention(queries, k[:, :, :seen]))
         return self._fits[layer]
 
 
-def why_simulated(pruner: Pruner, k: Tensor, group: int) -> str | None:
+def why_simulated(pruner: Pruner, k: Tensor, group: int, elements: StoredElements = SIXTEEN_BIT) -> str | None:
     """Why no kernel can attend to what a pruner stores; None where ours does."""
-    return pruner.why_simulated or calls.why_not_shape(k.shape[-1], group) or library.why_missing(k.device.type)
+    device = Device.of(k.device)
+    without_kernel = calls.why_not_shape(k.shape[-1], group) or calls.why_not_prefill(elements, device)
+    return pruner.why_simulated or without_kernel or library.why_missing(device.kind)
 
 
 class Unstructured:
@@ -212,19 +219,22 @@ class Method:
 
     Attributes:
         store: makes one for a window: of a setting, the query heads per kv head, and a basis where one was given.
-        pruners, evicts, prunes: see :class:`MethodKind`.
+        kind: its name, and by what its rows differ.
     """
 
     store: Callable[[Setting, int, Any], Store]
-    pruners: bool
-    evicts: bool
-    prunes: bool
+    kind: MethodKind
 
 
 METHODS = {
-    "hierarchical": Method(Hierarchical, pruners=True, evicts=True, prunes=True),
-    "evict": Method(Hierarchical, pruners=False, evicts=True, prunes=False),  # whose blocks are all dense
-    "unstructured": Method(Unstructured, pruners=False, evicts=False, prunes=True),
+    method.kind.name: method
+    for method in (
+        Method(Hierarchical, MethodKind("hierarchical", pruners=True, evicts=True, elements=True)),
+        Method(Hierarchical, MethodKind("dense", pruners=False, prunes=False, elements=True)),
+        # Its blocks are all dense, and of 16 bits, as the cache is that it is as small as.
+        Method(Hierarchical, MethodKind("evict", pruners=False, evicts=True, prunes=False)),
+        Method(Unstructured, MethodKind("unstructured", pruners=False)),
+    )
 }
 """By name; the first runs where none is asked for."""
 
@@ -235,11 +245,12 @@ def check_settings(
     plan: LayerPlan | None,
     basis: Path | None,
     evicts: Sequence[float] | None = None,
-) -> tuple[list[MethodKind], list[str], Any]:
-    """The methods; the pruners; and the basis, where one is needed.
+    elements: Sequence[str] | None = None,
+) -> tuple[list[MethodKind], list[str], Any, list[str]]:
+    """The methods; the pruners; the basis, where one is needed; and what stored values are.
 
     Args:
-        methods, asked: names; None for the default.
+        methods, asked, elements: names; None for the default.
         plan: of layers, whose pruner is taken where none is asked for.
         basis: its file.
         evicts: shares of blocks to be evicted; None where nobody asked.
@@ -251,12 +262,13 @@ def check_settings(
     for name in chosen:
         if name not in METHODS:
             raise unknown("methods", name, METHODS)
-    if evicts is not None and not any(METHODS[name].evicts for name in chosen):
+    kinds = [METHODS[name].kind for name in chosen]
+    if evicts is not None and not any(kind.evicts for kind in kinds):
         typed = ",".join(f"{share:g}" for share in evicts)
         raise UsageError("evict", typed, f"{', '.join(chosen)} evicts nothing; leave it out, or add --methods evict")
     if asked is None:
         asked = [DEFAULT_MODEL_PRUNER if plan is None or plan.pruner is None else plan.pruner]
-    elif not any(METHODS[name].pruners for name in chosen):
+    elif not any(kind.pruners for kind in kinds):
         raise UsageError("pruner", ",".join(asked), f"{', '.join(chosen)} has none; leave it out")
     found = [pruner_of(name) for name in dict.fromkeys(asked)]
     needing = [pruner.name for pruner in found if pruner.needs_calibration]
@@ -267,12 +279,18 @@ def check_settings(
     if basis is not None and not needing:
         raise UsageError("basis", basis, "none of the pruners takes a basis; give --pruner calibrated")
     opened = None if basis is None else Basis.load(basis)
-    kinds = [MethodKind(name, one.pruners, one.evicts, one.prunes) for name in chosen for one in [METHODS[name]]]
-    return kinds, list(dict.fromkeys(asked)), opened
+    stored = list(dict.fromkeys([SIXTEEN_BIT.name] if elements is None else elements))
+    for name in stored:
+        if name not in STORED:
+            raise unknown("elements", name, STORED)
+    if SIXTEEN_BIT.name not in stored and not all(kind.elements for kind in kinds):
+        fixed = ", ".join(kind.name for kind in kinds if not kind.elements)
+        raise UsageError("elements", ",".join(stored), f"{fixed} stores 16 bits only; leave it out, or add 16bit")
+    return kinds, list(dict.fromkeys(asked)), opened, stored
 
 
 def same_memory_of(device: Device, head_dim: int, element: Element, key: float, value: float) -> float:
     """The share of blocks to be evicted from a dense cache that leaves as few bytes as 2:4 of sparsities ``key`` and
-    ``value``."""
+    ``value``, both of 16 bits."""
     kind = device.kind if head_dim in HEAD_DIMS else CUDA.kind  # whose pages stand in, see `simulate`
     return same_memory((2 * key, 2 * value), page_bytes(kind, head_dim, element))

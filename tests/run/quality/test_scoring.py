@@ -11,12 +11,15 @@ import torch
 
 from hsbench.attention import calls
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.errors import UsageError
+from hsbench.problem.elements import STORED
 from hsbench.run.quality import scoring, stores
 from hsbench.run.quality.attending import Attending
-from hsbench.run.quality.settings import BLOCK, Chunk, Setting, Task, all_settings
+from hsbench.run.quality.settings import BLOCK, Chunk, MethodKind, Setting, Task, all_settings
 
 SMALL = Task(context=448, score=128, windows=1, sink=64, local=128)
 HALF = Setting("hierarchical", 0.5, 0.5, "magnitude")
+FP8_HALF = dataclasses.replace(HALF, elements="fp8")
 
 
 def attending(of: Setting = HALF, task: Task = SMALL, **more: object) -> Attending:
@@ -78,10 +81,11 @@ def test_64_tokens_at_a_time_are_what_one_at_a_time_is(model):
     np.testing.assert_allclose(together.kl, kl, rtol=2e-2, atol=2e-5)
 
 
+@pytest.mark.parametrize("elements", STORED)
 @pytest.mark.parametrize("pruner", ["magnitude", "centered", "balanced", "attentive", "attentive:hd"])
 @pytest.mark.parametrize("when", ["decode", "chunked"])
-def test_no_query_sees_what_comes_after_it(model, when, pruner):
-    of = dataclasses.replace(HALF, pruner=pruner)
+def test_no_query_sees_what_comes_after_it(model, when, pruner, elements):
+    of = dataclasses.replace(HALF, pruner=pruner, elements=elements)
     task = dataclasses.replace(SMALL, when=when, chunk=192)
     tokens, other = ids(task.tokens), ids(task.tokens)
     cut = task.context + 70
@@ -98,6 +102,32 @@ def test_at_sparsity_0_only_rounding_is_left(model, when, pruner):
     nothing = Setting("hierarchical", 0.0, 0.0, pruner)
     found = scores(model, dataclasses.replace(SMALL, when=when, chunk=192), nothing)
     assert 0 <= found.kl.mean() < 1e-5 and found.agree.mean() > 0.99
+
+
+@pytest.mark.parametrize("when", ["decode", "chunked", "whole"])
+def test_8_bits_alone_cost_little_and_add_little_to_2_4(model, when):
+    task, tokens = dataclasses.replace(SMALL, when=when, chunk=192), ids(SMALL.tokens)
+    kl = {
+        setting: scores(model, task, setting, tokens=tokens).kl.mean()
+        for elements in STORED
+        for setting in (
+            Setting("dense", 0.0, 0.0, elements=elements),
+            Setting("hierarchical", 0.5, 0.5, "centered", elements=elements),
+        )
+    }
+    exact, half, dense8, half8 = kl.values()
+    # The tiny model's attention is sharp, and its vocabulary small: a real one's figures are in docs/quality.md.
+    assert exact < 1e-5 < dense8 < 0.02 and half > 3 * dense8
+    assert abs(half8 - half) < 0.25 * half
+
+
+def test_what_8_bits_store_is_counted(model):
+    k, v = torch.randn(2, 1, 2, 448, 64, dtype=torch.float16)
+    for setting, least in ((Setting("dense", 0.0, 0.0, elements="fp8"), 1.9), (FP8_HALF, 3.0)):
+        store = stores.METHODS[setting.method].store(setting, 2, None)
+        stored = store.compress(0, k, v, k, held=448, sink=0, local=0)
+        assert not stored.simulated and stored.dense_nbytes / stored.nbytes > least
+        assert sum(stored.memory().values()) == stored.nbytes and stored.memory()["scale"] == 2 * 2 * 64 * 4
 
 
 def test_whole_prunes_for_every_query(model):
@@ -136,9 +166,10 @@ def test_the_first_scored_pass_and_another_are_checked(model):
     assert all(2 in one and one <= {2, 3} for one in picked)
 
 
+@pytest.mark.parametrize("elements", STORED)
 @pytest.mark.parametrize("pruner", ["magnitude", "mirror", "centered", "balanced", "attentive"])
-def test_the_simulated_path_is_the_real_one(model, monkeypatch, pruner):
-    of = dataclasses.replace(HALF, pruner=pruner)
+def test_the_simulated_path_is_the_real_one(model, monkeypatch, pruner, elements):
+    of = dataclasses.replace(HALF, pruner=pruner, elements=elements)
     real = scores(model, of=of)
     monkeypatch.setattr(stores, "why_simulated", lambda *of: "said so")
     ran = []
@@ -163,7 +194,11 @@ def test_unstructured_prunes_the_same_blocks_and_costs_less(model):
 
 def test_settings_are_a_cross_product_without_repeats():
     found = all_settings(
-        [("hierarchical", True), ("unstructured", False)], ["magnitude", "mirror"], [0.0, 0.5], None, None
+        [MethodKind("hierarchical", True), MethodKind("unstructured", False)],
+        ["magnitude", "mirror"],
+        [0.0, 0.5],
+        None,
+        None,
     )
     assert [(one.method, one.pruner, one.key_sparsity) for one in found] == [
         ("hierarchical", "magnitude", 0.0),
@@ -171,12 +206,12 @@ def test_settings_are_a_cross_product_without_repeats():
         ("hierarchical", "mirror", 0.5),
         ("unstructured", None, 0.5),
     ]
-    keys = all_settings([("hierarchical", True)], ["magnitude"], [0.0, 0.5], [0.5], [0.0, 0.25])
+    keys = all_settings([MethodKind("hierarchical", True)], ["magnitude"], [0.0, 0.5], [0.5], [0.0, 0.25])
     assert [(one.key_sparsity, one.value_sparsity) for one in keys] == [(0.5, 0.0), (0.5, 0.25)]
 
 
 def test_settings_of_eviction():
-    kinds, pruners, _ = stores.check_settings(["hierarchical", "evict", "unstructured"], ["magnitude"], None, None)
+    kinds, pruners, *_ = stores.check_settings(["hierarchical", "evict", "unstructured"], ["magnitude"], None, None)
     alone = all_settings(kinds, pruners, [0.0, 0.5], None, None, same_memory=lambda key, value: 0.4 * (key + value))
     assert [(one.method, one.key_sparsity, one.evict) for one in alone] == [
         ("hierarchical", 0.0, 0.0),
@@ -197,10 +232,11 @@ def test_settings_of_eviction():
     ]
 
 
+@pytest.mark.parametrize("elements", STORED)
 @pytest.mark.parametrize("pruner", [None, "attentive", "mirror:hd"])
-def test_what_is_evicted_stays_so_as_the_cache_grows(pruner):
+def test_what_is_evicted_stays_so_as_the_cache_grows(pruner, elements):
     torch.manual_seed(0)
-    setting = Setting("hierarchical", 0.25, 0.25, pruner, evict=0.5)
+    setting = Setting("hierarchical", 0.25, 0.25, pruner, evict=0.5, elements=elements)
     store = stores.Hierarchical(setting, 2, None)
     k, v, q = torch.randn(1, 2, 704, 64).half(), torch.randn(1, 2, 704, 64).half(), torch.randn(1, 4, 64, 64).half()
     before = None
@@ -218,3 +254,35 @@ def test_what_is_evicted_stays_so_as_the_cache_grows(pruner):
         out = stored.attend(q[:, :, -1:])
         assert out.shape == (1, 4, 1, 64) and torch.isfinite(out).all()
         assert stored.simulated == (pruner == "mirror:hd") and stored.nbytes < stored.dense_nbytes
+
+
+def test_settings_of_more_elements():
+    kinds = [MethodKind("hierarchical", True, elements=True), MethodKind("dense", False, prunes=False, elements=True)]
+    kinds.append(MethodKind("unstructured", False))
+    found = all_settings(kinds, ["mirror"], [0.0, 0.5], None, None, elements=["16bit", "fp8"])
+    assert [(one.method, one.elements, one.key_sparsity) for one in found] == [
+        ("hierarchical", "16bit", 0.0),
+        ("hierarchical", "16bit", 0.5),
+        ("unstructured", "16bit", 0.5),
+        ("hierarchical", "fp8", 0.0),
+        ("hierarchical", "fp8", 0.5),
+    ]
+    (alone,) = all_settings(kinds[1:2], [], [0.5], None, None, elements=["fp8"])
+    assert (alone.method, alone.key_sparsity, alone.label) == ("dense", 0.0, "dense fp8 0")
+
+
+def test_settings_of_more_elements_and_eviction():
+    """Of `dense` nothing is evicted, and `evict` has 16 bits only."""
+    kinds, _, _, stored = stores.check_settings(
+        ["hierarchical", "dense", "evict"], None, None, None, [0.5], ["16bit", "fp8"]
+    )
+    found = all_settings(kinds, ["mirror"], [0.5], None, None, evicts=[0.5], elements=stored)
+    assert [one.label for one in found] == [
+        "hierarchical mirror 0.5 evict 0.5",
+        "dense 0",
+        "evict 0 evict 0.5",
+        "hierarchical fp8 mirror 0.5 evict 0.5",
+        "dense fp8 0",
+    ]
+    with pytest.raises(UsageError, match="evict stores 16 bits only"):
+        stores.check_settings(["hierarchical", "evict"], None, None, None, None, ["fp8"])

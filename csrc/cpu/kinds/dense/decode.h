@@ -13,13 +13,16 @@ namespace hsb::cpu {
 template <class Isa, class Type, int heads>
 void multiply_dense_tiles(const std::byte *tile, std::size_t tile_stride, const float *x, std::ptrdiff_t x_stride,
                           float *y, std::ptrdiff_t y_stride) {
+    using Value = typename Type::Value;
+    constexpr std::size_t kTileBytes = DenseKind::tile_bytes_of(sizeof(Value));
+    constexpr int kStepsPerLine = kCacheLine / (kTileLanes * static_cast<int>(sizeof(Value)));
     constexpr int width = Isa::width;
     constexpr int vectors = Isa::registers >= 32 && heads <= 4 ? 4 : 2;
     for (int lane = 0; lane < 2 * kTileLanes; lane += vectors * width) {
-        const std::uint16_t *values[vectors];
+        const Value *values[vectors];
         for (int v = 0; v < vectors; ++v) {
             const int at = lane + v * width;
-            values[v] = reinterpret_cast<const std::uint16_t *>(tile + at / kTileLanes * tile_stride) + at % kTileLanes;
+            values[v] = reinterpret_cast<const Value *>(tile + at / kTileLanes * tile_stride) + at % kTileLanes;
         }
         typename Isa::Float sums[heads][vectors];
         for (int h = 0; h < heads; ++h)
@@ -28,9 +31,9 @@ void multiply_dense_tiles(const std::byte *tile, std::size_t tile_stride, const 
         for (int c = 0; c < kTileSteps; ++c) {
             typename Isa::Float a[vectors];
             for (int v = 0; v < vectors; ++v) {
-                const std::uint16_t *value = values[v] + c * kTileLanes;
-                if ((lane + v * width) % kTileLanes == 0)
-                    prefetch(reinterpret_cast<const std::byte *>(value) + kAhead * DenseKind::tile_bytes);
+                const Value *value = values[v] + c * kTileLanes;
+                if ((lane + v * width) % kTileLanes == 0 && c % kStepsPerLine == 0)
+                    prefetch(reinterpret_cast<const std::byte *>(value) + kAhead * kTileBytes);
                 a[v] = Isa::load(value, Type{});
             }
             for (int h = 0; h < heads; ++h) {
@@ -47,18 +50,20 @@ void multiply_dense_tiles(const std::byte *tile, std::size_t tile_stride, const 
 template <class Isa, class Type, int heads>
 void score_page(DenseKind, const std::byte *page, int head_dim, const float *q, const float *, float *y,
                 std::ptrdiff_t y_stride) {
+    constexpr std::size_t kTileBytes = DenseKind::tile_bytes_of(sizeof(typename Type::Value));
     const int parts = head_dim / kTileSteps;  // tiles side by side along head_dim
     for (int part = 0; part < parts; ++part)
-        multiply_dense_tiles<Isa, Type, heads>(page + part * DenseKind::tile_bytes, parts * DenseKind::tile_bytes,
-                                               q + part * kTileSteps, head_dim, y, y_stride);
+        multiply_dense_tiles<Isa, Type, heads>(page + part * kTileBytes, parts * kTileBytes, q + part * kTileSteps,
+                                               head_dim, y, y_stride);
 }
 
 // out[head][dim] += p . v: p [heads][p_stride], out [heads][head_dim].
 template <class Isa, class Type, int heads>
 void weigh_page(DenseKind, const std::byte *page, int head_dim, const float *p, std::ptrdiff_t p_stride, float *,
                 float *out) {
+    constexpr std::size_t kTileBytes = DenseKind::tile_bytes_of(sizeof(typename Type::Value));
     for (int tile = 0; tile < head_dim / kTileLanes; tile += 2)
-        multiply_dense_tiles<Isa, Type, heads>(page + tile * DenseKind::tile_bytes, DenseKind::tile_bytes, p, p_stride,
+        multiply_dense_tiles<Isa, Type, heads>(page + tile * kTileBytes, kTileBytes, p, p_stride,
                                                out + tile * kTileLanes, head_dim);
 }
 

@@ -22,7 +22,7 @@ template <class Isa, class Type>
 void unpack_page(DenseKind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
     constexpr int kRows = kDenseRows<Isa>;
     auto *out = reinterpret_cast<float *>(unpacked);
-    const auto *value = reinterpret_cast<const std::uint16_t *>(page);
+    const auto *value = reinterpret_cast<const typename Type::Value *>(page);
     for (int lane = 0; lane < rows; lane += kTileLanes)
         for (int first = 0; first < steps; first += kTileSteps)
             for (int c = first; c < first + kTileSteps; ++c, value += kTileLanes) {

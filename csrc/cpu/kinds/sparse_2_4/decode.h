@@ -20,14 +20,18 @@ constexpr int kPassLanes = 2 * Isa::width;
 // from memory. On AVX2, which passes over a tile twice, no difference was measured.
 constexpr int kGroupUnroll = Isa::registers >= 32 ? 5 : kTileGroups;
 
+// Value: what a tile's values are stored as.
+template <class Value>
 [[gnu::always_inline]] inline void prefetch_patterns(const std::byte *tile) {
-    const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes;
+    const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes_of(sizeof(Value));
     for (std::size_t byte = 0; byte < kPatternBytes; byte += kCacheLine) prefetch(ahead + byte);
 }
+template <class Value>
 [[gnu::always_inline]] inline void prefetch_group(const std::byte *tile, int g) {
-    const std::byte *ahead = tile + kAhead * Sparse24Kind::tile_bytes + kPatternBytes + 2 * g * kCacheLine;
-    prefetch(ahead);
-    prefetch(ahead + kCacheLine);
+    constexpr int kGroupBytes = 2 * kTileLanes * static_cast<int>(sizeof(Value));  // whole cache lines
+    const std::byte *ahead =
+        tile + kAhead * Sparse24Kind::tile_bytes_of(sizeof(Value)) + kPatternBytes + g * kGroupBytes;
+    for (int byte = 0; byte < kGroupBytes; byte += kCacheLine) prefetch(ahead + byte);
 }
 
 // Calls group(g, codes) for the groups of a tile in turn, with the patterns of two vectors of lanes, from `lane` on,
@@ -63,7 +67,7 @@ template <class Isa, class Order, class Group>
 
 // One slot of one group: `values` are the 2 vectors of kept values, `codes` the patterns in their low 3 bits.
 template <class Isa, class Type, int heads, int slot>
-void multiply_slot(const std::uint16_t *values, const typename Isa::Word (&codes)[2], const float *tables,
+void multiply_slot(const typename Type::Value *values, const typename Isa::Word (&codes)[2], const float *tables,
                    typename Isa::Float (&sums)[heads][2]) {
     const typename Isa::Float a = Isa::load(values, Type{});
     const typename Isa::Float b = Isa::load(values + Isa::width, Type{});
@@ -79,18 +83,19 @@ void multiply_slot(const std::uint16_t *values, const typename Isa::Word (&codes
 // tables: [16 groups][heads][kTable] floats, y: [heads][y_stride] floats, 32 lanes of them.
 template <class Isa, class Type, int heads>
 void multiply_sparse_tile(const std::byte *tile, const float *tables, float *y, std::ptrdiff_t y_stride) {
+    using Value = typename Type::Value;
     constexpr int width = Isa::width;
     for (int lane = 0; lane < kTileLanes; lane += kPassLanes<Isa>) {
-        const auto *values = reinterpret_cast<const std::uint16_t *>(tile + kPatternBytes) + lane;
+        const auto *values = reinterpret_cast<const Value *>(tile + kPatternBytes) + lane;
         typename Isa::Float sums[heads][2];
         for (int h = 0; h < heads; ++h)
             for (int v = 0; v < 2; ++v) sums[h][v] = Isa::load(y + h * y_stride + lane + v * width);
-        if (lane == 0) prefetch_patterns(tile);
+        if (lane == 0) prefetch_patterns<Value>(tile);
         const auto as_stored = [](typename Isa::Word(&)[2]) {};
         for_each_group<Isa>(tile, lane, as_stored, [&](int g, const auto &codes) __attribute__((always_inline)) {
             const float *table = tables + g * heads * kTable;
-            const std::uint16_t *value = values + g * 2 * kTileLanes;
-            if (lane == 0) prefetch_group(tile, g);
+            const Value *value = values + g * 2 * kTileLanes;
+            if (lane == 0) prefetch_group<Value>(tile, g);
             multiply_slot<Isa, Type, heads, 0>(value, codes, table, sums);
             multiply_slot<Isa, Type, heads, 1>(value + kTileLanes, codes, table, sums);
         });
@@ -110,12 +115,12 @@ void multiply_paired_tile(const std::byte *tile, const float *tables, float *y, 
     typename Isa::Float sums[heads][2];
     for (int h = 0; h < heads; ++h)
         for (int v = 0; v < 2; ++v) sums[h][v] = Isa::zero();
-    prefetch_patterns(tile);
+    prefetch_patterns<std::uint16_t>(tile);
     const auto as_pairs = [](typename Isa::Word(&codes)[2]) { Isa::order_as_pairs(codes); };
     for_each_group<Isa>(tile, 0, as_pairs, [&](int g, const auto &codes) __attribute__((always_inline)) {
         const float *table = tables + g * heads * kTable;
         const std::uint16_t *value = values + g * 2 * kTileLanes;
-        prefetch_group(tile, g);
+        prefetch_group<std::uint16_t>(tile, g);
         typename Isa::Word pairs[2];
         Isa::pair(value, value + kTileLanes, pairs);
         typename Isa::Index index[parts][2];
@@ -174,9 +179,10 @@ void make_query_tables(Sparse24Kind, const float *q, int head_dim, float *tables
 template <class Isa, class Type, int heads>
 void score_page(Sparse24Kind, const std::byte *page, int head_dim, const float *, const float *tables, float *y,
                 std::ptrdiff_t y_stride) {
+    constexpr std::size_t kTileBytes = Sparse24Kind::tile_bytes_of(sizeof(typename Type::Value));
     const int parts = head_dim / kTileSteps;  // tiles side by side along head_dim
     for (int tile = 0; tile < 2 * parts; ++tile)
-        multiply_tile<Isa, Type, Factor::query, heads>(page + tile * Sparse24Kind::tile_bytes,
+        multiply_tile<Isa, Type, Factor::query, heads>(page + tile * kTileBytes,
                                                        tables + tile % parts * kTileGroups * heads * kTable,
                                                        y + tile / parts * kTileLanes, y_stride);
 }
@@ -185,10 +191,11 @@ void score_page(Sparse24Kind, const std::byte *page, int head_dim, const float *
 template <class Isa, class Type, int heads>
 void weigh_page(Sparse24Kind, const std::byte *page, int head_dim, const float *p, std::ptrdiff_t p_stride,
                 float *tables, float *out) {
+    constexpr std::size_t kTileBytes = Sparse24Kind::tile_bytes_of(sizeof(typename Type::Value));
     make_tables<Isa, Type, Factor::probability, heads>(p, p_stride, kTileGroups, tables);
     for (int tile = 0; tile < head_dim / kTileLanes; ++tile)
-        multiply_tile<Isa, Type, Factor::probability, heads>(page + tile * Sparse24Kind::tile_bytes, tables,
-                                                             out + tile * kTileLanes, head_dim);
+        multiply_tile<Isa, Type, Factor::probability, heads>(page + tile * kTileBytes, tables, out + tile * kTileLanes,
+                                                             head_dim);
 }
 
 }  // namespace hsb::cpu

@@ -4,7 +4,7 @@
 //   byte    0  u32 low[32]     lane l: codes of groups 0..9 at bits 3g; bits 30..31 = bits 0..1 of group 15's code
 //   byte  128  u32 high[16]    half word h = lane / 16 of high[lane % 16]: codes of groups 10..14 at bits 3 (g - 10);
 //                              bit 15 = bit 2 of group 15's code
-//   byte  192  u16 value[16 groups][2 slots][32 lanes]
+//   byte  192  u16 value[16 groups][2 slots][32 lanes]           or u8: then a tile has 1216 bytes
 //
 // Patterns stand before the values they steer, in one sequential stream; that beats separate arrays.
 #pragma once
@@ -32,7 +32,12 @@ struct Sparse24Kind {
     static constexpr std::int64_t tile_bytes = kPatternBytes + kTileGroups * 2 * kTileLanes * 2;
     static_assert(tile_bytes == 2240, "16 groups x 2 slots x 32 lanes of 16 bits, and 48 bits of pattern a lane");
 
-    static constexpr std::int64_t page_bytes(int head_dim) { return tiles_per_page(head_dim) * tile_bytes; }
+    static constexpr std::int64_t tile_bytes_of(std::int64_t value_bytes) {
+        return kPatternBytes + kTileGroups * 2 * kTileLanes * value_bytes;
+    }
+    static constexpr std::int64_t page_bytes(int head_dim, std::int64_t value_bytes = 2) {
+        return tiles_per_page(head_dim) * tile_bytes_of(value_bytes);
+    }
 
     static Pool pool(const hsb_pages &p) { return {static_cast<const std::byte *>(p.sparse), p.sparse_page_bytes}; }
     static std::byte *pool(const hsb_compress_params &p) { return static_cast<std::byte *>(p.sparse); }
@@ -41,5 +46,6 @@ struct Sparse24Kind {
     static constexpr std::int64_t query_floats(int head_dim) { return head_dim / 4 * kTable; }
     static constexpr std::int64_t weight_floats() { return kTileGroups * kTable; }
 };
+static_assert(Sparse24Kind::tile_bytes_of(2) == Sparse24Kind::tile_bytes, "values of 16 bits");
 
 }  // namespace hsb::cpu

@@ -60,7 +60,7 @@ template <class Isa, class Type>
 void unpack_sparse_tile(const std::byte *tile, int row, int first, int groups, QuadGroup *out) {
     PatternWords words;
     read_patterns<Isa>(tile, words);
-    const auto *value = reinterpret_cast<const std::uint16_t *>(tile + kPatternBytes);
+    const auto *value = reinterpret_cast<const typename Type::Value *>(tile + kPatternBytes);
     for (int g = 0; g < kTileGroups; ++g) {
         const std::uint32_t *word = g < 10 ? words.low : g < 15 ? words.high : words.last;
         const int shift = g < 10 ? 3 * g : g < 15 ? 3 * (g - 10) : 0;
@@ -87,9 +87,10 @@ void unpack_sparse_tile(const std::byte *tile, int row, int first, int groups, Q
 template <class Isa, class Type>
 void unpack_page(Sparse24Kind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
     auto *out = reinterpret_cast<QuadGroup *>(unpacked);
+    constexpr std::int64_t kTileBytes = Sparse24Kind::tile_bytes_of(sizeof(typename Type::Value));
     static_assert(128 * Tile<Isa>::row_bytes <= 0x10000, "offsets are 16 bits");
     for (int row = 0; row < rows; row += kTileLanes)
-        for (int first = 0; first < steps; first += kTileSteps, page += Sparse24Kind::tile_bytes)
+        for (int first = 0; first < steps; first += kTileSteps, page += kTileBytes)
             unpack_sparse_tile<Isa, Type>(page, row, first / 4, steps / 4, out);
 }
 

@@ -1,0 +1,58 @@
+// Blocks that keep all of their values, as e4m3. block_kinds.cuh says what a kind consists of.
+#pragma once
+
+#include "cuda/ptx/matrix.cuh"
+#include "cuda/ptx/mma.cuh"
+#include "cuda/ptx/place.cuh"
+#include "fp8_mma.cuh"
+#include "params.h"
+
+namespace hsb::cuda {
+
+struct Fp8DenseMma {
+    // T: what A becomes and B is.
+    template <class T, class Shape, int Tiles, int Strips, int Steps>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
+                                                    const std::uint32_t (&b)[Tiles][Steps][4], int /*lane*/) {
+        constexpr int kRowBytes = kFp8DenseRowBytes<Shape>;
+        // Read here: of what outlives the page, the compiler would keep what comes of it in registers.
+        const int lane = ptx::lane();
+        const std::uint32_t first = page + swizzled_chunk<kRowBytes>(lane % 16, lane / 16);
+#pragma unroll
+        for (int step = 0; step < Steps; ++step) {  // of 32 cols, two chunks
+            std::uint32_t own[Tiles][4];
+#pragma unroll
+            for (int tile = 0; tile < Tiles; ++tile) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) own[tile][i] = b[tile][step][i];
+                exchange_neighbours(own[tile][0], own[tile][2], lane % 2);
+                exchange_neighbours(own[tile][1], own[tile][3], lane % 2);
+            }
+#pragma unroll
+            for (int strip = 0; strip < Strips; ++strip) {
+                std::uint32_t bytes[4];
+                ptx::ldmatrix_x4(bytes, (first ^ step * 2 * kChunkBytes) + strip * (kStripRows * kRowBytes));
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    std::uint32_t a[4];
+                    fp16_of_e4m3(a, bytes[half * 2], bytes[half * 2 + 1]);
+#pragma unroll
+                    for (int tile = 0; tile < Tiles; ++tile)
+                        ptx::mma_m16n8k16(c[tile][strip], a, own[tile][half], own[tile][half + 2], T());
+                }
+            }
+        }
+    }
+};
+
+struct Fp8DenseKind : Fp8DenseMma {
+    static constexpr hsb_block_kind kKind = HSB_DENSE;
+    static constexpr bool kIsSparse = false;
+
+    HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return fp8_dense_page_bytes(head_dim); }
+
+    static const void *pool(const hsb_pages &pages) { return pages.dense; }
+    static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.dense_page_bytes; }
+};
+
+}  // namespace hsb::cuda

@@ -1,0 +1,30 @@
+// e4m3, floating point of 8 bits with 4 of exponent and 3 of fraction, to fp16, in which each of its numbers is exact.
+#pragma once
+
+#include <cstdint>
+
+#include "bytes.cuh"
+
+namespace hsb::cuda::ptx {
+
+// Two of four, the lower one in the low half. From sm_89 on there is an instruction for it; elsewhere an e4m3 with its sign
+// moved away from the rest is an fp16 that is 2^8 too small, subnormal numbers too (NaN becomes 480: none is stored).
+template <bool High>
+__device__ __forceinline__ std::uint32_t fp16x2_of_e4m3x4(std::uint32_t four) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+    std::uint32_t two;
+    if constexpr (High)
+        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\ncvt.rn.f16x2.e4m3x2 %0, h;\n}" : "=r"(two) : "r"(four));
+    else
+        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\ncvt.rn.f16x2.e4m3x2 %0, l;\n}" : "=r"(two) : "r"(four));
+    return two;
+#else
+    constexpr std::uint32_t k256 = 0x5c005c00u;
+    const std::uint32_t bytes = permute_bytes<High ? 0x3424 : 0x1404>(four, 0);  // each above 8 zero bits
+    std::uint32_t two = (bytes & 0x80008000u) | (bytes & 0x7f007f00u) >> 1;
+    asm("mul.rn.f16x2 %0, %0, %1;" : "+r"(two) : "r"(k256));
+    return two;
+#endif
+}
+
+}  // namespace hsb::cuda::ptx
