@@ -65,12 +65,7 @@ def sparsity(name: str, value: Any) -> float:
     Raises:
         UsageError: outside of that, NaN, or no number.
     """
-    remedy = "2:4 prunes at most half: give 0 to 0.5"
-    if not _is_number(value, Real):
-        raise UsageError(name, _shown(value), f"not a number; {_item(name, value) or remedy}")
-    if not 0 <= value <= 0.5:
-        raise UsageError(name, value, remedy)
-    return float(value)
+    return _at_most(0.5, name, value, "2:4 prunes at most half: give 0 to 0.5")
 
 
 def share(name: str, value: Any) -> float:
@@ -79,10 +74,13 @@ def share(name: str, value: Any) -> float:
     Raises:
         UsageError: outside of that, NaN, or no number.
     """
-    remedy = "give a share, 0 to 1"
+    return _at_most(1.0, name, value, "give a share, 0 to 1")
+
+
+def _at_most(most: float, name: str, value: Any, remedy: str) -> float:
     if not _is_number(value, Real):
         raise UsageError(name, _shown(value), f"not a number; {_item(name, value) or remedy}")
-    if not 0 <= value <= 1:
+    if not 0 <= value <= most:
         raise UsageError(name, value, remedy)
     return float(value)
 

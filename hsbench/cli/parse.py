@@ -8,7 +8,7 @@ of the command line from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hsbench.errors import UsageError, unknown
@@ -77,11 +77,7 @@ def parse_sparsity(text: str, field: str = "sparsity") -> float:
     Raises:
         UsageError: not a number, NaN, or outside the range.
     """
-    shown = text.strip()
-    try:
-        return check_sparsity(field, parse_number(shown))
-    except UsageError as error:
-        raise UsageError(field, shown or '""', error.remedy) from None
+    return _parse_checked(text, field, check_sparsity)
 
 
 def parse_evict(text: str, field: str = "evict") -> float:
@@ -90,9 +86,13 @@ def parse_evict(text: str, field: str = "evict") -> float:
     Raises:
         UsageError: not a number, NaN, or outside the range.
     """
+    return _parse_checked(text, field, check_evict)
+
+
+def _parse_checked(text: str, field: str, check: Callable[[str, float], float]) -> float:
     shown = text.strip()
     try:
-        return check_evict(field, parse_number(shown))
+        return check(field, parse_number(shown))
     except UsageError as error:
         raise UsageError(field, shown or '""', error.remedy) from None
 
