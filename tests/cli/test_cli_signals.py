@@ -24,7 +24,7 @@ from hsbench.cli.main import main
 Run = Callable[..., object]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 TINY = [
-    "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense", "--device", "cpu", "--time", "0.1",
+    "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit", "--device", "cpu", "--time", "0.1",
 ]  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def statuses(text: str) -> list[str]:
 def test_a_signal_in_a_run_keeps_what_is_done(hsbench: Run, bench: object, number: int) -> None:
     before = [signal.getsignal(each) for each in CODES]
     bench.before = interrupted(2, number)
-    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense:16bit,hierarchical:16bit")
     assert ran.code == CODES[number]
     assert statuses(ran.out) == ["ok"] * 2 + ["interrupted"] * 4
     assert "summary" in ran.err and "Traceback" not in ran.err
@@ -90,7 +90,7 @@ def test_a_signal_whose_exception_was_swallowed_ends_the_run_after_its_cell(hsbe
                 send(signal.SIGTERM)
 
     bench.before = before
-    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense,hierarchical")
+    ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense:16bit,hierarchical:16bit")
     assert (ran.code, statuses(ran.out)) == (143, ["ok"] * 4 + ["interrupted"] * 2)
 
 

@@ -21,7 +21,7 @@ from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
 TINY = [
-    "--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense", "--device", "cpu",
+    "--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit", "--device", "cpu",
     "--time", "0.1",
 ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_profile_is_said_to_nobody(
     from hsbench import profiling
 
     made = []
-    monkeypatch.setattr(profiling.PROFILERS["torch"], "make", lambda self, job: made.append(job) or [])
+    monkeypatch.setattr(profiling.PROFILERS["torch"], "make", lambda self, job, wanted: made.append(job) or [])
     monkeypatch.setattr("sys.stderr", broken("gone"))
     argv = ["decode", "--profiler", "torch", "--profile-dir", str(tmp_path), "--format", "csv"]
     assert main(argv) == 0

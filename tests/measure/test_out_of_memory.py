@@ -242,7 +242,7 @@ def test_what_our_library_could_not_allocate_is_the_methods_row(monkeypatch: pyt
         real(self, function, params)
 
     monkeypatch.setattr(library.Library, "call", call)
-    assert statuses(run("dense", "unstructured")) == {"dense": "ok", "unstructured": "oom"}
+    assert statuses(run("dense:16bit", "unstructured")) == {"dense": "ok", "unstructured": "oom"}
 
 
 @pytest.mark.parametrize("error", ["Python", "a file's mapping", "the system"])
@@ -268,7 +268,7 @@ def test_a_backend_that_has_no_room_to_try_does_not_refuse(monkeypatch: pytest.M
 @needs_native
 def test_a_note_that_cannot_be_made_does_not_cost_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "compress_note", failing(MEANT["our C++"]))
-    report = run("dense", "hierarchical")
+    report = run("dense:16bit", "hierarchical:16bit")
     assert statuses(report) == {"dense": "ok", "hierarchical": "ok"}
     assert "ran out of memory" in report.results[1].note and report.results[1].record.measures.speedup is not None
 
