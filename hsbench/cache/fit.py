@@ -6,7 +6,6 @@ order and shift are the same for every token of a cache, 2:4 or dense.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hsbench.cache import e4m3
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand, keep_2_of_4
+from hsbench.cache.prune import BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
-from hsbench.cache.statistics import has_kernel, mean_of, squared_norms, squared_norms_torch
+from hsbench.cache.shift import eligible_tokens, shift_of
+from hsbench.cache.statistics import has_kernel, squared_norms, squared_norms_torch
 
 QUERIES = 64
 """The last queries of a context whose attention is looked at."""
@@ -25,9 +25,6 @@ QUERIES = 64
 _ATTENTION_FLOOR = 1e-4
 """A token that the last queries did not look at may be looked at later: no weight falls below this mass's."""
 
-_SHIFT_FLOOR = 1e-5
-"""The same, in the mean that a shift is: lower, for a mean needs no bound, and is the truer the less it is of tokens
-that nothing looks at."""
 
 _WEIGHT_RANGE = 2.0**8
 """Weights lie within this factor of 1, so that weighted magnitudes stay within fp16."""
@@ -311,7 +308,7 @@ def query_rms_of(q: Tensor, paid: Tensor, plan: BlockPlan) -> Tensor:
         plan: of the blocks of K.
     """
     last = q[:, :, -QUERIES:].float().unflatten(1, (paid.shape[1], -1))
-    weights = paid[..., _eligible(plan, paid.shape[-1])].sum(-1) + _ATTENTION_FLOOR
+    weights = paid[..., eligible_tokens(plan, paid.shape[-1])].sum(-1) + _ATTENTION_FLOOR
     squares = (last.square() * weights.unsqueeze(-1)).sum((2, 3)) / weights.sum((2, 3)).unsqueeze(-1)
     halves = squares.unflatten(-1, (2, -1))  # of half-split RoPE: channels c and c + head_dim / 2
     return halves.mean(-2, keepdim=True).expand_as(halves).flatten(-2).sqrt()
@@ -349,61 +346,7 @@ def _stored_norms(x: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
     return squared_norms(x, fit.shift) if has_kernel("token_norms", x) else squared_norms_torch(fit.stored(x))
 
 
-def _eligible(plan: BlockPlan, seq: int) -> slice:
-    """The tokens of eligible blocks; where there are none yet, those that will be: all but the sinks, whose share of an
-    attention would leave none to others."""
-    if plan.eligible:
-        return slice(plan.first * BLOCK, plan.last * BLOCK)
-    return slice(plan.first * BLOCK if plan.blocks > plan.first else 0, seq)
-
-
 def _shift(x: Tensor, fit: Fit, plan: BlockPlan, attention: Tensor | None, steps: int) -> Tensor:
-    """What is subtracted from every token of ``x [batch, kv_heads, seq, head_dim]``; attention sinks would bend it.
-
-    After 0 steps the mean. Otherwise, for groups of channels alone: what 2:4 drops comes back as the shift, so a step
-    drops what is nearest to it, and moves it to the mean of that, channel by channel, weighed by the attention that
-    each token was paid. Each half of a step lowers the weighted square of what is lost (Lloyd's iteration), and at its
-    end nothing is lost on the mean: a loss that all tokens share adds up in an output over many of them, where others
-    cancel. Each group starts from zero and from the mean, and takes what loses less: from zero alone, a channel that is
-    constant and large would be kept for ever.
-
-    Args:
-        fit: without a shift yet: the order of x's channels, and their weights.
-    """
-    where = _eligible(plan, x.shape[2])
-    mean = mean_of(x, where.start, where.stop)
-    if not steps:
-        return mean
-    assert attention is not None
-    eligible = x[:, :, where]
-    paid = (attention[..., where] + _SHIFT_FLOOR).double().unsqueeze(-1)
+    """Of a fit without one yet, see :func:`hsbench.cache.shift.shift_of`."""
     order = channel_order(fit.order, x.shape[-1]).to(x.device)
-    shift = torch.empty_like(mean, dtype=torch.float64)
-    for b, h in itertools.product(*map(range, x.shape[:2])):  # one at a time, for what lies between takes room
-        weights = None if fit.channel_weights is None else fit.channel_weights[b, h, order].double()
-        start = mean[b, h, order].double()
-        starts = torch.zeros_like(start), start
-        placed = eligible[b, h].double()[:, order]
-        (zero, lost), (other, lost_other) = (_iterated(placed, begin, weights, paid[b, h], steps) for begin in starts)
-        shift[b, h, order] = torch.where(lost_other < lost, other, zero)
-    return shift.float()
-
-
-def _iterated(placed: Tensor, shift: Tensor, weights: Tensor | None, paid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """A shift after some steps of :func:`_shift`, and of each channel's group the weighted square of what it loses.
-
-    Args:
-        placed: fp64 ``[tokens, head_dim]``, in the order of what is stored; and so what else is of channels.
-        paid: ``[tokens, 1]``.
-    """
-    for step in range(steps + 1):
-        scores = placed - shift
-        if weights is not None:
-            scores *= weights
-        mass = paid * ~keep_2_of_4(scores, -1)
-        if step < steps:
-            total = mass.sum(0)
-            # A channel that nothing is dropped of stays where it is.
-            shift = torch.where(total > 0, (mass * placed).sum(0) / total, shift)
-    lost = (mass * scores.square()).sum(0).unflatten(-1, (-1, 4)).sum(-1, keepdim=True)
-    return shift, lost.expand(-1, 4).flatten()
+    return shift_of(x, plan, order=order, weights=fit.channel_weights, attention=attention, steps=steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,20 @@ from hsbench.results import MeasuredCeiling, Record, Report, Result
 from hsbench.run.observer import Observer
 from hsbench.run.plan import Cell
 from hsbench.run.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """As at a terminal, also where the tests run under nohup or in a script's background, whose processes inherit that
+    signals are ignored."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in heard}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, heard[number])
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,22 +24,9 @@ from hsbench.cli.main import main
 Run = Callable[..., object]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 TINY = [
-    "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit", "--device", "cpu", "--time", "0.1",
+    "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit", "--device", "cpu",
+    "--time", "0.1",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_signal_is_ignored() -> Iterator[None]:
-    """As at a terminal, also where the tests run under nohup or in a script's background, whose processes inherit that
-    signals are ignored."""
-    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.getsignal(number) for number in heard}
-    for number, handler in before.items():
-        if handler == signal.SIG_IGN:
-            signal.signal(number, heard[number])
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def send(number: int) -> None:

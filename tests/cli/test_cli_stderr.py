@@ -21,8 +21,8 @@ from hsbench.results import COLUMNS
 
 Run = Callable[..., object]
 TINY = [
-    "--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit", "--device", "cpu",
-    "--time", "0.1",
+    "--seq", "512", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--methods", "dense:16bit",
+    "--device", "cpu", "--time", "0.1",
 ]  # fmt: skip
 
 

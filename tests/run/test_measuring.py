@@ -43,7 +43,7 @@ from hsbench.run.settings import Settings
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-OURS = ("dense", "dense:fp8", "hierarchical", "hierarchical:fp8", "unstructured")
+OURS = ("dense", "dense:fp8", "hierarchical", "hierarchical:fp8", "evict", "unstructured")
 QUICK = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0, cache="warm")
 
 
@@ -825,7 +825,7 @@ def test_other_threads_are_quiet_when_a_timed_run_begins(workload: Workload, mon
     clock = Listener()
     monkeypatch.setattr(measure, "clock_for", lambda device: clock)
     settings = Settings(budget_s=30.0, min_samples=7, max_samples=7, target=0.0)
-    report = run(workload, "sdpa:flash", "dense", settings=settings)
+    report = run(workload, "sdpa:flash", "dense:16bit", settings=settings)
     assert set(statuses(report).values()) == {"ok"}
     assert {row.record.measures.cold_by for row in report.results} == {"working set"}
     assert len(clock.shares) == 3 * 8  # a warm-up each, then in turn; the third is the ceiling's probe
