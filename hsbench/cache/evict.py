@@ -70,11 +70,16 @@ class Eviction:
         left = torch.ones(batch, kv_heads, stored + self.evicted, dtype=torch.bool, device=self.position.device)
         return left.scatter(-1, self.position.long(), False)
 
+    def room_for(self, x: Tensor) -> Tensor:
+        """Uninitialised, for what is left of ``x``."""
+        batch, kv_heads, _, head_dim = x.shape
+        return x.new_empty(batch, kv_heads, self.length, head_dim)
+
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """What is left of ``x [batch, kv_heads, seq, head_dim]``: ``[batch, kv_heads, length, head_dim]``, contiguous;
         in ``out`` where that is given."""
-        batch, kv_heads, seq, head_dim = x.shape
-        left = x.new_empty(batch, kv_heads, self.length, head_dim) if out is None else out
+        batch, kv_heads, seq, _ = x.shape
+        left = self.room_for(x) if out is None else out
         full, tail = seq // BLOCK, seq % BLOCK
         whole = self.position.shape[-1] - (tail > 0)
         for b in range(batch):

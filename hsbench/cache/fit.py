@@ -18,6 +18,7 @@ from hsbench.cache.prune import BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
 from hsbench.cache.shift import eligible_tokens, shift_of
 from hsbench.cache.statistics import has_kernel, squared_norms, squared_norms_torch
+from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
 
 QUERIES = 64
 """The last queries of a context whose attention is looked at."""
@@ -218,6 +219,7 @@ def fit_pruner(
     *,
     query_rms: Tensor | None = None,
     queries: Tensor | None = None,
+    elements: StoredElements = SIXTEEN_BIT,
 ) -> tuple[Fit, Fit]:
     """A pruner fitted to K and V.
 
@@ -226,6 +228,7 @@ def fit_pruner(
         plans: of the blocks of K and of V.
         query_rms: see :func:`fit_key`; of a calibration.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, for a pruner that looks at their attention.
+        elements: what is stored; with the scales of these, where they have some.
 
     Raises:
         UsageError: the pruner needs a calibration or queries, which are not given.
@@ -237,10 +240,9 @@ def fit_pruner(
         attention = paid.mean((2, 3))
         if pruner.key_weights == "queries":
             query_rms = query_rms_of(queries, paid, plans[0])
-    return (
-        fit_key(k, pruner, plans[0], query_rms=query_rms, attention=attention),
-        fit_value(v, pruner, plans[1], attention=attention),
-    )
+    key = fit_key(k, pruner, plans[0], query_rms=query_rms, attention=attention)
+    value = fit_value(v, pruner, plans[1], attention=attention)
+    return (key.scaled_to(k), value.scaled_to(v)) if elements.has_scale else (key, value)
 
 
 def fit_key(

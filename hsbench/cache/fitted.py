@@ -98,9 +98,7 @@ class KVCompressor(PairCompressor):
         sparsities = key_sparsity, value_sparsity
         plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in sparsities]
         with forks.torch_operations():
-            fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
-            if elements.has_scale:
-                fits = fits[0].scaled_to(k), fits[1].scaled_to(v)
+            fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries, elements=elements)
         self._whole = k, v
         self._evict: Callable[[], Eviction] | None = None
         eviction = evict if isinstance(evict, Eviction) else None
@@ -111,7 +109,7 @@ class KVCompressor(PairCompressor):
             eviction = None
         self._left = k, v
         if eviction is not None:
-            self._left = eviction.gather(k), eviction.gather(v)
+            self._left = eviction.room_for(k), eviction.room_for(v)  # each run gathers
             plans = [plan_blocks(eviction.length, s, sink=sink, local=local) for s in sparsities]
             key_fit, value_fit = fits
             fits = key_fit.at(eviction.tokens, eviction.seq), value_fit.at(eviction.tokens, eviction.seq)

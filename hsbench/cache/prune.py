@@ -176,9 +176,6 @@ def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
     if plan.sparse in (0, plan.eligible):  # no losses are needed
         chosen[..., plan.first : plan.last] = plan.sparse > 0
         return chosen
-    if plan.sparse == plan.eligible:
-        chosen[..., plan.first : plan.last] = True
-        return chosen
     loss = block_loss(split_blocks(x)[..., plan.first : plan.last, :, :], operand)
     order = torch.arange(plan.eligible, device=x.device).expand(loss.shape[:-1])
     for digit in range(loss.shape[-1] - 1, -1, -1):  # stable sorts from the least significant digit up

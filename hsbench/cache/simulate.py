@@ -50,9 +50,7 @@ def simulate(
     that is a multiple of 4."""
     pruner = pruner_for(pruner, elements)
     plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
-    fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries)
-    if elements.has_scale:
-        fits = fits[0].scaled_to(k), fits[1].scaled_to(v)
+    fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries, elements=elements)
     pruned, nbytes = [], 0
     for x, fit, plan in zip((k, v), fits, plans, strict=True):
         check_finite(fit.operand, x)

@@ -151,12 +151,8 @@ class Hierarchical:
         if layer not in self._fits:
             plans = [plan_blocks(seen, 0.5, **where)] * 2
             query_rms = self._basis.layer(layer).query_rms if self._pruner.needs_calibration and self._basis else None
-            key, value = fit_pruner(
-                self._pruner, k[:, :, :seen], v[:, :, :seen], plans, query_rms=query_rms, queries=queries
-            )
-            if self._elements.has_scale:
-                key, value = key.scaled_to(k[:, :, :seen]), value.scaled_to(v[:, :, :seen])
-            self._fits[layer] = key, value
+            how: dict[str, Any] = {"query_rms": query_rms, "queries": queries, "elements": self._elements}
+            self._fits[layer] = fit_pruner(self._pruner, k[:, :, :seen], v[:, :, :seen], plans, **how)
         elif self._fits[layer][1].token_weights is not None:
             key, value = self._fits[layer]
             self._fits[layer] = key, value.extended(pooled_attention(queries, k[:, :, :seen]))
