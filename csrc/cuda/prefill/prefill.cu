@@ -53,7 +53,7 @@ bool is_sm90_faster(const hsb_prefill_params &p, const Device &device) {
                     (k.sparse + v.sparse) / 2,
                     k.kinds > 1 || v.kinds > 1,
                     device.multiprocessors};
-    const bool three = !work.mixed && work.sparse > 0;  // sm90::takes_three_groups()
+    const bool three = sm90::takes_three_groups(!work.mixed, work.sparse > 0);
     return estimate_sm80(work, sm80::Tile::kQueries) >=
            estimate_sm90(work, three ? sm90::ThreeGroups::kTileQueries : sm90::TwoGroups::kTileQueries);
 }

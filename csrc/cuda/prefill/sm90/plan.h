@@ -62,9 +62,11 @@ template <int Pair>
 using ValueKind = KindAt<value_number(Pair)>;
 
 // By measurement (csrc/README.md). Three groups hide more, two move fewer bytes and have registers for all kinds.
+constexpr bool takes_three_groups(bool one_kind, bool any_sparse) { return one_kind && any_sparse; }
 template <int Pair>
 constexpr bool takes_three_groups() {
-    if constexpr (is_pair(Pair)) return KeyKind<Pair>::kIsSparse || ValueKind<Pair>::kIsSparse;
+    if constexpr (is_pair(Pair))
+        return takes_three_groups(true, KeyKind<Pair>::kIsSparse || ValueKind<Pair>::kIsSparse);
     return false;
 }
 template <int Pair>
