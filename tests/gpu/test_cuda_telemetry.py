@@ -142,4 +142,5 @@ def test_a_replay_on_the_same_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(["compare", "--replay", str(tmp_path / "a.manifest.json"), "--output", str(tmp_path / "b.csv")]) == 0
     assert "not all is as it was" not in capsys.readouterr().err
-    assert len((tmp_path / "b.csv").read_text().splitlines()) == 3
+    first, again = ((tmp_path / name).read_text().splitlines() for name in ("a.csv", "b.csv"))
+    assert len(first) == len(again) > 2
