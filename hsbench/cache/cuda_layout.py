@@ -7,8 +7,8 @@ and V transposed (head_dim x tokens). ``csrc/cuda/page.cuh`` draws the bytes:
 - 2:4: the kept values ``[rows, cols / 2]``, swizzled likewise, then the metadata in the register order of
   ``mma.sp.m16n8k32``: per strip of 16 rows and pair of k32 steps, 32 lanes of 32 bits.
 
-Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have one panel of rows of bytes, and K's rows are tokens dealt over the
-halves of each strip of 16.
+Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have one panel of rows of bytes, K's rows are tokens dealt over the
+halves of each strip of 16, and the metadata is in the register order of ``wgmma.sp`` m64nNk64.
 
 Works on tensors of any device.
 """
@@ -35,7 +35,7 @@ STRIP = 16
 """Rows of one mma."""
 
 PAIR_GROUPS = 16
-"""Groups of 4 that one row contributes to a strip's 32 metadata registers: two steps of 32 columns."""
+"""Groups of 4 that one row contributes to a strip's 32 metadata registers: 64 columns."""
 
 
 def dense_page_bytes(head_dim: int, element: Element) -> int:
@@ -79,7 +79,8 @@ def _pack_matrix(scores: Tensor, stored: Tensor) -> Tensor:
     positions = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
     values = stored.unflatten(-1, (-1, 4)).gather(-1, positions).flatten(-2)
     codes = positions[..., 0] | positions[..., 1] << 2
-    return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes))], -1)
+    # The registers are those of instructions on 16-bit or on 8-bit values.
+    return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes, values.dtype.itemsize))], -1)
 
 
 def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
@@ -92,7 +93,7 @@ def _unpack_matrix(pages: Tensor, dtype: torch.dtype, rows: int, cols: int) -> T
     value_bytes = dtype.itemsize * rows * cols // 2
     values = pages[:, :value_bytes].contiguous().view(dtype).view(-1, rows, cols // 2)
     words = pages[:, value_bytes:].contiguous().view(torch.int32)
-    codes = _metadata_codes(words, rows, cols)
+    codes = _metadata_codes(words, rows, cols, dtype.itemsize)
     positions = torch.stack([codes & 3, codes >> 2], -1)
     groups = torch.zeros(*codes.shape, 4, dtype=dtype, device=pages.device)
     groups.scatter_(-1, positions, _swizzled(values).unflatten(-1, (-1, 2)))
@@ -169,22 +170,27 @@ def _swizzled(x: Tensor) -> Tensor:
     return split.gather(-2, source.unsqueeze(-1).expand(split.shape)).flatten(-2)
 
 
-def _metadata_words(codes: Tensor) -> Tensor:
-    """4-bit codes ``[pages, rows, groups]`` to int32 ``[pages, strips, pairs, 32 lanes]``."""
-    # [page, strip, half of the strip, row of 8, pair, lane of the quad, group of 4]
-    split = codes.unflatten(-1, (-1, 4, 4)).unflatten(1, (-1, 2, 8))
-    # A lane's register: for each half of the strip (16 bits), 4 groups (4 bits each).
-    nibbles = split.permute(0, 1, 4, 3, 5, 2, 6).flatten(-2)  # [page, strip, pair, row of 8, quad lane, nibble]
+def _metadata_words(codes: Tensor, value_bytes: int) -> Tensor:
+    """4-bit codes ``[pages, rows, groups]`` to int32 ``[pages, strips, pairs, 32 lanes]``, by the bytes of a value."""
+    # [page, strip, half of the strip, row of 8, pair, part of the pair's groups, group]
+    if value_bytes == 1:  # lane of a quad: half of the 16 groups, half of the strip
+        split = codes.unflatten(-1, (-1, 2, 8)).unflatten(1, (-1, 2, 8))
+        nibbles = split.permute(0, 1, 4, 3, 5, 2, 6).flatten(4, 5)
+    else:  # lane of a quad: a quarter of the groups; nibble: half of the strip, group of 4
+        split = codes.unflatten(-1, (-1, 4, 4)).unflatten(1, (-1, 2, 8))
+        nibbles = split.permute(0, 1, 4, 3, 5, 2, 6).flatten(-2)
+    # nibbles: [page, strip, pair, row of 8, lane of a quad, nibble]
     words = (nibbles.to(torch.int64) << 4 * torch.arange(8, device=codes.device)).sum(-1).flatten(-2)
     return (words - ((words >> 31) << 32)).to(torch.int32)  # the same 32 bits, as a signed number
 
 
-def _metadata_codes(words: Tensor, rows: int, cols: int) -> Tensor:
+def _metadata_codes(words: Tensor, rows: int, cols: int, value_bytes: int) -> Tensor:
     """The inverse of :func:`_metadata_words`: int64 ``[pages, rows, groups]``."""
     lanes = words.view(-1, rows // STRIP, cols // 4 // PAIR_GROUPS, 8, 4).to(torch.int64)
     nibbles = lanes.unsqueeze(-1) >> 4 * torch.arange(8, device=words.device) & 15
-    split = nibbles.unflatten(-1, (2, 4)).permute(0, 1, 5, 3, 2, 4, 6)
-    return split.flatten(4).flatten(1, 3)
+    split = nibbles.unflatten(4, (2, 2)) if value_bytes == 1 else nibbles.unflatten(-1, (2, 4))
+    # Half of the strip is the one before last of both.
+    return split.permute(0, 1, 5, 3, 2, 4, 6).flatten(4).flatten(1, 3)
 
 
 PAGES: PageLayout = {

@@ -114,8 +114,8 @@ def strip_product(page: Tensor, rows: int, cols: int, strip: int, b: Tensor) -> 
     """16 rows of A times ``b [cols, 8]``, on registers loaded as a warp loads them by ldmatrix.
 
     csrc/cuda/kinds/fp8_page.cuh: lane 4 i + t holds, of row i (registers 0 and 2) and row i + 8 (1 and 3), stored
-    bytes 4 t .. 4 t + 3 of the first 16 (0, 1) and of the next 16 (2, 3). Its metadata register has the groups of cols
-    16 t .. 16 t + 15: of row i in the low half, of row i + 8 in the high half.
+    bytes 4 t .. 4 t + 3 of the first 16 (0, 1) and of the next 16 (2, 3). Its metadata register is of row i (t even) or
+    of row i + 8 (t odd): the groups of the first 32 cols (t < 2) or of the next 32.
     """
     row_bytes = cols // 2
     values = e4m3.from_bytes(page[: rows * row_bytes]).double()
@@ -131,8 +131,8 @@ def strip_product(page: Tensor, rows: int, cols: int, strip: int, b: Tensor) -> 
             at = row * row_bytes + (chunk ^ key) * 16 + 4 * t
             for half in range(2):  # two groups
                 group = register // 2 * 8 + 2 * t + half
-                word = int(words[(strip * (cols // 64) + pair) * 32 + 4 * i + group // 4])
-                code = word >> (register % 2 * 16 + group % 4 * 4) & 15
+                word = int(words[(strip * (cols // 64) + pair) * 32 + 4 * i + group // 8 * 2 + register % 2])
+                code = word >> group % 8 * 4 & 15
                 low, high = code & 3, code >> 2
                 assert low < high, "positions must ascend (ordered metadata)"
                 two = values[at + 2 * half : at + 2 * half + 2]

@@ -54,11 +54,12 @@ __device__ __forceinline__ void fp16_of_e4m3(std::uint32_t (&a)[4], std::uint32_
     a[3] = ptx::fp16x2_of_e4m3x4<true>(row_below);
 }
 
-// A page's metadata register, of the groups of 64 cols, as that of two mma.sp.m16n8k32: group g of a step is stored group
-// 2 g, or 2 g - 7 from 4 on. So lane 2 j of a quad wants the even groups of lanes 2 j and 2 j + 1, lane 2 j + 1 the odd ones.
+// A page's metadata register, of 8 groups of one row, as that of two mma.sp.m16n8k32, of 4 groups of rows i and i + 8: group g
+// of a step is stored group 2 g, or 2 g - 7 from 4 on. So lane 2 j of a quad wants the even groups of its own row and of lane
+// 2 j + 1's, lane 2 j + 1 the odd ones.
 class Fp8Metadata {
 public:
-    __device__ explicit Fp8Metadata(int lane) : selector_(lane % 2 ? 0x3715 : 0x6240) {}
+    __device__ explicit Fp8Metadata(int lane) : selector_(lane % 2 ? 0x3175 : 0x6420) {}
     __device__ __forceinline__ std::uint32_t operator()(std::uint32_t stored) const {
         // Of each half of the word, groups 0, 2, 1, 3: its even groups in one byte and its odd ones in the next.
         const std::uint32_t swap = (stored ^ stored >> 4) & 0x00f000f0u;

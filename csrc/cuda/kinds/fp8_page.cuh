@@ -13,14 +13,11 @@
 //
 //   values     one panel, rows of 128, 64 or 32 bytes; 16-byte chunk c of row r lies at c ^ (r & 7), c ^ (r >> 1 & 3) or
 //              c ^ (r >> 2 & 1): the swizzles of wgmma and TMA for such rows, from the page's start.
-//   metadata   rows * cols / 8 bytes: u32 [rows / 16 strips][cols / 64][32 lanes], in the order of 16-bit pages
-//              (sparse_2_4_page.cuh), whose pair of k32 steps is 64 cols:
+//   metadata   rows * cols / 8 bytes: u32 [rows / 16 strips][cols / 64][32 lanes], in the register order of wgmma.sp m64nNk64
+//              of e4m3, so that one 4-byte load per lane serves one of its instructions:
 //
-//              lane 4 i + j, bits 4 g .. 4 g + 3          row i     of the strip, group 4 j + g of the 64 cols
-//                            bits 4 g + 16 .. 4 g + 19    row i + 8 of the strip, the same group        (g = 0 .. 3)
-//
-//              Decode widens values to 16 bits and wants no other. wgmma.sp m64nNk64 of e4m3 does: a prototype was right on
-//              an H200 with row i + 8 (j & 1) and groups 8 (j >> 1) .. 8 (j >> 1) + 7 in lane 4 i + j.
+//              lane 4 i + j, bits 4 g .. 4 g + 3     row i + 8 (j & 1) of the strip,
+//                                                    group 8 (j >> 1) + g of the 64 cols       (g = 0 .. 7)
 #pragma once
 
 #include "cuda/page.cuh"
