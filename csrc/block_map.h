@@ -20,8 +20,7 @@ constexpr int kind_bits(int kinds) {
     while (1 << bits < kinds) ++bits;
     return bits;
 }
-constexpr int kUsedKindBits = kind_bits(kBlockKinds);  // what kernels keep of a kind
-static_assert(kUsedKindBits <= HSB_KIND_BITS, "a map entry has no room for so many kinds");
+static_assert(kind_bits(kBlockKinds) <= HSB_KIND_BITS, "a map entry has no room for so many kinds");
 
 constexpr std::int64_t kMostSlots = std::int64_t{1} << (31 - HSB_KIND_BITS);  // of a kind, so that entries are positive
 

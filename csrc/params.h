@@ -19,12 +19,13 @@
 
 enum hsb_dtype { HSB_FP16 = 0, HSB_BF16 = 1 };
 
-/* How a block of 64 tokens is stored, and how many ways there are. */
-enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1 };
-enum hsb_block_kinds { HSB_BLOCK_KINDS = 2 };
+/* How a block of 64 tokens is stored, and how many ways there are. WIDE: in fp16, in a cache whose other pages hold
+ * narrower elements; its values are in units of their channels' scales, as those of the other pages are. */
+enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1, HSB_WIDE = 2 };
+enum hsb_block_kinds { HSB_BLOCK_KINDS = 3 };
 
 /* The elements that the values of K or V's pages are: of 16 bits, the tensor's own (hsb_dtype), or e4m3 of 8 bits (exponents
- * of 4, fractions of 3; 448 at most), which a scale per channel belongs to. */
+ * of 4, fractions of 3; 448 at most), which a scale per channel belongs to. Wide pages are fp16 among the latter. */
 enum hsb_stored { HSB_STORED_16 = 0, HSB_STORED_FP8 = 1 };
 
 /* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. There is room for 8
@@ -48,15 +49,17 @@ enum hsb_path { HSB_PATH_AUTO = 0, HSB_PATH_SM80 = 1, HSB_PATH_SM90 = 2 };
  * shared memory. AUTO is LOADS, the only way to copy. */
 enum hsb_probe_way { HSB_PROBE_AUTO = 0, HSB_PROBE_LOADS = 1, HSB_PROBE_RING = 2 };
 
-/* K or V as blocks of 64 tokens, each stored dense or 2:4. A page's bytes are the device layout's own
+/* K or V as blocks of 64 tokens, each of an hsb_block_kind. A page's bytes are the device layout's own
  * (hsbench/cache/). */
 typedef struct hsb_pages {
     const void *dense;          /* [dense pages, dense_page_bytes] */
     const void *sparse;         /* [2:4 pages, sparse_page_bytes]: kept values and their metadata */
-    const int32_t *map;         /* [batch, kv_heads, stored blocks]: hsb_map_entry. CUDA: may be NULL where one of the
-                                 * pools is NULL and the other has the blocks in order */
+    const void *wide;           /* [wide pages, wide_page_bytes]: fp16. NULL for elements of 16 bits */
+    const int32_t *map;         /* [batch, kv_heads, stored blocks]: hsb_map_entry. CUDA: may be NULL where all pools
+                                 * but one are NULL and that one has the blocks in order */
     int64_t dense_page_bytes;
     int64_t sparse_page_bytes;
+    int64_t wide_page_bytes;
     int32_t stored;             /* an hsb_stored */
     int32_t reserved;
     const float *scale;         /* [batch, kv_heads, head_dim], in the order of the tensor's own channels: what the stored

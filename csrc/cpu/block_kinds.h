@@ -5,14 +5,18 @@
 //
 //   compress.h   pack_page<Isa, operand>(kind, block, page, head_dim); pack_chosen_page(kind, ...)
 //   decode.h     score_page, weigh_page<Isa, Type, heads>(kind, ...); make_query_tables where query_floats() is not 0
-//   prefill.h    unpacked_bytes, unpack_page, multiply_page(kind, ...)
+//   prefill.h    unpacked_bytes, unpack_page; unpacked_kind: whose multiply_page(kind, ...) takes what was unpacked
 //
-// A new kind: these files, their name in an #include here, and its type in BlockKinds. What it lacks does not compile.
+// A new kind: these files, their name in an #include here, and its type in a list of those that a cache may hold, by what its
+// elements are. What it lacks does not compile.
 #pragma once
+
+#include <type_traits>
 
 #include "block_map.h"
 #include "cpu/kinds/dense.h"
 #include "cpu/kinds/sparse_2_4.h"
+#include "cpu/kinds/wide.h"
 
 namespace hsb::cpu {
 
@@ -20,8 +24,13 @@ template <class... Kinds>
 struct KindList {
     static constexpr int size = sizeof...(Kinds);
 };
-using BlockKinds = KindList<DenseKind, Sparse24Kind>;
-static_assert(BlockKinds::size == kBlockKinds, "every hsb_block_kind, once");
+using BlockKinds = KindList<DenseKind, Sparse24Kind>;          // of elements of 16 bits, and all that compress packs
+using AllKinds = KindList<DenseKind, Sparse24Kind, WideKind>;  // of narrower ones
+static_assert(AllKinds::size == kBlockKinds, "every hsb_block_kind, once");
+
+// Type: of the values, a tag of cpu/simd/half.h.
+template <class Type>
+using KindsOf = std::conditional_t<Type::is_narrow, AllKinds, BlockKinds>;
 
 template <class Function, class Last>
 [[gnu::always_inline]] inline decltype(auto) with_kind_of(KindList<Last>, hsb_block_kind, Function &function) {
@@ -35,9 +44,9 @@ template <class Function, class First, class Second, class... Rest>
 }
 
 // Calls function(Kind{}) and returns what it returns. Always inline, as with_type() is.
-template <class Function>
+template <class Kinds = BlockKinds, class Function>
 [[gnu::always_inline]] inline decltype(auto) with_kind(hsb_block_kind kind, Function &&function) {
-    return with_kind_of(BlockKinds{}, kind, function);
+    return with_kind_of(Kinds{}, kind, function);
 }
 
 // Calls function(Kind{}) for each.
@@ -47,7 +56,7 @@ constexpr void for_each_kind_of(KindList<Kinds...>, Function &function) {
 }
 template <class Function>
 constexpr void for_each_kind(Function &&function) {
-    for_each_kind_of(BlockKinds{}, function);
+    for_each_kind_of(AllKinds{}, function);
 }
 
 // The largest of what function(Kind{}) gives.

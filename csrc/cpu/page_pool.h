@@ -19,7 +19,7 @@ struct StoredPage {
 
 inline StoredPage stored_page(const hsb_pages &pages, std::int32_t entry) {
     const hsb_block_kind kind = kind_of(entry);
-    const Pool pool = with_kind(kind, [&](auto of_kind) { return of_kind.pool(pages); });
+    const Pool pool = with_kind<AllKinds>(kind, [&](auto of_kind) { return of_kind.pool(pages); });
     return {pool.pages + slot_of(entry) * pool.page_bytes, pool.page_bytes, kind};
 }
 

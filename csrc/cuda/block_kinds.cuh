@@ -1,4 +1,4 @@
-// The kinds of blocks: kernels go over this list, and name none of them. A new one: its files in kinds/, its name here, and
+// The kinds of blocks: kernels go over these lists, and name none of them. A new one: its files in kinds/, its name here, and
 // the blocks that become it (compress/choose.cuh); prefill/sm90/instantiation.cu.in lists its kernels.
 //
 // A kind is a type, and says what it is to each kernel:
@@ -14,8 +14,8 @@
 //   store_key; first_token, store_value
 //                      what a warp holds of a block, to its page (compress/strip.cuh)
 //
-// There is a list for each type of stored elements (hsb_stored), of the same kinds in the same order: a kernel is made for
-// one list, never for one entry of a map.
+// There is a list for each type of stored elements (hsb_stored), of the kinds that a map of such pages may hold, each at its
+// number: a kernel is made for one list, never for one entry of a map.
 #pragma once
 
 #include <utility>
@@ -60,14 +60,18 @@ constexpr bool are_in_order(std::integer_sequence<int, Number...>) {
     return ((KindAt<Number, Kinds>::kKind == Number) && ...);
 }
 template <class Kinds>
-constexpr bool are_all() {
-    return Kinds::kCount == kBlockKinds && are_in_order<Kinds>(std::make_integer_sequence<int, kBlockKinds>());
+constexpr bool are_in_order() {
+    return are_in_order<Kinds>(std::make_integer_sequence<int, Kinds::kCount>());
 }
-static_assert(are_all<Stored16::Kinds>() && are_all<StoredFp8::Kinds>(),
-              "each kind that a map may hold, at its number");
+static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>(), "each kind at its number");
+
+// The bits that kernels keep of a kind of a list.
+template <class Kinds>
+constexpr int kKindBits = kind_bits(Kinds::kCount);
+constexpr int kUsedKindBits = kKindBits<BlockKinds>;
 
 // run(Kind()) for a kind that is known only now. What is not one of the others is the first.
-template <class Kinds = BlockKinds, int Last = kBlockKinds - 1, class Run>
+template <class Kinds = BlockKinds, int Last = Kinds::kCount - 1, class Run>
 __device__ __forceinline__ decltype(auto) with_kind(hsb_block_kind kind, Run &&run) {
     if constexpr (Last == 0) {
         return run(KindAt<0, Kinds>());
@@ -78,7 +82,7 @@ __device__ __forceinline__ decltype(auto) with_kind(hsb_block_kind kind, Run &&r
 }
 
 // The same of a number that costs next to nothing: all are computed and one is selected, without a branch.
-template <int Last = kBlockKinds - 1, class Run>
+template <int Last = BlockKinds::kCount - 1, class Run>
 __device__ __forceinline__ int select_by_kind(hsb_block_kind kind, Run &&run) {
     const int of_last = run(KindAt<Last>());
     if constexpr (Last == 0) {

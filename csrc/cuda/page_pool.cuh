@@ -41,45 +41,41 @@ struct PagePool {
     }
 
     // Recursions, not loops: a loop in here keeps the compiler from unrolling those around.
-    template <int From = 0>
+    template <class Kinds = BlockKinds, int From = 0>
     HSB_HOST_DEVICE bool has_one_kind() const {
-        if constexpr (From + 1 == kBlockKinds)
+        if constexpr (From + 1 == Kinds::kCount)
             return true;
         else
-            return !(pools[From] && has_any<From + 1>()) && has_one_kind<From + 1>();
+            return !(pools[From] && has_any<Kinds, From + 1>()) && has_one_kind<Kinds, From + 1>();
     }
-    template <int From = 0>
+    template <class Kinds = BlockKinds, int From = 0>
     HSB_HOST_DEVICE hsb_block_kind one_kind() const {
-        if constexpr (From + 1 == kBlockKinds)
-            return KindAt<From>::kKind;
+        if constexpr (From + 1 == Kinds::kCount)
+            return KindAt<From, Kinds>::kKind;
         else
-            return pools[From] ? KindAt<From>::kKind : one_kind<From + 1>();
+            return pools[From] ? KindAt<From, Kinds>::kKind : one_kind<Kinds, From + 1>();
     }
 
     // The map's entry of a page: of all pages of all (batch, kv head), which stand in one line.
+    template <class Kinds = BlockKinds>
     __device__ __forceinline__ std::int32_t entry(std::int32_t page) const {
-        return map ? __ldg(map + page) : entry_of(one_kind(), page);
+        return map ? __ldg(map + page) : entry_of(one_kind<Kinds>(), page);
     }
 
 private:
-    template <int From>
+    template <class Kinds, int From>
     HSB_HOST_DEVICE bool has_any() const {
-        if constexpr (From + 1 == kBlockKinds)
+        if constexpr (From + 1 == Kinds::kCount)
             return pools[From];
         else
-            return pools[From] || has_any<From + 1>();
+            return pools[From] || has_any<Kinds, From + 1>();
     }
 };
 
 // Of a struct of params.h: hsb_pages to read, or hsb_compress_params to write.
-template <class Byte, class P>
+template <class Kinds = BlockKinds, class Byte, class P>
 void set_pools(Byte *(&pools)[kBlockKinds], const P &p) {
-    for_each_kind([&](auto kind) { pools[kind.kKind] = static_cast<Byte *>(kind.pool(p)); });
-}
-inline PagePool pool_of(const hsb_pages &pages) {
-    PagePool pool{{}, pages.map};
-    set_pools(pool.pools, pages);
-    return pool;
+    for_each_kind([&](auto kind) { pools[kind.kKind] = static_cast<Byte *>(kind.pool(p)); }, Kinds());
 }
 
 // Calls run(Stored()) for an hsb_stored, which may be any number.
@@ -90,6 +86,12 @@ void with_stored(std::int32_t stored, Run &&run) {
         run(StoredFp8());
     else
         run(Stored16());
+}
+
+inline PagePool pool_of(const hsb_pages &pages) {
+    PagePool pool{{}, pages.map};
+    with_stored(pages.stored, [&](auto stored) { set_pools<typename decltype(stored)::Kinds>(pool.pools, pages); });
+    return pool;
 }
 
 // That these are pages stored as Stored says.

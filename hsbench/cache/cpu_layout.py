@@ -8,7 +8,8 @@ inner). ``csrc/cpu/kinds/<kind>/page.h`` draws the bytes of a tile:
 - 2:4, 2240 bytes: 48 bits of pattern a lane (16 groups of 4 steps, one of 6 patterns each, 3 bits), then for each
   group and kept slot 32 lanes of values.
 
-Values of e4m3 lie in the same order, a byte each: tiles of 2048 and of 1216 bytes.
+Values of e4m3 lie in the same order, a byte each: tiles of 2048 and of 1216 bytes. Wide pages among these are dense
+ones of fp16.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hsbench.cache import e4m3
+from hsbench.cache import e4m3, wide
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
-from hsbench.problem.elements import FP8, Element, element_by
+from hsbench.problem.elements import FP8, WIDE, Element, element_by
 
 LANES = 32
 STEPS = 64
@@ -132,6 +133,20 @@ def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_
     return e4m3.from_bytes(_unpack_sparse(pages, operand, torch.int8, FP8, head_dim).view(torch.uint8))
 
 
+def wide_page_bytes(head_dim: int, element: Element) -> int:
+    return dense_page_bytes(head_dim, WIDE)
+
+
+def pack_wide(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Wide pages of ``blocks [pages, 64, head_dim]``, in units of their scales."""
+    return pack_dense(wide.rounded(blocks), operand)
+
+
+def unpack_wide(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    return unpack_dense(pages, operand, WIDE.torch_dtype, head_dim).float()
+
+
 def _to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
     """``[pages, 64, head_dim]`` to ``[pages, tiles, lanes, steps]``."""
     matrix = blocks if operand == "k" else blocks.mT
@@ -177,5 +192,6 @@ PAGES: PageLayout = {
 FP8_PAGES: PageLayout = {
     BlockKind.DENSE: replace(PAGES[BlockKind.DENSE], pack=pack_dense_fp8, unpack=unpack_dense_fp8),
     BlockKind.SPARSE_2_4: replace(PAGES[BlockKind.SPARSE_2_4], pack=pack_sparse_fp8, unpack=unpack_sparse_fp8),
+    BlockKind.WIDE: PageFormat("wide", "wide", wide_page_bytes, no_metadata, pack_wide, unpack_wide),
 }
-"""The pages of e4m3."""
+"""The pages of e4m3, and those that stay wide among them."""

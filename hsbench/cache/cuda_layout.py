@@ -8,7 +8,8 @@ and V transposed (head_dim x tokens). ``csrc/cuda/page.cuh`` draws the bytes:
   ``mma.sp.m16n8k32``: per strip of 16 rows and pair of k32 steps, 32 lanes of 32 bits.
 
 Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have one panel of rows of bytes, K's rows are tokens dealt over the
-halves of each strip of 16, and the metadata is in the register order of ``wgmma.sp`` m64nNk64.
+halves of each strip of 16, and the metadata is in the register order of ``wgmma.sp`` m64nNk64. Wide pages among these
+(``csrc/cuda/kinds/wide.cuh``) have such rows, too: fp16 in the order of the registers that ``mma.m16n8k16`` takes.
 
 Works on tensors of any device.
 """
@@ -20,10 +21,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hsbench.cache import e4m3
+from hsbench.cache import e4m3, wide
 from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
-from hsbench.problem.elements import Element
+from hsbench.problem.elements import WIDE, Element
 
 PANEL = 64
 """Columns of a dense panel: 128 bytes."""
@@ -123,6 +124,27 @@ def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_
     return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
 
 
+def wide_page_bytes(head_dim: int, element: Element) -> int:
+    return WIDE.nbytes(BLOCK * head_dim)
+
+
+def pack_wide(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+    """Wide pages of ``blocks [pages, 64, head_dim]``, in units of their scales: uint8 ``[pages, wide_page_bytes]``. All
+    stays, whatever the scores."""
+    matrix = _to_dealt_matrix(wide.rounded(blocks), operand)
+    # [page, strip, half of it, row of 8, step of 16 cols, half of it, register of a row, lane of its pair, 2]
+    split = matrix.unflatten(-1, (-1, 2, 2, 2, 2)).unflatten(1, (-1, 2, 8))
+    return _bytes(split.permute(0, 1, 4, 3, 5, 7, 6, 2, 8))
+
+
+def unpack_wide(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+    """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
+    rows, cols = _matrix_shape(operand, head_dim)
+    registers = pages.contiguous().view(WIDE.torch_dtype).view(-1, rows // STRIP, cols // 16, 8, 2, 2, 2, 2, 2)
+    matrix = registers.permute(0, 1, 7, 3, 2, 4, 6, 5, 8).flatten(4).flatten(1, 3)
+    return _from_dealt_matrix(matrix, operand).float()
+
+
 def token_of_row() -> Tensor:
     """Which token of a block each row of K's pages of e4m3 is, int64 ``[64]``: even ones of each 16, then odd ones."""
     return torch.arange(BLOCK, device="cpu").view(-1, STRIP // 2, 2).mT.flatten()
@@ -204,5 +226,6 @@ PAGES: PageLayout = {
 FP8_PAGES: PageLayout = {
     BlockKind.DENSE: replace(PAGES[BlockKind.DENSE], pack=pack_dense_fp8, unpack=unpack_dense_fp8),
     BlockKind.SPARSE_2_4: replace(PAGES[BlockKind.SPARSE_2_4], pack=pack_sparse_fp8, unpack=unpack_sparse_fp8),
+    BlockKind.WIDE: PageFormat("wide", "wide", wide_page_bytes, no_metadata, pack_wide, unpack_wide),
 }
-"""The pages of e4m3."""
+"""The pages of e4m3, and those that stay wide among them."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hsbench.cache import e4m3
-from hsbench.cache.prune import BlockPlan, Operand
+from hsbench.cache import e4m3, wide
+from hsbench.cache.prune import BLOCK, BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
 from hsbench.cache.shift import eligible_tokens, shift_of
 from hsbench.cache.statistics import has_kernel, squared_norms, squared_norms_torch
@@ -116,12 +116,17 @@ class Fit:
             scale = scale[..., channel_order(self.order, x.shape[-1]).argsort().to(x.device)]
         return replace(self, scale=scale.contiguous())
 
-    def quantised(self, stored: Tensor) -> Tensor:
-        """What is stored, as e4m3 with the fit's scale gives it back, fp32; itself where there is no scale."""
+    def quantised(self, stored: Tensor, plan: BlockPlan) -> Tensor:
+        """What is stored, as a cache of e4m3 with the fit's scale gives it back, fp32: blocks that are not eligible
+        stay wide. Itself where there is no scale."""
         if self.scale is None:
             return stored
         scale = self._placed(self.scale).unsqueeze(2)
-        return e4m3.from_bytes(e4m3.to_bytes(stored.float() / scale)) * scale
+        units = stored.float() / scale
+        out = wide.rounded(units).float()
+        eligible = slice(plan.first * BLOCK, plan.last * BLOCK)
+        out[:, :, eligible] = e4m3.from_bytes(e4m3.to_bytes(units[:, :, eligible]))
+        return out * scale
 
     def restored(self, stored: Tensor) -> Tensor:
         """The way back of :meth:`stored`: fp32 where a shift is added, for the dtype could not hold the sum."""

@@ -13,7 +13,7 @@ from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch, write_map
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.cache.storage import Compressor
@@ -24,7 +24,7 @@ from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
 
 class QuantisingCompressor:
     """One tensor bound to pages of elements that have a scale. Native code chooses, prunes, folds and packs 16-bit
-    pages, which say what is kept; the definition in torch makes of them pages of the same blocks in the same slots.
+    pages, which say what is kept; the definition in torch makes of them pages of the same blocks.
 
     Raises:
         UnavailableError: there is no native library for the device.
@@ -39,7 +39,7 @@ class QuantisingCompressor:
         self._native.run()
         found, to = self._native.pages, self.pages
         with forks.torch_operations():
-            to.map.copy_(found.map)
+            write_map(to, chosen_of_kinds(kinds_of(found.map)))
             for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
                 of_head = found.head(b, h)
                 pack_torch(of_head.unpack(), to.head(b, h), chosen_of_kinds(kinds_of(of_head.map)))

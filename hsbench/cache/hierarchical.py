@@ -68,7 +68,7 @@ class PagedTensor:
     Attributes:
         map: int32 ``[batch, kv_heads, blocks]``.
         pools: for each kind of block uint8 ``[batch * kv_heads * plan.count(kind), page bytes]``.
-        elements: what the values of its pages are.
+        elements: what the values of its pages are; those of wide pages have 16 bits all the same.
         scale: of elements that have one, fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order of channels.
         order: of the channels in its pages (:func:`hsbench.cache.fit.channel_order`), where there is a scale.
     """
@@ -89,7 +89,7 @@ class PagedTensor:
     ) -> PagedTensor:
         """Uninitialised pages for a tensor like ``x``; ``of_scale``: ``scale`` and ``order``."""
         batch, kv_heads, seq, head_dim = x.shape
-        element = elements.of(element_by(x.dtype))
+        plan, element = plan.stored_as(elements), elements.of(element_by(x.dtype))
         pools = {
             kind: memory.empty(
                 (batch * kv_heads * plan.count(kind), page.nbytes(head_dim, element)), torch.uint8, x.device
@@ -328,17 +328,26 @@ def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor, scores: Tensor | N
     """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`. What blocks keep
     is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself. Where pages have a scale, x has been pruned, and
     what is left of it says what is kept."""
-    kinds = kinds_of_chosen(chosen).flatten()
+    write_map(pages, chosen)
+    kinds = kinds_of(pages.map).flatten()
     scale = pages.placed_scale
     blocks = padded_blocks(x if scale is None else x.float() / scale.unsqueeze(2), pages.plan)
     scored = None if scores is None or scale is not None else padded_blocks(scores, pages.plan)
-    slots = torch.zeros_like(kinds)
     for kind, pool in pages.pools.items():
         if pages.plan.count(kind):
             of_kind = kinds == kind
             by = None if scored is None else scored[of_kind]
             pool.copy_(pages.layout[kind].pack(blocks[of_kind], pages.operand, by))
-            slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
+
+
+def write_map(pages: PagedTensor, chosen: Tensor) -> None:
+    """Fills the map: slots of each kind in the order of the blocks, head by head; ``chosen`` as of
+    :func:`choose_blocks`."""
+    kinds = kinds_of_chosen(chosen, pages.plan).flatten()
+    slots = torch.zeros_like(kinds)
+    for kind in pages.pools:
+        of_kind = kinds == kind
+        slots = torch.where(of_kind, of_kind.cumsum(0) - 1, slots)
     pages.map.copy_(entries_of(slots, kinds).view_as(pages.map))
 
 

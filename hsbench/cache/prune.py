@@ -8,7 +8,7 @@ arXiv 2604.16864; the unstructured rival is MUSTAFAR's, arXiv 2505.22913). It is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hsbench.errors import NonFiniteError
-from hsbench.problem.elements import element_by
+from hsbench.problem.elements import StoredElements, element_by
 
 Operand = Literal["k", "v"]
 
@@ -31,19 +31,26 @@ class BlockKind(IntEnum):
 
     DENSE = 0
     SPARSE_2_4 = 1
+    WIDE = 2
 
 
 @dataclass(frozen=True)
 class BlockPlan:
     """Which blocks of one tensor may become 2:4, and how many per (batch, kv head) do.
 
-    Blocks ``first <= i < last`` are eligible; ``sparse`` of them become 2:4; there are ``blocks`` in all.
+    Blocks ``first <= i < last`` are eligible; ``sparse`` of them become 2:4; there are ``blocks`` in all. In a cache of
+    narrow elements those that are not eligible stay ``wide``.
     """
 
     blocks: int
     first: int
     last: int
     sparse: int
+    wide: int = 0
+
+    def stored_as(self, elements: StoredElements) -> BlockPlan:
+        """The plan of a cache of such elements: narrower ones than the input's are for eligible blocks alone."""
+        return replace(self, wide=self.blocks - self.eligible if elements.has_scale else 0)
 
     @property
     def eligible(self) -> int:
@@ -51,11 +58,12 @@ class BlockPlan:
 
     @property
     def dense(self) -> int:
-        return self.blocks - self.sparse
+        return self.blocks - self.sparse - self.wide
 
     def count(self, kind: BlockKind) -> int:
         """Blocks of a kind."""
-        return {BlockKind.DENSE: self.dense, BlockKind.SPARSE_2_4: self.sparse}[kind]
+        counts = {BlockKind.DENSE: self.dense, BlockKind.SPARSE_2_4: self.sparse, BlockKind.WIDE: self.wide}
+        return counts[kind]
 
     @property
     def pruned(self) -> float:
@@ -75,8 +83,8 @@ class BlockPlan:
 def plan_blocks(seq: int, sparsity: float, *, sink: int = 0, local: int = 0) -> BlockPlan:
     """Plans the blocks of a tensor of ``seq`` tokens at ``sparsity`` (0 to 0.5).
 
-    Not eligible, so always dense: blocks that touch the first ``sink`` or the last ``local`` tokens, and the partial
-    tail block.
+    Not eligible, so always dense, or wide (:meth:`BlockPlan.stored_as`): blocks that touch the first ``sink`` or the
+    last ``local`` tokens, and the partial tail block.
     """
     blocks = -(-seq // BLOCK)
     first = min(-(-sink // BLOCK), seq // BLOCK)
@@ -184,9 +192,12 @@ def choose_blocks(x: Tensor, operand: Operand, plan: BlockPlan) -> Tensor:
     return chosen.scatter(-1, plan.first + order[..., : plan.sparse], True)
 
 
-def kinds_of_chosen(chosen: Tensor) -> Tensor:
+def kinds_of_chosen(chosen: Tensor, plan: BlockPlan) -> Tensor:
     """What each block becomes, of :func:`choose_blocks`' choice: :class:`BlockKind` as int64, of the same shape."""
-    return torch.where(chosen, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
+    kinds = torch.where(chosen, int(BlockKind.SPARSE_2_4), int(BlockKind.DENSE))
+    if plan.wide:
+        kinds[..., : plan.first] = kinds[..., plan.last :] = int(BlockKind.WIDE)
+    return kinds
 
 
 def chosen_of_kinds(kinds: Tensor) -> Tensor:

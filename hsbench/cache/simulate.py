@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hsbench.cache import cuda_layout
 from hsbench.cache.fit import Fit, fit_pruner
+from hsbench.cache.hierarchical import LAYOUTS
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Pruner, pruner_for
+from hsbench.kernels.device import CUDA
 from hsbench.problem.elements import SIXTEEN_BIT, StoredElements, element_by
 
 
@@ -59,7 +60,8 @@ def simulate(
         # Groups along head_dim are what K's are, whatever the tensor.
         operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
         chosen = choose_blocks(scores, operand, plan)
-        kept = fit.quantised(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold))
+        left = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
+        kept = fit.quantised(left, plan)
         pruned.append(fit.restored(kept))
         nbytes += _page_bytes(x, plan, elements) + fit.nbytes
         nbytes += 0 if fit.scale is None else fit.scale.nbytes
@@ -72,5 +74,6 @@ def _page_bytes(x: Tensor, plan: BlockPlan, elements: StoredElements) -> int:
     """Pages, as CUDA's are, and map."""
     batch, kv_heads, _, head_dim = x.shape
     element = elements.of(element_by(x.dtype))
-    pages = sum(plan.count(kind) * page.nbytes(head_dim, element) for kind, page in cuda_layout.PAGES.items())
+    plan, layout = plan.stored_as(elements), LAYOUTS[CUDA.kind][elements]
+    pages = sum(plan.count(kind) * page.nbytes(head_dim, element) for kind, page in layout.items())
     return batch * kv_heads * (pages + plan.blocks * torch.int32.itemsize)

@@ -54,6 +54,10 @@ FP32 = Element("fp32", 32, 23, "float32", "F32")
 FP8 = Element("fp8", 8, 3, "float8_e4m3fn", "F8_E4M3")
 """e4m3: 4 bits of exponent, 3 of fraction; 448 at most, no infinity."""
 
+WIDE = FP16
+"""What the values of blocks are that stay wide in a cache of narrower elements, whatever the input's type: in units of
+the scale of a channel, which is a power of 2, they lose nothing but what lies 2^-23 under the channel's largest."""
+
 INPUTS = {element.name: element for element in (FP16, BF16)}
 """What q, k and v may be, by name, the one to take where nobody asks first."""
 

@@ -289,7 +289,7 @@ def test_map_and_pools(pager: Any, case: tuple[Any, ...], operand: Operand, dtyp
             padding = [[0] * head_dim] * (64 - len(tokens))  # the tail block's padding is +0.0
             assert got == (prune_block(tokens, operand) if kind else bits(tokens).tolist() + padding)
         next_slot[kind] += 1
-    assert [len(pages.pools[kind]) for kind in BlockKind] == next_slot
+    assert [len(pool) for pool in pages.pools.values()] == next_slot
 
 
 def test_map_entries_have_room() -> None:
@@ -319,8 +319,8 @@ def test_unpack_and_heads(pager: Any, case: tuple[Any, ...], operand: Operand, d
         assert head.shape == (1, 1, *x.shape[2:])
         assert torch.equal(bits(head.unpack()[0, 0]), bits(whole[b, h]))
         assert {part: size * x.shape[0] * x.shape[1] for part, size in head.memory().items()} == pages.memory()
-        slots = [[int(entry) >> 3 for entry in head.map.flatten() if int(entry) & 7 == kind] for kind in BlockKind]
-        assert slots == [list(range(len(head.pools[kind]))) for kind in BlockKind]
+        slots = [[int(entry) >> 3 for entry in head.map.flatten() if int(entry) & 7 == kind] for kind in head.pools]
+        assert slots == [list(range(len(pool))) for pool in head.pools.values()]
     assert torch.equal(pages.unpack(), whole), "head() wrote to the whole"
 
 
@@ -373,7 +373,7 @@ def test_pages_of_a_transposed_tensor(pager: Any) -> None:
     x = any_bits((1, 130, 2, 64), torch.float16, seed=6).transpose(1, 2)
     plan = plan_blocks(130, 0.5)
     strided, contiguous = pager(x, "k", plan), pager(x.contiguous(), "k", plan)
-    assert all(torch.equal(strided.pools[kind], contiguous.pools[kind]) for kind in BlockKind)
+    assert all(torch.equal(pool, contiguous.pools[kind]) for kind, pool in strided.pools.items())
 
 
 @pytest.mark.parametrize("pager", PAGERS)

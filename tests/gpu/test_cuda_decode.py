@@ -25,6 +25,7 @@ from kernel_cases import (
     near_the_largest,
     scattered,
     scattered_fp8,
+    scattered_wide_ends,
     small_values,
 )
 
@@ -37,7 +38,9 @@ MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.3, 0.15))
 SHAPES = ((1, 1), (2, 3))
 """Batch and kv heads."""
 
-of_all_elements = pytest.mark.parametrize("pack", [scattered, scattered_fp8], ids=["16bit", "fp8"])
+of_all_elements = pytest.mark.parametrize(
+    "pack", [scattered, scattered_fp8, scattered_wide_ends], ids=["16bit", "fp8", "fp8 with wide ends"]
+)
 
 
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:

@@ -81,15 +81,21 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
 
 
 def scattered_fp8(
-    x: Tensor, operand: Operand, sparsity: float, *, order: Order = "adjacent"
+    x: Tensor, operand: Operand, sparsity: float, *, order: Order = "adjacent", sink: int = 0, local: int = 0
 ) -> tuple[PagedTensor, Tensor]:
-    """The same of e4m3, without any shift; all ones are NaN there, too. ``order``: of the channels of ``x``."""
-    plan = plan_blocks(x.shape[2], sparsity)
+    """The same of e4m3, without any shift, and of fp16 where blocks stay wide; all ones are NaN there, too. ``order``:
+    of the channels of ``x``."""
+    plan = plan_blocks(x.shape[2], sparsity, sink=sink, local=local)
     chosen = choose_blocks(x, operand, plan)
     scale = e4m3.scale_of(x.abs().amax(2))[..., channel_order(order, x.shape[-1]).argsort().to(x.device)]
     pages = PagedTensor.empty(x, operand, plan, STORED_FP8, scale=scale.contiguous(), order=order)
     pack_torch(prune_hierarchical(x, operand, chosen), pages, chosen)
     return _scattered(pages)
+
+
+def scattered_wide_ends(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor, Tensor]:
+    """Of e4m3 with wide blocks at both ends, or, of up to 200 tokens, with none but wide ones."""
+    return scattered_fp8(x, operand, sparsity, sink=64, local=130)
 
 
 def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:

@@ -97,7 +97,7 @@ def make_pruner_case(
 
     def pack(x: Tensor, fit: Fit, sparsity: float) -> tuple[PagedTensor, Tensor]:
         if elements.has_scale:
-            return scattered_fp8(fit.stored(x), fit.operand, sparsity, order=fit.order)
+            return scattered_fp8(fit.stored(x), fit.operand, sparsity, order=fit.order, sink=1, local=65)
         return scattered(fit.stored(x), fit.operand, sparsity)
 
     (stored_k, pruned_k), (stored_v, pruned_v) = pack(k, key, mix[0]), pack(v, value, mix[1])

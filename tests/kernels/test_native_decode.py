@@ -33,21 +33,27 @@ from kernel_cases import (
     padded_bitmap,
     scattered,
     scattered_fp8,
+    scattered_wide_ends,
 )
 
 pytestmark = needs_library
 
 GROUPS = (1, 2, 3, 4, 7, 8, 16)
 SEQS = (1, 63, 64, 65, 127, 200, 1000)
-PACKS: dict[str, Pack] = {"decode": scattered, "decode_fp8": scattered_fp8, "decode_bitmap": padded_bitmap}
+PACKS: dict[str, Pack] = {
+    "decode": scattered,
+    "decode_fp8": scattered_fp8,
+    "decode_fp8_wide_ends": scattered_wide_ends,
+    "decode_bitmap": padded_bitmap,
+}
 """What each operation reads; decode of all that pages may hold."""
 _PAGED = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.3, 0.15))
-MIXES = {"decode": _PAGED, "decode_fp8": _PAGED, "decode_bitmap": ((0.5, 0.5), (0.0, 0.9))}
+MIXES = {operation: _PAGED for operation in PACKS} | {"decode_bitmap": ((0.5, 0.5), (0.0, 0.9))}
 """Key and value sparsity."""
 
 
 def run(operation: str, *args: Any, **fields: Any) -> tuple[Tensor, Tensor]:
-    return cpu_calls.run(operation.removesuffix("_fp8"), *args, **fields)
+    return cpu_calls.run(operation.partition("_fp8")[0], *args, **fields)
 
 
 def check(operation: str, case: Case, isa: str) -> None:

@@ -70,7 +70,7 @@ private:
         for (int h = 0; h < group_; ++h)
             for (int t = 0; t < kBlock; t += Isa::width) Isa::store(scores + h * kStride + t, Isa::zero());
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            with_kind(page.kind, [&](auto kind) {
+            with_kind<KindsOf<Stored>>(page.kind, [&](auto kind) {
                 score_page<Isa, Stored, decltype(chunk)::value>(kind, page.data, head_dim_, s_.q + head * head_dim_,
                                                                 s_.tables_of(kind, head, group_, head_dim_),
                                                                 scores + head * kStride, kStride);
@@ -83,7 +83,7 @@ private:
         const StoredPage page = v_[block];
         const float *probabilities = s_.scores + (block - first) * kBlock;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            with_kind(page.kind, [&](auto kind) {
+            with_kind<KindsOf<Stored>>(page.kind, [&](auto kind) {
                 weigh_page<Isa, Stored, decltype(chunk)::value>(kind, page.data, head_dim_,
                                                                 probabilities + head * kStride, kStride, s_.weights,
                                                                 s_.out + head * head_dim_);

@@ -14,7 +14,7 @@
 
 namespace hsb::cpu::prefill {
 
-// An unpacked page; its kind of block knows what `data` is.
+// An unpacked page; a kind of block knows what `data` is: its own, or another that it becomes like.
 struct Matrix {
     int rows;
     int steps;

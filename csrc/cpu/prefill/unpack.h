@@ -24,8 +24,10 @@ inline void prefetch(const StoredPage &page, int part, int parts) {
 
 template <class Isa, class Type>
 Matrix unpack(const StoredPage &page, int rows, int steps, std::byte *out) {
-    with_kind(page.kind, [&](auto kind) { unpack_page<Isa, Type>(kind, page.data, rows, steps, out); });
-    return {rows, steps, page.kind, out};
+    return with_kind<KindsOf<Type>>(page.kind, [&](auto kind) {
+        unpack_page<Isa, Type>(kind, page.data, rows, steps, out);
+        return Matrix{rows, steps, unpacked_kind(kind), out};
+    });
 }
 
 }  // namespace hsb::cpu::prefill

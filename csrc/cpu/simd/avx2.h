@@ -61,6 +61,7 @@ struct Avx2 {
     static Float widened(__m128i x, Bf16) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
     }
+    static Float widened(__m128i x, WideFp16) { return mul(widened(x, Fp16{}), set(1 / WideFp16::unit)); }
     template <class Type>
     static Float load(const std::uint16_t *p, Type type) {
         return widened(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), type);

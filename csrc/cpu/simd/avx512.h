@@ -36,6 +36,7 @@ struct Avx512 {
     static Float widened(__m256i x, Bf16) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
     }
+    static Float widened(__m256i x, WideFp16) { return mul(widened(x, Fp16{}), set(1 / WideFp16::unit)); }
     template <class Type>
     static Float load(const std::uint16_t *p, Type type) {
         return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), type);

@@ -10,22 +10,31 @@
 namespace hsb::cpu {
 
 // Element types as tags: kernels are templates on one of these. What is known of one besides is in element.h. Value: its
-// bits; unit: what a loaded value counts.
+// bits; unit: what a loaded value counts; is_narrow: whether blocks may stay wide beside pages of it.
 struct Fp16 {
     static constexpr int dtype = HSB_FP16;
+    static constexpr bool is_narrow = false;
     using Value = std::uint16_t;
     static constexpr float unit = 1.0f;
 };
 struct Bf16 {
     static constexpr int dtype = HSB_BF16;
+    static constexpr bool is_narrow = false;
     using Value = std::uint16_t;
     static constexpr float unit = 1.0f;
 };
 // 4 bits of exponent, 3 of fraction. With its sign moved away from the rest it is an fp16 that is 2^8 too small, subnormal
-// numbers too: loads leave it at that, for it is a scale that takes it to what it stands for.
+// numbers too: loads leave it at that, for it is a scale that takes it to what it stands for. Wide: fp16 beside it, which
+// loads make as much smaller.
+struct WideFp16 {
+    using Value = std::uint16_t;
+    static constexpr float unit = 256.0f;
+};
 struct E4m3 {
     using Value = std::uint8_t;
-    static constexpr float unit = 256.0f;
+    using Wide = WideFp16;
+    static constexpr bool is_narrow = true;
+    static constexpr float unit = Wide::unit;
 };
 
 // Whether a value is the upper half of the float that it stands for.
@@ -70,6 +79,8 @@ inline float to_float(std::uint16_t h, Fp16) {
     // Scaling by 2^112 moves the exponent from half's bias to float's and makes subnormals normal.
     return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
 }
+
+inline float to_float(std::uint16_t h, WideFp16) { return to_float(h, Fp16{}) / WideFp16::unit; }
 
 inline float to_float(std::uint8_t x, E4m3) {
     const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x80) << 24;

@@ -69,13 +69,14 @@ private:
     // Lane l's entry of 32 successive pairs of this warp.
     __device__ std::int32_t entry(const PagePool &pool, int first) const {
         const int page = first + lane_ * step_;
-        return !pool.map || page < end_ ? pool.entry(page) : 0;
+        return !pool.map || page < end_ ? pool.template entry<Kinds>(page) : 0;
     }
 
-    static constexpr std::uint32_t kKindMask = (1u << kUsedKindBits) - 1;
+    static constexpr int kBits = kKindBits<Kinds>;
+    static constexpr std::uint32_t kKindMask = (1u << kBits) - 1;
     template <int Operand>
     __device__ int kind_bit() const {
-        return (stage_ * 2 + Operand) * kUsedKindBits;
+        return (stage_ * 2 + Operand) * kBits;
     }
     template <int Operand>
     __device__ hsb_block_kind kind() const {
@@ -103,7 +104,7 @@ private:
     int at_ = 0;  // its place within the 32 map entries
     std::int32_t key_now_, value_now_, key_later_, value_later_;
     std::uint32_t kinds_ = 0;  // of the pages in the ring: of stage 0's K, of its V, of stage 1's K, ..
-    static_assert(kMaxStages * 2 * kUsedKindBits <= 32, "kinds of a ring in one register");
+    static_assert(kMaxStages * 2 * kBits <= 32, "kinds of a ring in one register");
     int stage_ = 0;
     std::uint32_t phase_ = 1;  // filling the ring the first time turns it to 0
 };

@@ -16,6 +16,8 @@ constexpr int kDenseRows = Isa::registers >= 32 ? 8 : 4;
 static_assert(kDenseRows<Isa> * Tile<Isa>::vectors + Tile<Isa>::vectors + 1 <= Isa::registers,
               "accumulators of a dense panel");
 
+constexpr hsb_block_kind unpacked_kind(DenseKind kind) { return kind.kind; }
+
 constexpr std::int64_t unpacked_bytes(DenseKind, int head_dim) { return kBlock * head_dim * sizeof(float); }
 
 template <class Isa, class Type>

@@ -21,6 +21,8 @@ struct QuadGroup {
 };
 static_assert(sizeof(QuadGroup) == 48, "no 16-byte load of it may straddle a cache line");
 
+constexpr hsb_block_kind unpacked_kind(Sparse24Kind kind) { return kind.kind; }
+
 constexpr std::int64_t unpacked_bytes(Sparse24Kind, int head_dim) {
     return kBlock / kQuad * head_dim / 4 * static_cast<std::int64_t>(sizeof(QuadGroup));
 }

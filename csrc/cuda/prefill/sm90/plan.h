@@ -51,9 +51,9 @@ HSB_HOST_DEVICE constexpr int key_number(int pair) { return pair & ((1 << kUsedK
 HSB_HOST_DEVICE constexpr int value_number(int pair) { return pair >> kUsedKindBits; }
 // Not all numbers are pairs, unless the number of kinds is a power of 2.
 HSB_HOST_DEVICE constexpr bool is_pair(int pair) {
-    return key_number(pair) < kBlockKinds && value_number(pair) < kBlockKinds;
+    return key_number(pair) < BlockKinds::kCount && value_number(pair) < BlockKinds::kCount;
 }
-constexpr int kLastPair = (kBlockKinds - 1) << kUsedKindBits | (kBlockKinds - 1);
+constexpr int kLastPair = (BlockKinds::kCount - 1) << kUsedKindBits | (BlockKinds::kCount - 1);
 static_assert(is_pair(kLastPair) && kLastPair < kPairKinds);
 
 template <int Pair>
