@@ -44,8 +44,8 @@ def compress(
             and V.
         key_sparsity: overrides ``sparsity`` for K.
         value_sparsity: overrides ``sparsity`` for V.
-        sink: blocks that touch the first ``sink`` tokens stay dense.
-        local: blocks that touch the last ``local`` tokens stay dense.
+        sink: blocks that touch the first ``sink`` tokens stay dense, in 16 bits.
+        local: blocks that touch the last ``local`` tokens stay dense, in 16 bits.
         evict: share of the eligible blocks that are dropped from K and V, 0 to 1: their tokens take no part in the
             softmax. Per kv head those of least attention mass of the ``queries``, where these are given; else those of
             largest key norm (:mod:`hsbench.cache.evict`).
@@ -53,7 +53,8 @@ def compress(
             ``attentive`` and ``calibrated`` cost a model less and a kernel the same (:mod:`hsbench.cache.pruner`). K is
             expected behind half-split RoPE by all but ``magnitude``.
         elements: what the cache's values are: ``16bit``, those of k and v themselves, or ``fp8``, e4m3 with a scale for
-            each channel, after the means of K and of V are taken off, whatever the pruner. CUDA's prefill reads no fp8.
+            each channel, after the means of K and of V are taken off, whatever the pruner; what may not be pruned stays
+            fp16. CUDA's prefill reads no fp8.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.
 

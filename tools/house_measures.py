@@ -58,8 +58,8 @@ MEASURES = (
     Measure(
         "block kind",
         8,
-        r"\bBlockKind\.[A-Z]|\bclass BlockKind\b|\bHSB_(DENSE|SPARSE_2_4)\b"
-        r"|\b(Dense|Sparse24)Kind\b|\bkinds/(dense|sparse_2_4)\b",
+        r"\bBlockKind\.[A-Z]|\bclass BlockKind\b|\bHSB_(DENSE|SPARSE_2_4|WIDE)\b"
+        r"|\b(Dense|Sparse24|Wide)Kind\b|\bkinds/(dense|sparse_2_4|wide)\b",
         (*CODE, ":!csrc/cpu/kinds/*", ":!csrc/cuda/kinds/*"),
     ),
     Measure(

@@ -5,6 +5,7 @@
 //
 //   kKind              its hsb_block_kind, its place in the list
 //   kIsSparse          whether tensor cores take its A as sparse, and only half as long
+//   kStays             whether decode reads its pages where they lie, by what a stage says of where that is
 //   page_bytes         of a page of a head_dim
 //   pool               where its pages lie, by a struct of params.h; pool_page_bytes: how large the caller thinks they are
 //   multiply           c += A b of one warp, tensor core strips of 16 rows (page_product.cuh)
@@ -26,6 +27,7 @@
 #include "cuda/kinds/fp8_dense.cuh"
 #include "cuda/kinds/fp8_sparse_2_4.cuh"
 #include "cuda/kinds/sparse_2_4.cuh"
+#include "cuda/kinds/wide.cuh"
 #include "cuda/types.h"
 
 namespace hsb::cuda {
@@ -43,7 +45,7 @@ struct Stored16 {
 struct StoredFp8 {
     static constexpr hsb_stored kStored = HSB_STORED_FP8;
     static constexpr bool kHasScale = true;
-    using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind>;
+    using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind, WideKind>;
     template <class T>
     using Product = OfE4m3;
     HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
@@ -64,6 +66,7 @@ constexpr bool are_in_order() {
     return are_in_order<Kinds>(std::make_integer_sequence<int, Kinds::kCount>());
 }
 static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>(), "each kind at its number");
+static_assert(StoredFp8::Kinds::kCount == kBlockKinds, "every kind is in a list");
 
 // The bits that kernels keep of a kind of a list.
 template <class Kinds>
@@ -103,10 +106,15 @@ void for_each_kind(Run &&run) {
     for_each_kind(run, BlockKinds());
 }
 
+// What a copy of a page takes: nothing of one that stays.
+template <class Kind>
+HSB_HOST_DEVICE constexpr int copied_bytes(int head_dim) {
+    return Kind::kStays ? 0 : Kind::page_bytes(head_dim);
+}
 template <class... Kind>
 HSB_HOST_DEVICE constexpr int largest_page_bytes(int head_dim, Types<Kind...>) {
     int largest = 0;
-    ((largest = Kind::page_bytes(head_dim) > largest ? Kind::page_bytes(head_dim) : largest), ...);
+    ((largest = copied_bytes<Kind>(head_dim) > largest ? copied_bytes<Kind>(head_dim) : largest), ...);
     return largest;
 }
 template <class... Kind>
@@ -115,7 +123,7 @@ HSB_HOST_DEVICE constexpr int smallest_page_bytes(int head_dim, Types<Kind...> a
     ((smallest = Kind::page_bytes(head_dim) < smallest ? Kind::page_bytes(head_dim) : smallest), ...);
     return smallest;
 }
-// Of any kind.
+// Of any kind of 16 bits.
 HSB_HOST_DEVICE constexpr int largest_page_bytes(int head_dim) { return largest_page_bytes(head_dim, BlockKinds()); }
 HSB_HOST_DEVICE constexpr int smallest_page_bytes(int head_dim) { return smallest_page_bytes(head_dim, BlockKinds()); }
 

@@ -113,12 +113,13 @@ void check_pages(const hsb_pages &pages, int head_dim) {
     HSB_CHECK(pools > 0, "no pages");
 }
 
-// The largest page that a map can name.
+// The largest page that is copied of those that a map can name; where all stay, what any kernel has room for.
 template <class Stored = Stored16>
 int largest_page_bytes(const hsb_pages &pages, int head_dim) {
-    int largest = 0;
+    int largest = smallest_page_bytes(head_dim, typename Stored::Kinds());
     const auto look = [&](auto kind) {
-        if (kind.pool(pages) && kind.page_bytes(head_dim) > largest) largest = kind.page_bytes(head_dim);
+        constexpr auto bytes_of = copied_bytes<decltype(kind)>;
+        if (kind.pool(pages) && bytes_of(head_dim) > largest) largest = bytes_of(head_dim);
     };
     for_each_kind(look, typename Stored::Kinds());
     return largest;

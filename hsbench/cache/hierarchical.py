@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.block_map import entries_of, kinds_of, slots_of
 from hsbench.cache.compressor import TensorCompressor
 from hsbench.cache.evict import Eviction
 from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.layout import PageLayout
+from hsbench.cache.layouts import LAYOUTS
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,
@@ -35,10 +35,8 @@ from hsbench.cache.pruner import MAGNITUDE, Order, Pruner
 from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
-from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.elements import (
     SIXTEEN_BIT,
-    STORED_FP8,
     TORCH_INPUTS,
     Element,
     StoredElements,
@@ -47,11 +45,6 @@ from hsbench.problem.elements import (
 )
 
 HEAD_DIMS = (64, 128)
-LAYOUTS: dict[str, dict[StoredElements, PageLayout]] = {
-    CPU.kind: {SIXTEEN_BIT: cpu_layout.PAGES, STORED_FP8: cpu_layout.FP8_PAGES},
-    CUDA.kind: {SIXTEEN_BIT: cuda_layout.PAGES, STORED_FP8: cuda_layout.FP8_PAGES},
-}
-"""What the bytes of a page are, by kind of device and what its values are."""
 
 
 def page_bytes(device: str, head_dim: int, element: Element) -> tuple[int, int]:

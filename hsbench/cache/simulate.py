@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import LAYOUTS
+from hsbench.cache.layouts import LAYOUTS
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Pruner, pruner_for
 from hsbench.kernels.device import CUDA

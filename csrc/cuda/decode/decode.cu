@@ -54,7 +54,7 @@ void run(const hsb_decode_params &p) {
     a.scale = scale.scale;
     a.log2_scale = scale.log2;
     a.margin = kDecodeMargin / scale.log2;
-    // e4m3 is at most 448, whatever its scale: no sum of it nears fp32's largest.
+    // e4m3 is at most 448 and fp16 beside it 65,504, whatever the scale: no sum of these nears fp32's largest.
     a.reserve = p.v.stored == HSB_STORED_FP8 ? 0.0f : reserve_of(p.dtype, p.seq, kDecodeMargin);
     a.flip = scale.flip;
     a.prefetch = p.k.stored != HSB_STORED_16;

@@ -1,5 +1,5 @@
-// Decode attention over pages, dense and 2:4 in any mix, of 16-bit elements or of e4m3: one query per head against a kv
-// head's whole cache.
+// Decode attention over pages of any mix of kinds, of 16-bit elements or of e4m3: one query per head against a kv head's
+// whole cache.
 //
 //   per page pair and warp     K page:  S^T [64 tokens x heads] = K Q^T      Q^T stays in registers
 //                              softmax: P^T = 2^(S^T - reference)            in registers (softmax.cuh)

@@ -30,9 +30,10 @@ public:
             refill_value();
             advance();
         }
+        prefetch_staying(first);
     }
 
-    // The current pair's pages, once they are there.
+    // The current pair's pages, once they are there; or, of those that stay, where they lie.
     __device__ std::uint32_t wait_key() const {
         ring_.wait_key(stage_, phase_);
         return ring_.key_address(stage_);
@@ -58,6 +59,7 @@ public:
             value_now_ = value_later_;
             key_later_ = entry(key_, next_ + 32 * step_);
             value_later_ = entry(value_, next_ + 32 * step_);
+            prefetch_staying(next_);
         }
         if (++stage_ == stages_) {
             stage_ = 0;
@@ -70,6 +72,23 @@ private:
     __device__ std::int32_t entry(const PagePool &pool, int first) const {
         const int page = first + lane_ * step_;
         return !pool.map || page < end_ ? pool.template entry<Kinds>(page) : 0;
+    }
+
+    static __device__ __forceinline__ bool stays(std::int32_t entry) {
+        return with_kind<Kinds>(kind_of(entry), [](auto of_kind) { return of_kind.kStays; });
+    }
+
+    // Asks L2 for pages that stay where they lie, as soon as their entries are known: of the 32 pairs from `first` on, whose
+    // entries are those of now.
+    __device__ __forceinline__ void prefetch_staying(int first) const {
+        const bool is = first + lane_ * step_ < end_;
+        const auto ask = [&](const PagePool &pool, std::int32_t entry) {
+            if (!is || !stays(entry)) return;
+            const auto page = pool.template page<HeadDim, Kinds>(entry);
+            Ring::prefetch(page.at, page.bytes);
+        };
+        ask(key_, key_now_);
+        ask(value_, value_now_);
     }
 
     static constexpr int kBits = kKindBits<Kinds>;
@@ -90,10 +109,16 @@ private:
         const int bytes = next_ < end_ ? page.bytes : 0;
         const int bit = kind_bit<Operand>();
         kinds_ = (kinds_ & ~(kKindMask << bit)) | static_cast<std::uint32_t>(kind_of(entry)) << bit;
-        if constexpr (Operand == 0)
+        if (stays(entry)) {
+            if constexpr (Operand == 0)
+                ring_.refer_key(stage_, page.at, bytes);
+            else
+                ring_.refer_value(stage_, page.at, bytes);
+        } else if constexpr (Operand == 0) {
             ring_.load_key(stage_, page.at, bytes);
-        else
+        } else {
             ring_.load_value(stage_, page.at, bytes);
+        }
     }
 
     const PagePool &key_, &value_;

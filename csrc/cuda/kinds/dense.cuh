@@ -12,6 +12,7 @@ namespace hsb::cuda {
 struct DenseKind : DenseMma, DenseWgmma, DensePack {
     static constexpr hsb_block_kind kKind = HSB_DENSE;
     static constexpr bool kIsSparse = false;
+    static constexpr bool kStays = false;
 
     HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return dense_page_bytes(head_dim); }
 

@@ -48,6 +48,7 @@ struct Fp8DenseMma {
 struct Fp8DenseKind : Fp8DenseMma {
     static constexpr hsb_block_kind kKind = HSB_DENSE;
     static constexpr bool kIsSparse = false;
+    static constexpr bool kStays = false;
 
     HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return fp8_dense_page_bytes(head_dim); }
 

@@ -43,6 +43,7 @@ struct Fp8Sparse24Mma {
 struct Fp8Sparse24Kind : Fp8Sparse24Mma {
     static constexpr hsb_block_kind kKind = HSB_SPARSE_2_4;
     static constexpr bool kIsSparse = true;
+    static constexpr bool kStays = false;
 
     HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return fp8_sparse_page_bytes(head_dim); }
 

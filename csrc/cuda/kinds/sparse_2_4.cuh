@@ -12,6 +12,7 @@ namespace hsb::cuda {
 struct Sparse24Kind : Sparse24Mma, Sparse24Wgmma, Sparse24Pack {
     static constexpr hsb_block_kind kKind = HSB_SPARSE_2_4;
     static constexpr bool kIsSparse = true;
+    static constexpr bool kStays = false;
 
     HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return sparse_page_bytes(head_dim); }
 

@@ -81,6 +81,11 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void *glob
                  : "memory");
 }
 
+// Asks L2 for what will be read later; 16-byte aligned, a multiple of 16 bytes.
+__device__ __forceinline__ void bulk_prefetch_l2(const void *global, std::uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
 // What is read once may leave L2 first.
 __device__ __forceinline__ std::uint64_t policy_evict_first() {
     std::uint64_t policy;

@@ -19,6 +19,15 @@ __device__ __forceinline__ void store_shared_u32(std::uint32_t address, std::uin
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ std::uint64_t load_shared_u64(std::uint32_t address) {
+    std::uint64_t value;
+    asm volatile("ld.shared.b64 %0, [%1];" : "=l"(value) : "r"(address) : "memory");
+    return value;
+}
+__device__ __forceinline__ void store_shared_u64(std::uint32_t address, std::uint64_t value) {
+    asm volatile("st.shared.b64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+}
+
 __device__ __forceinline__ float load_shared_f32(std::uint32_t address) {
     float value;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");

@@ -5,6 +5,8 @@
 
 #include "cuda/decode/plan.h"
 #include "cuda/ptx/cp_async.cuh"
+#include "cuda/ptx/global.cuh"
+#include "cuda/ptx/shared.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 
@@ -25,6 +27,16 @@ public:
     __device__ void load_key(int stage, const void *page, int bytes) { load(key_address(stage), page, bytes); }
     __device__ void load_value(int stage, const void *page, int bytes) { load(value_address(stage), page, bytes); }
 
+    // Of one lane: asks L2 for a page that stays where it lies.
+    static __device__ void prefetch(const void *page, int bytes) {
+        constexpr int kLine = 128;
+        for (int at = 0; at < bytes; at += kLine) ptx::prefetch_l2(static_cast<const char *>(page) + at);
+    }
+
+    // Likewise for such a page, of which a stage gets the address.
+    __device__ void refer_key(int stage, const void *page, int bytes) { refer(key_address(stage), page, bytes); }
+    __device__ void refer_value(int stage, const void *page, int bytes) { refer(value_address(stage), page, bytes); }
+
     __device__ void wait_key(int /*stage*/, std::uint32_t /*phase*/) const { wait(); }
     __device__ void wait_value(int /*stage*/, std::uint32_t /*phase*/) const { wait(); }
 
@@ -33,6 +45,12 @@ private:
         __syncwarp();
         for (int at = lane_ * 16; at < bytes; at += 32 * 16)
             ptx::cp_async_16(to + at, static_cast<const char *>(page) + at);
+        ptx::cp_async_commit();
+    }
+
+    __device__ void refer(std::uint32_t to, const void *page, int bytes) {
+        __syncwarp();
+        if (lane_ == 0 && bytes > 0) ptx::store_shared_u64(to, reinterpret_cast<std::uint64_t>(page));
         ptx::cp_async_commit();
     }
 

@@ -7,6 +7,7 @@
 
 #include "cuda/decode/plan.h"
 #include "cuda/ptx/bulk_copy.cuh"
+#include "cuda/ptx/shared.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
@@ -45,6 +46,17 @@ public:
         load(value_address(stage), stage, offsetof(StageBarriers, value), page, bytes);
     }
 
+    // Of one lane: asks L2 for a page that stays where it lies.
+    static __device__ void prefetch(const void *page, int bytes) { ptx::bulk_prefetch_l2(page, bytes); }
+
+    // Likewise for such a page, of which a stage gets the address.
+    __device__ void refer_key(int stage, const void *page, int bytes) {
+        refer(key_address(stage), stage, offsetof(StageBarriers, key), page, bytes);
+    }
+    __device__ void refer_value(int stage, const void *page, int bytes) {
+        refer(value_address(stage), stage, offsetof(StageBarriers, value), page, bytes);
+    }
+
     __device__ void wait_key(int stage, std::uint32_t phase) const { ptx::mbarrier_wait(key_barrier(stage), phase); }
     __device__ void wait_value(int stage, std::uint32_t phase) const {
         ptx::mbarrier_wait(value_barrier(stage), phase);
@@ -65,6 +77,14 @@ private:
             const std::uint32_t barrier = barriers_ + stage * kBarrierBytes + which;
             ptx::mbarrier_arrive_expect_tx(barrier, bytes);
             ptx::bulk_copy(to, page, bytes, barrier, policy_);
+        }
+    }
+
+    __device__ void refer(std::uint32_t to, int stage, int which, const void *page, int bytes) {
+        __syncwarp();
+        if (lane_ == 0 && bytes > 0) {
+            ptx::store_shared_u64(to, reinterpret_cast<std::uint64_t>(page));
+            ptx::mbarrier_arrive(barriers_ + stage * kBarrierBytes + which);  // after it, all lanes see the address
         }
     }
 
