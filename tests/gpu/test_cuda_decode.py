@@ -45,8 +45,9 @@ of_all_elements = pytest.mark.parametrize(
 
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
-    heads = q[..., 0].numel()  # a counter of 4 bytes each
-    return Call("decode", q, case.operands, counters=-(-4 * heads // 64) * 64, **fields)
+    # 4 bytes for each query head, or for each CTA of a kv head's clusters.
+    counters = q.shape[0] * q.shape[1] * max(q.shape[2], 8)
+    return Call("decode", q, case.operands, counters=-(-4 * counters // 64) * 64, **fields)
 
 
 @of_all_elements
@@ -68,7 +69,10 @@ def test_every_shape(dtype: torch.dtype, head_dim: int, seq: int, pack: Pack) ->
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(
     ("batch", "kv_heads", "seq"),
-    [(1, 8, 8192), (1, 1, 40_000), (3, 5, 64 * 131 + 7), (64, 8, 100), (300, 2, 64), (1, 8, 64 * 33)],
+    [
+        *[(1, 8, 8192), (1, 1, 40_000), (3, 5, 64 * 131 + 7), (64, 8, 100), (300, 2, 64), (1, 8, 64 * 33)],
+        *[(1, 8, 64 * 300 + 5), (8, 8, 64 * 70 + 1), (1, 2, 64 * 260 + 9)],  # several clusters to a head
+    ],
 )
 def test_every_way_to_cut_the_work(batch: int, kv_heads: int, seq: int, mix: tuple[float, float], pack: Pack) -> None:
     """Heads over many CTAs, many heads to a CTA, heads that begin and end within one."""

@@ -21,7 +21,10 @@ Partition partition_of(const hsb_decode_params &p, const Device &device) {
 }
 
 std::int64_t counter_bytes(const hsb_decode_params &p) {
-    return ceil_div(static_cast<std::int64_t>(p.batch) * p.q_heads * sizeof(unsigned), kAlign) * kAlign;
+    // One a query head, or one a rank of each kv head's clusters.
+    const std::int64_t heads = static_cast<std::int64_t>(p.batch) * p.kv_heads;
+    const std::int64_t most = p.q_heads / p.kv_heads > kMaxRanks ? p.q_heads / p.kv_heads : kMaxRanks;
+    return ceil_div(heads * most * static_cast<std::int64_t>(sizeof(unsigned)), kAlign) * kAlign;
 }
 
 std::int64_t workspace_bytes(const hsb_decode_params &p) {

@@ -9,23 +9,18 @@
 // is read once for the whole group. plan.h draws how the work is cut.
 #pragma once
 
+#include "attend_page.cuh"
 #include "cuda/launch.h"
 #include "cuda/ptx/place.cuh"
 #include "cuda/queries.cuh"
 #include "launch.h"
 #include "merge.cuh"
-#include "page_stream.cuh"
 #include "result.cuh"
 #include "scaled_queries.cuh"
+#include "sm90/decode_head.cuh"
 #include "softmax.cuh"
 
 namespace hsb::cuda::decode {
-
-// Registers: 168 a thread for one column of 8 heads, 255 for two.
-template <int Tiles>
-constexpr int max_threads() {
-    return Tiles == 1 ? kMaxWarps * 32 : 256;
-}
 
 // What a warp leaves for the merge, in the V page of the stage that it has just used, or in the whole stage where pages are
 // too small for it.
@@ -125,8 +120,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     std::int32_t *const result_at = reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes)->result_at;
 
     const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
-    const Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
-                    ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
+    Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
+              ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
+    ring.open();
     if (a.prefetch) prefetch_head<T, HeadDim>(a, begin / a.blocks);
     PageStream<HeadDim, Kinds> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
 
@@ -144,19 +140,12 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         running.clear();
         bool refill_later = false;
         for (; page < high; page += warps) {
-            float s[Tiles][kBlock / kStripRows][4] = {};
-            const std::uint32_t key = pages.wait_key();
-            multiply<Product, KeyPage<HeadDim>, Kinds>(pages.key_kind(), s, key, q, lane);
             // The last V page of a segment, or its last stage, makes room for the warp's result first.
             refill_later = page + warps >= high;
-            if (!kTakesStage || !refill_later) pages.refill_key();
-            if (page == head_end - 1) mask_tail<Stored>(s, a.last_valid, lane);
-
-            std::uint32_t p[Tiles][2][4];
-            softmax<Product, Stored>(p, s, running, units.log2_scale(), units.margin(), a.reserve);
-
-            const std::uint32_t value = pages.wait_value();
-            multiply<Product, ValuePage<HeadDim>, Kinds>(pages.value_kind(), running.out, value, p, lane);
+            const int valid = page == head_end - 1 ? a.last_valid : kBlock;
+            attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, lane, [&] {
+                if (!kTakesStage || !refill_later) pages.refill_key();
+            });
             if (!refill_later) {
                 pages.refill_value();
                 pages.advance();
@@ -216,6 +205,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         if (low < end) {
             __syncthreads();  // all have read the warps' results
             if (refill_later) {
+                ring.written();
                 if (kTakesStage) pages.refill_key();
                 pages.refill_value();
                 pages.advance();
@@ -226,6 +216,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 
 template <class T, int HeadDim, int Tiles, class Stored>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
+    if (launch_decode_heads<T, HeadDim, Tiles, Stored>(p, a, device)) return;
     a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
                          device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),
                          a.group);

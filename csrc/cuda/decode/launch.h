@@ -14,7 +14,7 @@ struct Arguments {
     float *lse;     // [batch, q_heads]
     PagePool k;
     PagePool v;
-    unsigned *counters;  // [batch * q_heads]
+    unsigned *counters;  // [batch * q_heads], or [batch * kv_heads][kMaxRanks] of clusters
     float *partials;     // [parts][2][partial_floats]
     Partition partition;
     RingShape ring;
@@ -31,8 +31,10 @@ struct Arguments {
     float given_scale;         // of the scores, with its sign
     const float *key_scale;    // [batch, kv_heads, head_dim]: of stored elements that have one (hsb_pages), or null
     const float *value_scale;
-    bool prefetch;  // whether L2 is asked for what a CTA's first head takes before any page is
-    bool mirror;    // K's channels are in the mirror order
+    HeadCut cut;        // of a plan by kv heads, and
+    Exchange exchange;  // how their results meet
+    bool prefetch;      // whether L2 is asked for what a CTA's first head takes before any page is
+    bool mirror;        // K's channels are in the mirror order
 };
 
 // Launches the kernel for groups of up to Tiles * 8 query heads and pages stored as Stored says. `a` lacks only what depends

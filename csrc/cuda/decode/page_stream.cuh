@@ -16,15 +16,14 @@ namespace hsb::cuda::decode {
 template <int HeadDim, class Kinds>
 class PageStream {
 public:
-    // Page pairs `first`, first + step, ... below `end`.
-    __device__ PageStream(const PagePool &key, const PagePool &value, Ring ring, int stages, int first, int step,
+    // Page pairs `first`, first + step, ... below `end`, by a ring that is open.
+    __device__ PageStream(const PagePool &key, const PagePool &value, const Ring &ring, int stages, int first, int step,
                           int end, int lane)
         : key_(key), value_(value), ring_(ring), stages_(stages), next_(first), step_(step), end_(end), lane_(lane) {
         key_now_ = entry(key_, next_);
         value_now_ = entry(value_, next_);
         key_later_ = entry(key_, next_ + 32 * step_);
         value_later_ = entry(value_, next_ + 32 * step_);
-        ring_.open();  // while the map is on its way
         for (int i = 0; i < stages; ++i) {
             refill_key();
             refill_value();

@@ -16,7 +16,10 @@
 // A part leaves at most two partial results: one of the head that it finds begun, one of a head that it begins and
 // does not finish.
 //
-// Workspace:  counter u32 [batch * q_heads], padded to 64 bytes: zero before the first call, and after every call
+// Where there is a plan by kv heads, it is taken instead (below): it is shorter from launch to result.
+//
+// Workspace:  counter u32 [batch * q_heads], or as many as plans by kv heads count, padded to 64 bytes: zero before the
+//             first call, and after every call
 //             partial     [CTAs][2][partial_floats]: output [group][head_dim], maximum [group], sum [group]
 #pragma once
 
@@ -62,6 +65,12 @@ HSB_HOST_DEVICE constexpr int partial_floats(int group, int head_dim) { return (
 constexpr int kMaxWarps = 12;
 constexpr int kMaxStages = 4;
 constexpr int kStageAlign = 128;
+
+// Registers: 168 a thread for one column of 8 heads, 255 for two.
+template <int Tiles>
+constexpr int max_threads() {
+    return Tiles == 1 ? kMaxWarps * 32 : 256;
+}
 
 struct StageBarriers {
     std::uint64_t key, value;  // mbarriers: the stage's page has come
@@ -121,5 +130,113 @@ static_assert(choose_ring(5120, 5120, kSharedLimitSm90, 12, 100, 4).warps == 8,
               "2:4 pages of e4m3 on sm_90: 8 warps of 2 stages of 10 KiB");
 static_assert(choose_ring(8192, 8192, kSharedLimitSm90, 12, 100, 4).warps == 12,
               "dense pages of e4m3 on sm_90: 12 stages of 16 KiB");
+
+// ---- clusters for each kv head (sm_90 and newer) ---------------------------------------------------------------------
+//
+// Clusters of up to 8 CTAs have a kv head each, or several clusters one head: its blocks are cut into one run for each CTA.
+// Results of a cluster meet in shared memory (sm90/exchange.cuh), those of several in L2. No CTA looks for its head.
+//
+// A cluster lies within a group of multiprocessors, and these are of different sizes: how many clusters run at once is
+// asked of the driver (sm90/decode_head.cuh).
+
+constexpr int kMaxRanks = 8;
+
+// Of each kv head: clusters, and CTAs of each.
+struct HeadPlan {
+    std::int32_t clusters;
+    std::int32_t ranks;
+
+    constexpr int parts() const { return clusters * ranks; }
+};
+
+// Blocks of a CTA up to which one cluster a head is better than several, whose results meet in L2, though it leaves
+// multiprocessors idle.
+constexpr int kFewBlocks = 16;
+
+// The plan for so many heads of so many blocks; at_once(ranks): how many clusters of that size run at once. No parts where
+// more than 1 in 16 multiprocessors would be idle for nothing.
+template <class AtOnce>
+constexpr HeadPlan plan_of(int heads, int blocks, int multiprocessors, AtOnce &&at_once) {
+    const int most = kMaxRanks < blocks ? kMaxRanks : blocks;
+    if (blocks <= kMaxRanks * kFewBlocks && at_once(most) >= heads) return {1, most};
+    HeadPlan best{0, 0};
+    for (int ranks = most; ranks > 0; --ranks) {
+        const int room = at_once(ranks) / heads, useful = blocks / ranks;
+        const HeadPlan plan{room < useful ? room : useful, ranks};
+        if (plan.parts() > best.parts()) best = plan;
+    }
+    return best.parts() * heads * 16 >= multiprocessors * 15 ? best : HeadPlan{0, 0};
+}
+
+constexpr bool is_plan(const HeadPlan &plan, int clusters, int ranks) {
+    return plan.clusters == clusters && plan.ranks == ranks;
+}
+// What an H100 answered: 132 multiprocessors in groups of 14 to 18.
+constexpr int at_once_on_h100(int ranks) {
+    constexpr int kClusters[kMaxRanks] = {132, 66, 39, 30, 22, 17, 15, 15};
+    return kClusters[ranks - 1];
+}
+static_assert(is_plan(plan_of(8, 2048, 132, at_once_on_h100), 8, 2),
+              "128 CTAs: 15 clusters of 8 are too few for two a head");
+static_assert(is_plan(plan_of(8, 128, 132, at_once_on_h100), 1, 8), "8k tokens");
+static_assert(is_plan(plan_of(8, 3, 132, at_once_on_h100), 1, 3), "no CTA without a block");
+static_assert(is_plan(plan_of(64, 512, 132, at_once_on_h100), 1, 2), "8 x 32k tokens");
+static_assert(plan_of(100, 512, 132, at_once_on_h100).parts() == 0, "32 multiprocessors would be idle");
+
+// The cut of a head's blocks into one run a CTA: the first `longer` runs are one longer than `shorter`.
+struct HeadCut {
+    std::int32_t shorter;
+    std::int32_t longer;
+
+    static HeadCut of(int blocks, int parts) { return {blocks / parts, blocks % parts}; }
+    HSB_HOST_DEVICE std::int32_t begin(std::int32_t part) const {
+        return part * shorter + (part < longer ? part : longer);
+    }
+    HSB_HOST_DEVICE std::int32_t longest() const { return shorter + (longer > 0); }
+};
+
+// What a CTA of a cluster keeps in shared memory behind its ring:
+//
+//   | out f32 [ranks][slice] | stats {max, sum} f32x2 [ranks][group] | mbarrier, last u32 | score f32 [16] | largest f32 [warps] |
+//
+// out and stats: of the slice of the head's [group][head_dim] outputs that the rank finishes, from all ranks. Before any is
+// sent, the queries stand in their place.
+//
+// Of several clusters of a head, each leaves its slices in the workspace, as the head's partial results [group][head_dim] and
+// stats [group]; who comes last to a slice finishes it.
+struct Exchange {
+    std::int32_t clusters;  // of a head
+    std::int32_t ranks;
+    std::int32_t group;
+    std::int32_t slice;  // outputs, even; the last ranks may have fewer, or none
+    std::int32_t out_bytes;
+    float inverse_slice;
+
+    static Exchange of(const HeadPlan &plan, int group, int head_dim, int query_bytes) {
+        const int ranks = plan.ranks, outputs = group * head_dim;
+        const int slice = (outputs / 2 + ranks - 1) / ranks * 2;
+        const int out_bytes = ranks * slice * static_cast<int>(sizeof(float));
+        return {plan.clusters,
+                ranks,
+                group,
+                slice,
+                out_bytes > query_bytes ? out_bytes : query_bytes,
+                1.0f / static_cast<float>(slice)};
+    }
+    // The rank whose slice an output is in.
+    HSB_HOST_DEVICE int rank_of(int output) const {
+        return static_cast<int>((static_cast<float>(output) + 0.5f) * inverse_slice);
+    }
+
+    HSB_HOST_DEVICE int stats_at() const { return out_bytes; }
+    HSB_HOST_DEVICE int barrier_at() const { return stats_at() + ranks * group * kStatsBytes; }
+    HSB_HOST_DEVICE int last_at() const { return barrier_at() + static_cast<int>(sizeof(std::uint64_t)); }
+    HSB_HOST_DEVICE int score_at() const { return last_at() + static_cast<int>(sizeof(std::uint64_t)); }
+    HSB_HOST_DEVICE int largest_at() const { return score_at() + kMostGroup * static_cast<int>(sizeof(float)); }
+    HSB_HOST_DEVICE int bytes() const { return largest_at() + kMaxWarps * static_cast<int>(sizeof(float)); }
+
+    static constexpr int kStatsBytes = 2 * sizeof(float);
+    static constexpr int kMostGroup = 16;
+};
 
 }  // namespace hsb::cuda::decode

@@ -28,6 +28,21 @@ struct OwnUnits {
     __device__ float margin() const { return kDecodeMargin * ptx::reciprocal_approx(log2); }
 };
 
+// The power of 2 that moves a kv head's queries, by the largest magnitude among them.
+struct QueryPower {
+    float up, down;
+
+    __device__ explicit QueryPower(float largest) {
+        // At least 2^(exponent - 127), which becomes 2^kTop.
+        constexpr int kTop = 13, kBias = 127;
+        const int exponent = max(__float_as_int(largest) >> 23, kTop + 1);
+        up = __int_as_float((2 * kBias + kTop - exponent) << 23);
+        down = __int_as_float((exponent - kTop) << 23);
+    }
+    // Of their scores. Not 0, as in score_scale(); and not infinite, for queries whose scores fp32 cannot hold.
+    __device__ float log2_scale(float of_scores) const { return fminf(fmaxf(of_scores * down, 1e-30f), 1e30f); }
+};
+
 // Channels of one lane: those of registers n and n + 2 of a step (fp8_col()) lie in two pairs of neighbours. In mirror order
 // (queries.cuh) places c, c + 1 and c + 4, c + 5 are channels g, h - 1 - g and g + 1, h - 2 - g of a half, g being even.
 template <int HeadDim>
@@ -80,12 +95,7 @@ __device__ __forceinline__ OwnUnits load_scaled_queries(std::uint32_t (&q)[Tiles
             for (int n = 0; n < 4; ++n)
                 largest = fmaxf(largest, fmaxf(fabsf(x[tile][step][n].x), fabsf(x[tile][step][n].y)));
     for (int lanes = 1; lanes < 32; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
-    // At least 2^(exponent - 127), which becomes 2^kTop.
-    constexpr int kTop = 13, kBias = 127;
-    const int exponent = max(__float_as_int(largest) >> 23, kTop + 1);
-    const float up = __int_as_float((2 * kBias + kTop - exponent) << 23);
-    const float down = __int_as_float((exponent - kTop) << 23);
-
+    const QueryPower power(largest);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -95,11 +105,10 @@ __device__ __forceinline__ OwnUnits load_scaled_queries(std::uint32_t (&q)[Tiles
                 const float2 near = x[tile][step][n], far = x[tile][step][n + 2];
                 const float2 first = a.mirror ? float2{near.x, far.y} : near;
                 const float2 second = a.mirror ? float2{near.y, far.x} : far;
-                q[tile][step][n] = Element<OfE4m3>::pack(first.x * up, first.y * up) ^ a.flip;
-                q[tile][step][n + 2] = Element<OfE4m3>::pack(second.x * up, second.y * up) ^ a.flip;
+                q[tile][step][n] = Element<OfE4m3>::pack(first.x * power.up, first.y * power.up) ^ a.flip;
+                q[tile][step][n + 2] = Element<OfE4m3>::pack(second.x * power.up, second.y * power.up) ^ a.flip;
             }
-    // Not 0, as in score_scale(); and not infinite, for queries whose scores fp32 cannot hold.
-    return {fminf(fmaxf(a.log2_scale * down, 1e-30f), 1e30f)};
+    return {power.log2_scale(a.log2_scale)};
 }
 
 // The queries of a kv head, as the pages' elements ask for them.

@@ -18,6 +18,7 @@ public:
         : shape_(shape), base_(base), lane_(lane) {}
 
     __device__ void open() {}
+    __device__ void written() const {}
 
     __device__ std::uint32_t key_address(int stage) const { return base_ + stage * shape_.stage_bytes(); }
     __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + shape_.key_bytes; }

@@ -24,12 +24,11 @@ public:
         policy_ = kEvictFirst ? ptx::policy_evict_first() : ptx::policy_evict_normal();
     }
 
-    // Once, before the first load.
+    // Once, before the first load; and before any other of the warp's, for which its fence would wait.
     __device__ void open() {
-        if (lane_ == 0) {
-#pragma unroll 1
-            for (int i = 0; i < 2 * shape_.stages; ++i)
-                ptx::mbarrier_init(barriers_ + i * static_cast<int>(sizeof(std::uint64_t)), 1);
+        static_assert(2 * kMaxStages <= 32, "a lane for each barrier");
+        if (lane_ < 2 * shape_.stages) {
+            ptx::mbarrier_init(barriers_ + lane_ * static_cast<int>(sizeof(std::uint64_t)), 1);
             ptx::fence_mbarrier_init();
         }
         __syncwarp();
@@ -38,7 +37,10 @@ public:
     __device__ std::uint32_t key_address(int stage) const { return base_ + stage * shape_.stage_bytes(); }
     __device__ std::uint32_t value_address(int stage) const { return key_address(stage) + shape_.key_bytes; }
 
-    // The whole warp calls these; bytes 0 asks for nothing. What the warp did with the page before is done.
+    // The whole warp calls this where it has itself written to a stage: a copy that it asks for then comes later.
+    __device__ void written() const { ptx::fence_proxy_async_shared(); }
+
+    // The whole warp calls these; bytes 0 asks for nothing. What the warp read of the page before has come.
     __device__ void load_key(int stage, const void *page, int bytes) {
         load(key_address(stage), stage, offsetof(StageBarriers, key), page, bytes);
     }
@@ -73,7 +75,6 @@ private:
     __device__ void load(std::uint32_t to, int stage, int which, const void *page, int bytes) {
         __syncwarp();
         if (lane_ == 0 && bytes > 0) {
-            ptx::fence_proxy_async_shared();
             const std::uint32_t barrier = barriers_ + stage * kBarrierBytes + which;
             ptx::mbarrier_arrive_expect_tx(barrier, bytes);
             ptx::bulk_copy(to, page, bytes, barrier, policy_);
@@ -84,6 +85,7 @@ private:
         __syncwarp();
         if (lane_ == 0 && bytes > 0) {
             ptx::store_shared_u64(to, reinterpret_cast<std::uint64_t>(page));
+            ptx::fence_proxy_async_shared();
             ptx::mbarrier_arrive(barriers_ + stage * kBarrierBytes + which);  // after it, all lanes see the address
         }
     }
