@@ -14,7 +14,7 @@ from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, forks, library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import StoredElements, element_by
+from hsbench.problem.elements import Element, StoredElements, element_by
 
 MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
@@ -48,8 +48,10 @@ class EmptyCall:
     """Attention over nothing, all blocks being evicted: the output is 0 and the log-sum-exp -infinity.
 
     Attributes:
-        out, lse: see :class:`NativeCall`.
+        out, lse, products: see :class:`NativeCall`.
     """
+
+    products: Element | None = None
 
     def __init__(self, q: Tensor) -> None:
         self.out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -73,7 +75,10 @@ class NativeCall:
     Attributes:
         out: ``[batch, q_heads, q_len, head_dim]`` in q's dtype, written by each run.
         lse: fp32 ``[batch, q_heads, q_len]``, natural log.
+        products: the type that q and the probabilities are rounded to for the products, where it is coarser than q's.
     """
+
+    products: Element | None = None
 
     def __init__(
         self,
@@ -138,28 +143,39 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
 
 
 def why_not_prefill(elements: StoredElements, device: Device) -> str | None:
-    """Why no prefill kernel reads such values on a device; None if one does."""
-    if device.is_cuda and elements.has_scale:
-        return f"no CUDA prefill kernel reads {elements} pages yet: decode does, and prefill on the CPU"
-    return None
+    """Why no prefill kernel reads such values on a device, with the remedy; None if one does, or if there is no such
+    device, which is said elsewhere."""
+    if not (device.is_cuda and elements.has_scale and torch.cuda.is_available()):
+        return None
+    reason = _why_not_sm90("take elements 16bit")
+    return reason and f"prefill reads {elements} pages by the sm90 kernel alone: {reason}"
+
+
+def prefill_products(elements: StoredElements, device: Device) -> Element | None:
+    """The type that prefill rounds q and the probabilities to; None where these stay as they are."""
+    return elements.element if device.is_cuda else None
 
 
 def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
-    if reason := why_not_prefill(kv.k.elements, Device.of(kv.device)):
+    device = Device.of(kv.device)
+    if reason := why_not_prefill(kv.k.elements, device):
         raise UnsupportedError(reason)
     stored = {} if kv.eviction is None else {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
     how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}
-    return _paged_call("prefill", "hsb_prefill_params", q, kv, kv.shape, **how)
+    call = _paged_call("prefill", "hsb_prefill_params", q, kv, kv.shape, **how)
+    call.products = prefill_products(kv.k.elements, device)
+    return call
 
 
 def why_not_path(path: str) -> str | None:
     """Why the current GPU cannot run a CUDA prefill kernel, with the remedy; None if it can."""
-    if path != "sm90":
-        return None
-    otherwise = "ask for sm80, or name no kernel"
+    return _why_not_sm90("ask for sm80, or name no kernel") if path == "sm90" else None
+
+
+def _why_not_sm90(otherwise: str) -> str | None:
     major, minor = torch.cuda.get_device_capability()
     if major != 9:
         needs = "the sm90 kernel needs an NVIDIA GPU of compute capability 9.x (H100, H200)"

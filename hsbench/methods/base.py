@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hsbench.kernels.device import Device
+from hsbench.problem.elements import Element
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.workload import Workload
 
@@ -20,6 +21,7 @@ class Prepared(ABC):
     Attributes:
         out: ``[batch, q_heads, q_len, head_dim]``, what the last run wrote.
         lse: fp32 ``[batch, q_heads, q_len]``, natural log; None where the method does not give it.
+        products: the type that q and the probabilities are rounded to, where it is coarser than the output's.
         memory: stored bytes of the KV cache by component.
         achieved_sparsity: share of elements pruned; None for dense methods.
         achieved_evict: share of eligible blocks that are evicted; None for dense methods.
@@ -29,6 +31,7 @@ class Prepared(ABC):
 
     out: Tensor
     lse: Tensor | None = None
+    products: Element | None = None
     memory: dict[str, int] = field(default_factory=dict)
     achieved_sparsity: float | None = None
     achieved_evict: float | None = None

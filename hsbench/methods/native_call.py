@@ -73,6 +73,7 @@ def prepare_native(
     return NativePrepared(
         out=call.out,
         lse=call.lse,
+        products=call.products,
         memory={component: size for component, size in kv.memory().items() if size},
         achieved_sparsity=kv.achieved_sparsity if prunes else None,
         achieved_evict=kv.achieved_evict if prunes else None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from hsbench.attention.reference import attend_head, attend_heads
 from hsbench.cache.prune import BLOCK
 from hsbench.errors import UnsupportedError
-from hsbench.problem.elements import INPUTS
+from hsbench.problem.elements import INPUTS, Element
 from hsbench.problem.inputs import Inputs
 
 TOLERANCE = {e.torch_dtype: e.tolerance for e in INPUTS.values() if e.tolerance is not None}
@@ -101,12 +101,17 @@ def blind_queries(q: Tensor, kv_heads: int, seq: int, left: Left) -> Tensor | No
     return blind.repeat_interleave(q_heads // kv_heads, 1) if blind.any() else None
 
 
-def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
+def compare(expected: Expected, out: Tensor, lse: Tensor | None, products: Element | None = None) -> Verdict:
     """Holds an output ``[batch, q_heads, q_len, head_dim]`` and its log-sum-exp against what was expected.
 
     Outside the checked rows the output must at least be finite: it was poisoned with NaN before the run.
+
+    Args:
+        products: the type that q and the probabilities were rounded to, where it is coarser than the output's: then its
+            tolerance holds, for the log-sum-exp too.
     """
-    tolerance = TOLERANCE[out.dtype]
+    coarse = products and products.tolerance
+    tolerance, lse_tolerance = coarse or TOLERANCE[out.dtype], coarse or LSE_TOLERANCE
     # In fp64: the squares of bf16's larger values overflow fp32.
     got, wanted = out.index_select(2, expected.rows).double(), expected.out.double()
     error = float((got - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float32).tiny))
@@ -124,8 +129,8 @@ def compare(expected: Expected, out: Tensor, lse: Tensor | None) -> Verdict:
             return Verdict(error, "the log-sum-exp is not finite everywhere (or was not written)")
         difference = (lse.index_select(2, expected.rows) - right).abs()
         off = float((difference / right.abs().clamp(min=1.0)).max())
-        if not off <= LSE_TOLERANCE:
-            return Verdict(error, f"log-sum-exp off by {off:.2g} from the fp32 reference, over {LSE_TOLERANCE:g}")
+        if not off <= lse_tolerance:
+            return Verdict(error, f"log-sum-exp off by {off:.2g} from the fp32 reference, over {lse_tolerance:g}")
     return Verdict(error, None)
 
 

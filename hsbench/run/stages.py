@@ -152,7 +152,7 @@ class Reference:
                 prepared.poison()
                 prepared.run()
             row.footprint.gpu_used_bytes = used_bytes()
-            verdict = check.compare(expected, prepared.out, prepared.lse)
+            verdict = check.compare(expected, prepared.out, prepared.lse, prepared.products)
             if verdict.reason is not None:
                 check.refuse_overflow(
                     self._inputs, prepared.pruned, expected, prepared.out, prepared.lse, prepared.left
@@ -184,7 +184,7 @@ def check_after(row: Sampled, *, again: bool) -> Sampled:
         if again:
             prepared.poison()
             prepared.run()
-        after = check.compare(row.expected, prepared.out, prepared.lse)
+        after = check.compare(row.expected, prepared.out, prepared.lse, prepared.products)
     if after.reason is None:
         return row
     verdict = check.Verdict(after.rel_error, f"after the timed runs: {after.reason}")

@@ -164,12 +164,13 @@ def test_a_cache_of_the_pruner(q_len: int, seq: int, name: str, elements: Stored
         kv = compress_kv(k, v, key_sparsity=0.5, value_sparsity=0.3, pruner=pruner_of(name), elements=elements)
         out, lse = attention(q, *kv.unpack())
         bound = [calls.decode_call(q, kv)] if q_len == 1 else []
-        if calls.why_not_prefill(elements, CUDA) is None:
+        if calls.why_not_prefill(elements, CUDA) is None and (kernel != "sm80" or not elements.has_scale):
             bound.append(calls.prefill_call(q, kv, kernel))
         for call in bound:
             call.run()
-            assert (call.out.float() - out).norm() <= TOLERANCE[dtype] * out.norm()
-            assert ((call.lse - lse).abs() <= LSE_TOLERANCE * lse.abs().clamp_min(1)).all()
+            coarse = call.products and call.products.tolerance
+            assert (call.out.float() - out).norm() <= (coarse or TOLERANCE[dtype]) * out.norm()
+            assert ((call.lse - lse).abs() <= (coarse or LSE_TOLERANCE) * lse.abs().clamp_min(1)).all()
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hsbench.cache.evict import Eviction
 from hsbench.cache.prune import BLOCK
-from kernel_cases import Case, assert_close, attention, scattered
+from kernel_cases import Case, Pack, assert_close, attention, scattered
 
 Drop = Callable[[int, int, int], list[int]]
 """From the full blocks, the heads before this one, and a seed: those that are evicted, as many of every head."""
@@ -80,6 +80,7 @@ def evict_case(
     group: int = 4,
     mix: tuple[float, float] = (0.0, 0.0),
     change: Any = None,
+    pack: Pack = scattered,
 ) -> EvictCase | None:
     """A case, or None where nothing would be left, or nothing is there to drop."""
     full, blocks = seq // BLOCK, -(-seq // BLOCK)
@@ -103,7 +104,7 @@ def evict_case(
     if change is not None:
         q, k, v = change(q, k, v)
     (pages_k, left_k), (pages_v, left_v) = (
-        scattered(eviction.gather(x), operand, sparsity) for x, operand, sparsity in zip((k, v), "kv", mix, strict=True)
+        pack(eviction.gather(x), operand, sparsity) for x, operand, sparsity in zip((k, v), "kv", mix, strict=True)
     )
     right = attention(q, left_k, left_v, tokens=eviction.tokens, seq=seq)
     return EvictCase(q, pages_k, pages_v, *right, eviction)

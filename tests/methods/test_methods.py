@@ -128,7 +128,7 @@ def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype:
         assert torch.isnan(prepared.out).all() and (prepared.lse is None or torch.isnan(prepared.lse).all())
         prepared.run()
         assert prepared.out.shape == inputs.q.shape and prepared.out.dtype == inputs.q.dtype
-        verdict = check.compare(expected, prepared.out, prepared.lse)
+        verdict = check.compare(expected, prepared.out, prepared.lse, prepared.products)
         assert verdict.reason is None, verdict.reason
     if prepared.lse is not None:
         assert prepared.lse.shape == inputs.q.shape[:3] and prepared.lse.dtype == torch.float32
@@ -167,7 +167,7 @@ def test_a_wrong_input_would_fail_the_matrix(phase: Phase, device: Device, metho
     prepared.run()
     other = make_inputs(replace(workload, seed=1), device)
     expected = check.expect(other, lambda batch, head: None, 0)
-    assert check.compare(expected, prepared.out, prepared.lse).reason is not None
+    assert check.compare(expected, prepared.out, prepared.lse, prepared.products).reason is not None
 
 
 def known_bytes(value: Any, seen: dict[int, int]) -> int:
@@ -388,10 +388,14 @@ def test_a_family_of_two_elements(family: str) -> None:
         assert [method.name for method in find_methods([family], phase, device, rows_alone=True)] == [family]
 
 
-def test_cudas_prefill_has_no_fp8_yet_and_says_so() -> None:
+def test_a_gpu_without_fp8_prefill_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     (method,) = find_methods(["hierarchical:fp8"], PREFILL, CUDA)
     workload = make(PREFILL, CASES["prefill"][0], "fp16")
-    assert str(method.unsupported(workload, CUDA)).startswith("no CUDA prefill kernel reads fp8 pages yet")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    reason = str(method.unsupported(workload, CUDA))
+    assert reason.startswith("prefill reads fp8 pages by the sm90 kernel alone: ")
+    assert reason.endswith("this one has 8.0: take elements 16bit")
     assert method.unsupported(workload, CPU) is None
     (method,) = find_methods(["hierarchical:fp8"], DECODE, CUDA)
     assert method.unsupported(make(DECODE, CASES["decode"][0], "fp16"), CUDA) is None

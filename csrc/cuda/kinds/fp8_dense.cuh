@@ -4,6 +4,7 @@
 #include "cuda/ptx/matrix.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/place.cuh"
+#include "fp8_dense_wgmma.cuh"
 #include "fp8_mma.cuh"
 #include "params.h"
 
@@ -45,7 +46,7 @@ struct Fp8DenseMma {
     }
 };
 
-struct Fp8DenseKind : Fp8DenseMma {
+struct Fp8DenseKind : Fp8DenseMma, Fp8DenseWgmma {
     static constexpr hsb_block_kind kKind = HSB_DENSE;
     static constexpr bool kIsSparse = false;
     static constexpr bool kStays = false;

@@ -6,6 +6,7 @@
 #include "cuda/ptx/place.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "fp8_mma.cuh"
+#include "fp8_sparse_2_4_wgmma.cuh"
 #include "params.h"
 
 namespace hsb::cuda {
@@ -40,7 +41,7 @@ struct Fp8Sparse24Mma {
     }
 };
 
-struct Fp8Sparse24Kind : Fp8Sparse24Mma {
+struct Fp8Sparse24Kind : Fp8Sparse24Mma, Fp8Sparse24Wgmma {
     static constexpr hsb_block_kind kKind = HSB_SPARSE_2_4;
     static constexpr bool kIsSparse = true;
     static constexpr bool kStays = false;

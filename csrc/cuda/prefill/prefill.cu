@@ -62,24 +62,34 @@ hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
     const bool can = can_take_sm90(device);
     HSB_CHECK(p.path != HSB_PATH_SM90 || can,
               "path sm90 needs a GPU of compute capability 9.0 and code for 90a in the library: take sm80, or auto");
+    if (p.k.stored == HSB_STORED_FP8) {
+        HSB_CHECK(
+            can && p.path != HSB_PATH_SM80,
+            "pages of e4m3 need path sm90, on a GPU of compute capability 9.0 and with code for 90a in the library");
+        return HSB_PATH_SM90;
+    }
     if (p.path != HSB_PATH_AUTO) return static_cast<hsb_path>(p.path);
     return can && is_sm90_faster(p, device) ? HSB_PATH_SM90 : HSB_PATH_SM80;
 }
 
 void run(const hsb_prefill_params &p) {
     check(p);
-    check_pages(p.k, p.head_dim);
-    check_pages(p.v, p.head_dim);
+    with_stored(p.k.stored, [&](auto stored) {
+        check_pages<decltype(stored)>(p.k, p.head_dim);
+        check_pages<decltype(stored)>(p.v, p.head_dim);
+    });
     HSB_CHECK(p.q && p.out && p.lse, "q, out and lse are required");
     for (const void *tensor : {p.q, static_cast<const void *>(p.out)})
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     check_order_and_shifts(p);
     const Device device = current_device();
-    if (choose_path(p, device) == HSB_PATH_SM90)
-        run_prefill_sm90(p, device);
-    else
+    if (choose_path(p, device) == HSB_PATH_SM80)
         run_prefill_sm80(p, device);
+    else if (p.k.stored == HSB_STORED_FP8)
+        run_prefill_sm90_fp8(p, device);
+    else
+        run_prefill_sm90(p, device);
     if (p.position) blank_blind_queries(p);
 }
 

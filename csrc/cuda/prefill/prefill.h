@@ -22,4 +22,7 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device);
 // wgmma.sp, operands in shared memory: sm_90a alone.
 void run_prefill_sm90(const hsb_prefill_params &p, const Device &device);
 
+// The same over pages of e4m3, with queries and probabilities in e4m3 too.
+void run_prefill_sm90_fp8(const hsb_prefill_params &p, const Device &device);
+
 }  // namespace hsb::cuda::prefill

@@ -28,6 +28,11 @@ __device__ __forceinline__ void stmatrix_x2_trans(std::uint32_t address, std::ui
                  : "memory");
 }
 
+// The same of one tile, by the addresses of lanes 0 to 7.
+__device__ __forceinline__ void stmatrix_x1_trans(std::uint32_t address, std::uint32_t tile) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(tile) : "memory");
+}
+
 // One tile, transposed within the warp.
 __device__ __forceinline__ std::uint32_t movmatrix_trans(std::uint32_t tile) {
     std::uint32_t transposed;

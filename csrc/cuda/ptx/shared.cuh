@@ -56,4 +56,16 @@ __device__ __forceinline__ uint4 load_shared_u32x4(std::uint32_t address) {
     return value;
 }
 
+__device__ __forceinline__ float4 load_shared_f32x4(std::uint32_t address) {
+    float4 value;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address)
+                 : "memory");
+    return value;
+}
+__device__ __forceinline__ void store_shared_f32x4(std::uint32_t address, float x, float y, float z, float w) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+
 }  // namespace hsb::cuda::ptx

@@ -38,10 +38,11 @@ __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int p
     for (int page = threadIdx.x; page < pages; page += Threads) atomicAdd(counts + pair_kind_at(a, first + page), 1);
 }
 
-template <class Cut, int HeadDim>
+// Into a ring that `Shared` has, of pages of one of Kinds.
+template <class Shared, int HeadDim, class Kinds>
 class Producer {
 public:
-    __device__ Producer(const Arguments &a, SharedMemory<Cut, HeadDim> *shared)
+    __device__ Producer(const Arguments &a, Shared *shared)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), policy_(ptx::policy_evict_normal()) {}
 
     // One warp: all pages, run by run.
@@ -73,8 +74,6 @@ public:
     }
 
 private:
-    using Shared = SharedMemory<Cut, HeadDim>;
-
     __device__ __forceinline__ void load(RingPosition stage, int block, std::int32_t key, std::int32_t value) {
         ptx::mbarrier_wait(Shared::key_empty_at(base_, stage.index), stage.parity ^ 1);
         shared_->block_at[stage.index] = block;  // goes with the K page
@@ -84,7 +83,7 @@ private:
     }
 
     __device__ __forceinline__ void copy(int to, const PagePool &pool, std::int32_t entry, int full) const {
-        const auto page = pool.template page<HeadDim>(entry);
+        const auto page = pool.template page<HeadDim, Kinds>(entry);
         ptx::mbarrier_arrive_expect_tx(base_ + full, page.bytes);
         ptx::bulk_copy(base_ + to, page.at, page.bytes, base_ + full, policy_);
     }

@@ -9,45 +9,54 @@
 
 namespace hsb::cuda::prefill::sm90 {
 
+// What producer and consumers meet by, at the start of a block's shared memory. Kernels address it by numbers, not
+// pointers: x_at(base, ..) has it at `base`.
+struct RingBarriers {
+    static constexpr int kMaxStages = RingShape::kMaxStages;
+
+    std::uint64_t key_full[kMaxStages], key_empty[kMaxStages];  // mbarriers
+    std::uint64_t value_full[kMaxStages], value_empty[kMaxStages];
+    std::uint64_t taken_full;  // mbarrier
+};
+struct BarrierAddresses {
+    HSB_HOST_DEVICE static constexpr std::uint32_t key_full_at(std::uint32_t base, int stage) {
+        return base + offsetof(RingBarriers, key_full) + stage * 8;
+    }
+    HSB_HOST_DEVICE static constexpr std::uint32_t key_empty_at(std::uint32_t base, int stage) {
+        return base + offsetof(RingBarriers, key_empty) + stage * 8;
+    }
+    HSB_HOST_DEVICE static constexpr std::uint32_t value_full_at(std::uint32_t base, int stage) {
+        return base + offsetof(RingBarriers, value_full) + stage * 8;
+    }
+    HSB_HOST_DEVICE static constexpr std::uint32_t value_empty_at(std::uint32_t base, int stage) {
+        return base + offsetof(RingBarriers, value_empty) + stage * 8;
+    }
+    HSB_HOST_DEVICE static constexpr std::uint32_t taken_full_at(std::uint32_t base) {
+        return base + offsetof(RingBarriers, taken_full);
+    }
+};
+
 // Tiles are panels of a group's rows (queries) of 128 bytes, swizzled as page.cuh draws it. After the struct, as far as
 // pages are large and stages many:
 //
 //   | SharedMemory | K pages [stages] | V pages [stages] |
 //
-// Kernels address it by numbers, not pointers: x_at(base, ..) has the struct at `base`, x_at(..) counts from its start.
+// x_at(base, ..) has the struct at `base`, x_at(..) counts from its start.
 template <class Cut, int HeadDim>
-struct SharedMemory {
+struct SharedMemory : BarrierAddresses {
     static constexpr int kPanelBytes = Cut::kGroupQueries * 128;
     static constexpr int kPanels = HeadDim / kPanelCols;
-    static constexpr int kMaxStages = RingShape::kMaxStages;
     using Panel = unsigned char[kPanelBytes];
 
-    std::uint64_t key_full[kMaxStages], key_empty[kMaxStages];  // mbarriers
-    std::uint64_t value_full[kMaxStages], value_empty[kMaxStages];
-    std::uint64_t taken_full;              // mbarrier
-    std::int32_t counts[kPairKinds];       // pages of each kind
-    std::int32_t block_at[kMaxStages];     // which block's pages are in a stage
-    std::uint32_t rises[Cut::kGroups][2];  // whether a score passed its reference (softmax.cuh)
+    RingBarriers barriers;
+    std::int32_t counts[kPairKinds];                  // pages of each kind
+    std::int32_t block_at[RingBarriers::kMaxStages];  // which block's pages are in a stage
+    std::uint32_t rises[Cut::kGroups][2];             // whether a score passed its reference (softmax.cuh)
     alignas(512) float shift[Cut::kGroups][Cut::kGroupQueries];
     float taken[Cut::kTileQueries];  // what K's shift took from each query's scores
     alignas(kSwizzleAlign) Panel query[Cut::kGroups][kPanels];
     Panel probability[Cut::kGroups][2];  // of two pages
 
-    HSB_HOST_DEVICE static constexpr std::uint32_t key_full_at(std::uint32_t base, int stage) {
-        return base + offsetof(SharedMemory, key_full) + stage * 8;
-    }
-    HSB_HOST_DEVICE static constexpr std::uint32_t key_empty_at(std::uint32_t base, int stage) {
-        return base + offsetof(SharedMemory, key_empty) + stage * 8;
-    }
-    HSB_HOST_DEVICE static constexpr std::uint32_t value_full_at(std::uint32_t base, int stage) {
-        return base + offsetof(SharedMemory, value_full) + stage * 8;
-    }
-    HSB_HOST_DEVICE static constexpr std::uint32_t value_empty_at(std::uint32_t base, int stage) {
-        return base + offsetof(SharedMemory, value_empty) + stage * 8;
-    }
-    HSB_HOST_DEVICE static constexpr std::uint32_t taken_full_at(std::uint32_t base) {
-        return base + offsetof(SharedMemory, taken_full);
-    }
     HSB_HOST_DEVICE static constexpr std::uint32_t rises_at(std::uint32_t base, int group, int buffer) {
         return base + offsetof(SharedMemory, rises) + (group * 2 + buffer) * 4;
     }

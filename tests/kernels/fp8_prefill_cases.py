@@ -1,0 +1,115 @@
+"""What tests of prefill with queries and probabilities in e4m3 share: exact results for queries as the kernel rounds
+them, and how far from these the other roundings may take an output.
+
+The bound is of each row, whatever the scores (docs/kernels/cuda-prefill-sm90.md). To first order an output moves by the
+sum of p_i e_i (v_i - out), e_i being what p_i is off by: 2^-4 of it where it is a normal number, 2^-10 of the least
+reference's unit where it is not, and what sums of products in 14 bits do to its score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hsbench.cache import e4m3
+from hsbench.cache.hierarchical import PagedTensor
+from hsbench.cache.prune import BLOCK
+from hsbench.problem.elements import FP8
+from kernel_cases import Case, attention
+
+MEAN_ERROR = 0.045
+"""Of all rows in the mean, where scores vary by about a nat; 0.0375 is expected."""
+
+LARGEST_POWER = 8
+"""A group's largest value is in [2^7, 2^8)."""
+
+
+def rounded_queries(q: Tensor, key_scale: Tensor, scale: float, group_queries: int) -> Tensor:
+    """fp64, q's shape: what ``q [batch, kv_heads, group, q_len, head_dim]`` stands for once it is rounded, for a
+    product with K that is the score in nats. ``key_scale [batch, kv_heads, head_dim]``."""
+    log2 = torch.tensor(max(abs(scale), 1e-30)).float() * 1.44269504
+    by = log2.to(q.device) * (-1 if scale < 0 else 1)
+    factor = key_scale.float()[:, :, None, None]
+    wanted = q.float() * factor
+    length = q.shape[3]
+    rounded = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for first in range(0, length, group_queries):
+        rows = slice(first, first + group_queries)
+        largest = (wanted[:, :, :, rows] * by).abs().amax((-2, -1), keepdim=True)
+        power = (largest.frexp().exponent - LARGEST_POWER).clamp(-100, 100).float()
+        back = torch.exp2(-power.double()).float()
+        stored = e4m3.from_bytes(e4m3.to_bytes(wanted[:, :, :, rows] * (by * back)))
+        rounded[:, :, :, rows] = stored.double() * torch.exp2(power.double()) * math.log(2)
+    return rounded / factor.double()
+
+
+def of_one_kind(pages: PagedTensor) -> bool:
+    return sum(len(pool) > 0 for pool in pages.pools.values()) == 1
+
+
+@dataclass
+class Fp8Results:
+    """For queries as the kernel rounds them, in fp64.
+
+    Attributes:
+        out, lse: exact.
+        room: lse's shape: how far, in norm, a row of ``out`` may be.
+        lse_room: likewise of ``lse``.
+    """
+
+    out: Tensor
+    lse: Tensor
+    room: Tensor
+    lse_room: Tensor
+
+
+def fp8_results(
+    case: Case, *, scale: float | None = None, tokens: Tensor | None = None, seq: int | None = None
+) -> Fp8Results:
+    """Of a case whose K and V are pages of e4m3, in K's own order. ``scale``, ``tokens``, ``seq``: as of
+    :func:`kernel_cases.attention`."""
+    assert isinstance(case.k, PagedTensor) and isinstance(case.v, PagedTensor) and case.k.scale is not None
+    k, v = (pages.unpack().double() for pages in (case.k, case.v))
+    own_kernel = of_one_kind(case.k) and of_one_kind(case.v) and bool(case.k.plan.sparse) == bool(case.v.plan.sparse)
+    scale = 1 / math.sqrt(case.q.shape[-1]) if scale is None else scale
+    q = rounded_queries(case.q, case.k.scale, scale, 72 if own_kernel else 96)
+    places = {"tokens": tokens, "seq": seq}
+    out, lse = attention(q, k, v, scale=1.0, **places)
+    squares, _ = attention(q, k, v.square(), scale=1.0, **places)
+    magnitudes, _ = attention(q, k, v.abs(), scale=1.0, **places)
+    spread = (squares - out.square()).clamp_min(0).sqrt()  # at least the mean of |v - out|
+    farthest = v.abs().amax(2)[:, :, None, None] + out.abs()
+    # Of a score: cuts at 2^-13 of the sum so far.
+    largest = torch.einsum("bhgnd,bhsd->bhgns", q.abs(), k.abs()).amax(-1)
+    of_scores = 2.0**-9 * largest
+    pages = math.ceil(k.shape[2] / BLOCK)
+    small = k.shape[2] * 2.0**-12.5 * farthest
+    moved = min(pages, 64 + pages / 8) * 2.0**-11 * magnitudes
+    room = ((2.0**-4 + of_scores)[..., None] * spread * 1.1 + small.minimum(spread * 16) + moved).norm(dim=-1)
+    half_step = torch.finfo(case.q.dtype).eps * out.norm(dim=-1)
+    return Fp8Results(out, lse, room + half_step, of_scores + 1e-4 + 1e-5 * lse.abs())
+
+
+def assert_fp8_close(got: tuple[Tensor, Tensor], right: Fp8Results, *, message: str = "") -> None:
+    """Each row within its bound; of what sees nothing, exactly."""
+    group = got[0].shape[2]
+    out, lse, room, lse_room = (x[:, :, :group] for x in (right.out, right.lse, right.room, right.lse_room))
+    blind = lse == -math.inf
+    assert not got[0][blind].any() and (got[1][blind] == -math.inf).all(), f"{message}: where nothing is seen"
+    error = ((got[0].double() - out).norm(dim=-1) / room.clamp_min(1e-30))[~blind]
+    assert (error <= 1).all(), f"{message}: out: {error.max():.2f} of what may be, NaN is {error.isnan().any()}"
+    off = ((got[1].double() - lse).abs() / lse_room)[~blind]
+    assert (off <= 1).all(), f"{message}: lse: {off.max():.2f} of what may be, NaN is {off.isnan().any()}"
+
+
+def assert_fp8_like_attention(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor, *, message: str = "") -> None:
+    """Against attention on the queries as they are: what a user meets, where scores vary by about a nat. Rows that see
+    few tokens, of which one rounding decides, are left to :func:`assert_fp8_close`."""
+    error = (got[0].double() - out).norm(dim=-1) / out.norm(dim=-1)
+    assert error.mean() <= MEAN_ERROR, f"{message}: {error.mean():.4f} in the mean"
+    assert FP8.tolerance is not None
+    assert (error <= FP8.tolerance).all(), f"{message}: up to {error.max():.4f}"
+    assert ((got[1].double() - lse).abs() <= FP8.tolerance).all(), f"{message}: lse"
