@@ -151,7 +151,7 @@ struct HeadPlan {
 
 // Blocks of a CTA up to which one cluster a head is better than several, whose results meet in L2, though it leaves
 // multiprocessors idle.
-constexpr int kFewBlocks = 16;
+constexpr int kFewBlocks = 32;
 
 // The plan for so many heads of so many blocks; at_once(ranks): how many clusters of that size run at once. No parts where
 // more than 1 in 16 multiprocessors would be idle for nothing.
@@ -178,7 +178,7 @@ constexpr int at_once_on_h100(int ranks) {
 }
 static_assert(is_plan(plan_of(8, 2048, 132, at_once_on_h100), 8, 2),
               "128 CTAs: 15 clusters of 8 are too few for two a head");
-static_assert(is_plan(plan_of(8, 128, 132, at_once_on_h100), 1, 8), "8k tokens");
+static_assert(is_plan(plan_of(8, 256, 132, at_once_on_h100), 1, 8), "16k tokens");
 static_assert(is_plan(plan_of(8, 3, 132, at_once_on_h100), 1, 3), "no CTA without a block");
 static_assert(is_plan(plan_of(64, 512, 132, at_once_on_h100), 1, 2), "8 x 32k tokens");
 static_assert(plan_of(100, 512, 132, at_once_on_h100).parts() == 0, "32 multiprocessors would be idle");
