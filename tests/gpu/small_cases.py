@@ -45,7 +45,7 @@ def main() -> None:
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
             if group == 4 and calls.why_not_prefill(STORED_FP8, CUDA) is None:
                 check(hsbench.prefill(chunk, kv)[0], chunk, *kv.unpack(), tolerance=FP8.tolerance)
-        for elements in (SIXTEEN_BIT, STORED_FP8):
+        for elements in (SIXTEEN_BIT, STORED_FP8) if group == 4 and dtype is torch.float16 else ():
             # Longer than what one cluster of CTAs takes.
             long = [torch.randn(1, 2, 64 * 260 + 3, head_dim, device="cuda").to(dtype) for _ in range(2)]
             kv = compress_kv(*long, key_sparsity=0.25, value_sparsity=0.5, pruner=CENTERED, elements=elements, local=64)
