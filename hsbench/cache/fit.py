@@ -107,11 +107,9 @@ class Fit:
         if it has one: the scale stays as the cache grows."""
         if self.scale is not None:
             return self
-        largest = torch.stack([
-            self.head(b, h).stored(x[b : b + 1, h : h + 1]).abs().amax((0, 1, 2))
-            for b in range(x.shape[0]) for h in range(x.shape[1])
-        ]).view(*x.shape[:2], -1)  # fmt: skip
-        scale = e4m3.scale_of(largest.double() * (1.0 + self.fold))
+        # What is stored rises with what it is of: its extremes are theirs.
+        largest = self.stored(torch.stack([x.amin(2), x.amax(2)], 2)).abs().amax(2)
+        scale = e4m3.scale_of(largest.double() * (1.0 + self.fold), x.dtype)
         if self.order != "adjacent":
             scale = scale[..., channel_order(self.order, x.shape[-1]).argsort().to(x.device)]
         return replace(self, scale=scale.contiguous())

@@ -58,6 +58,20 @@ def test_the_scale_is_the_least_power_of_two_that_holds_all() -> None:
     assert (tiny, huge) == (2.0**-120, 2.0**119), "the ends of what fp32 can fold"
 
 
+def test_no_scale_is_smaller_than_is_of_use() -> None:
+    """fp16's smallest number is e4m3's smallest of the least scale, and all up to 448 such come out the same."""
+    x = torch.arange(8192, dtype=torch.int16).view(torch.float16)  # 0 up to 2^-7
+    least = e4m3.scale_of(x[1:2]).item()
+    assert least == 2.0**-15
+    for largest in (1, 2, 3, 15, 1000, 8191):
+        some = x[: largest + 1]
+        scale = e4m3.scale_of(some.amax().float())
+        small = e4m3.from_bytes(e4m3.to_bytes(some.float() / scale)) * scale
+        scale = e4m3.scale_of(some.amax())
+        assert scale >= least
+        assert torch.equal(e4m3.from_bytes(e4m3.to_bytes(some.float() / scale)) * scale, small)
+
+
 # ---- Pages ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("head_dim", [64, 128])
