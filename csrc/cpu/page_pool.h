@@ -23,22 +23,26 @@ inline StoredPage stored_page(const hsb_pages &pages, std::int32_t entry) {
     return {pool.pages + slot_of(entry) * pool.page_bytes, pool.page_bytes, kind};
 }
 
+// Bytes of a value of the pages that an hsb_stored has been checked to stand for; wide pages apart.
+constexpr std::int64_t value_bytes(int stored) { return stored == HSB_STORED_FP8 ? 1 : 2; }
+
 // Where the page of an entry is to be written.
 inline std::byte *page_to_pack(const hsb_compress_params &p, std::int32_t entry) {
-    return with_kind(kind_of(entry),
-                     [&](auto of_kind) { return of_kind.pool(p) + slot_of(entry) * of_kind.page_bytes(p.head_dim); });
+    return with_kind<AllKinds>(kind_of(entry), [&](auto of_kind) {
+        return of_kind.pool(p) + slot_of(entry) * of_kind.page_bytes(p.head_dim, value_bytes(p.stored));
+    });
 }
 
 // Throws Error unless these are pages of this layout.
 inline void check_pages(const hsb_pages &pages, int head_dim) {
     HSB_CHECK(pages.map, "the block map is required");
     HSB_CHECK(pages.stored == HSB_STORED_16 || pages.stored == HSB_STORED_FP8, "stored is no hsb_stored");
-    const std::int64_t value_bytes = pages.stored == HSB_STORED_FP8 ? 1 : 2;
-    HSB_CHECK(value_bytes == 2 || pages.scale, "these elements need a scale");
+    const std::int64_t bytes = value_bytes(pages.stored);
+    HSB_CHECK(bytes == 2 || pages.scale, "these elements need a scale");
     bool any = false;
     for_each_kind([&](auto kind) {
         const Pool pool = kind.pool(pages);
-        HSB_CHECK(!pool.pages || pool.page_bytes == kind.page_bytes(head_dim, value_bytes),
+        HSB_CHECK(!pool.pages || pool.page_bytes == kind.page_bytes(head_dim, bytes),
                   kind.pool_name + std::string("_page_bytes is not this layout's"));
         any |= pool.pages != nullptr;
     });

@@ -85,14 +85,14 @@ __device__ __forceinline__ decltype(auto) with_kind(hsb_block_kind kind, Run &&r
 }
 
 // The same of a number that costs next to nothing: all are computed and one is selected, without a branch.
-template <int Last = BlockKinds::kCount - 1, class Run>
+template <class Kinds = BlockKinds, int Last = Kinds::kCount - 1, class Run>
 __device__ __forceinline__ int select_by_kind(hsb_block_kind kind, Run &&run) {
-    const int of_last = run(KindAt<Last>());
+    const int of_last = run(KindAt<Last, Kinds>());
     if constexpr (Last == 0) {
         return of_last;
     } else {
-        const int of_others = select_by_kind<Last - 1>(kind, run);
-        return kind == KindAt<Last>::kKind ? of_last : of_others;
+        const int of_others = select_by_kind<Kinds, Last - 1>(kind, run);
+        return kind == KindAt<Last, Kinds>::kKind ? of_last : of_others;
     }
 }
 

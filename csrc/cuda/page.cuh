@@ -33,11 +33,22 @@ constexpr int kPairCols = 64;    // cols of two such steps: those that one metad
 
 // Swizzled byte offset of 16-byte chunk `chunk` of row `row`, for rows of 128, of 64 or of 32 bytes.
 template <int RowBytes>
-HSB_HOST_DEVICE constexpr int swizzled_chunk(int row, int chunk) {
+HSB_HOST_DEVICE constexpr int swizzle_key(int row) {
     static_assert(RowBytes == 128 || RowBytes == 64 || RowBytes == 32, "rows are 128, 64 or 32 bytes");
-    const int key = RowBytes == 128 ? row & 7 : RowBytes == 64 ? row >> 1 & 3 : row >> 2 & 1;
-    return row * RowBytes + (chunk ^ key) * kChunkBytes;
+    return RowBytes == 128 ? row & 7 : RowBytes == 64 ? row >> 1 & 3 : row >> 2 & 1;
 }
+template <int RowBytes>
+HSB_HOST_DEVICE constexpr int swizzled_chunk(int row, int chunk) {
+    return row * RowBytes + (chunk ^ swizzle_key<RowBytes>(row)) * kChunkBytes;
+}
+
+// From a chunk's offset to that of the same chunk `rows` further down, where adding them to its row carries nothing within 8
+// rows.
+template <int RowBytes>
+HSB_HOST_DEVICE constexpr int rows_below(int offset, int rows) {
+    return (offset ^ swizzle_key<RowBytes>(rows) * kChunkBytes) + rows * RowBytes;
+}
+static_assert(rows_below<64>(swizzled_chunk<64>(8, 1), 5) == swizzled_chunk<64>(13, 1), "the key of 13 is that of 5");
 
 // The matrix that a page holds.
 template <int Rows_, int Cols_>

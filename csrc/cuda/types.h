@@ -1,7 +1,12 @@
-// A list of types, and what of them is looked up at compile time.
+// A type as a value; a list of types, and what of them is looked up at compile time.
 #pragma once
 
 namespace hsb::cuda {
+
+template <class T>
+struct Tag {
+    using Type = T;
+};
 
 template <class... T>
 struct Types {

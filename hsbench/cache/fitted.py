@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch, write_map
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
 from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
-
-
-class QuantisingCompressor:
-    """One tensor bound to pages of elements that have a scale. Native code chooses, prunes, folds and packs 16-bit
-    pages, which say what is kept; the definition in torch makes of them pages of the same blocks.
-
-    Raises:
-        UnavailableError: there is no native library for the device.
-    """
-
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
-        self._native = PageCompressor(x, operand, plan, fit)
-        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
-
-    def run(self) -> None:
-        """Prunes, packs and quantises, as often as it is called."""
-        self._native.run()
-        found, to = self._native.pages, self.pages
-        with forks.torch_operations():
-            write_map(to, chosen_of_kinds(kinds_of(found.map)))
-            for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
-                of_head = found.head(b, h)
-                pack_torch(of_head.unpack(), to.head(b, h), chosen_of_kinds(kinds_of(of_head.map)))
-
-    def check(self) -> None:
-        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
-        self._native.check()
 
 
 class _OfOne(Compressor, Protocol):
@@ -152,9 +123,7 @@ class _NothingLeft:
 def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> _OfOne:
     if not x.shape[2]:
         return _NothingLeft(x, operand, plan, fit, elements)
-    if elements.has_scale:
-        return QuantisingCompressor(x, operand, plan, fit, elements)
-    return PageCompressor(x, operand, plan, fit)
+    return PageCompressor(x, operand, plan, fit, elements)
 
 
 def compress_kv(k: Tensor, v: Tensor, **options: Any) -> HierarchicalKV:

@@ -260,15 +260,23 @@ class PageCompressor(TensorCompressor):
     """One tensor bound to the pages that it becomes: ``run()`` prunes, chooses blocks and packs.
 
     Args:
-        fit: a pruner fitted to the tensor; by default its magnitudes choose.
+        fit: a pruner fitted to the tensor; by default its magnitudes choose. With a scale where elements have one.
+        elements: what the values of its pages are.
 
     Raises:
         UnavailableError: there is no native library for the device.
     """
 
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        operand: Operand,
+        plan: BlockPlan,
+        fit: Fit | None = None,
+        elements: StoredElements = SIXTEEN_BIT,
+    ) -> None:
         fit = fit or Fit(operand)
-        self.pages = pages = PagedTensor.empty(x, operand, plan)
+        self.pages = pages = _empty_pages(x, operand, plan, fit, elements)
         self._fit, self._shift = fit, None if fit.shift is None else fit.shift.to(x.device).contiguous()
         # Only 2:4 blocks are chosen by weights. Those of V's tokens depend on the tensor: each run makes them.
         self._weights: Tensor | None = None
@@ -285,6 +293,8 @@ class PageCompressor(TensorCompressor):
             shift=self._shift,
             weights=self._weights,
             fold=fit.fold if plan.sparse > 0 else 0.0,
+            stored=elements.code,
+            scale=pages.scale,
             **plan.fields(),
             **pages.pool_fields,
         )
@@ -305,27 +315,37 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
     return compressor.pages
 
 
-def compress_tensor_torch(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> PagedTensor:
+def _empty_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> PagedTensor:
+    """For a tensor under a fit; elements that have a scale take the fit's."""
+    if not elements.has_scale:
+        return PagedTensor.empty(x, operand, plan, elements)
+    assert fit.scale is not None
+    return PagedTensor.empty(x, operand, plan, elements, scale=fit.scale.to(x.device).contiguous(), order=fit.order)
+
+
+def compress_tensor_torch(
+    x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None, elements: StoredElements = SIXTEEN_BIT
+) -> PagedTensor:
     """The definition of what :class:`PageCompressor` does: the same bytes, in torch, slowly."""
     check_finite(operand, x)
     fit = fit or Fit(operand)
     stored = fit.stored(x)
     scores = fit.scores(stored)
     chosen = choose_blocks(scores, operand, plan)
-    pages = PagedTensor.empty(x, operand, plan)
+    pages = _empty_pages(x, operand, plan, fit, elements)
     pack_torch(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold), pages, chosen, scores)
     return pages
 
 
 def pack_torch(x: Tensor, pages: PagedTensor, chosen: Tensor, scores: Tensor | None = None) -> None:
     """Packs ``x [batch, kv_heads, seq, head_dim]`` in torch; ``chosen`` as of :func:`choose_blocks`. What blocks keep
-    is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself. Where pages have a scale, x has been pruned, and
-    what is left of it says what is kept."""
+    is chosen by ``scores``, of the shape of ``x``, or by ``x`` itself."""
     write_map(pages, chosen)
     kinds = kinds_of(pages.map).flatten()
     scale = pages.placed_scale
     blocks = padded_blocks(x if scale is None else x.float() / scale.unsqueeze(2), pages.plan)
-    scored = None if scores is None or scale is not None else padded_blocks(scores, pages.plan)
+    # Values in units of their scales compare otherwise than those that are stored.
+    scored = None if scores is None and scale is None else padded_blocks(x if scores is None else scores, pages.plan)
     for kind, pool in pages.pools.items():
         if pages.plan.count(kind):
             of_kind = kinds == kind

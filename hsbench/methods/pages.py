@@ -91,12 +91,11 @@ class PagesMethod(Method):
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
         left = workload.dense_kv_bytes if self.evict(workload) else 0  # of K and V, gathered
-        of_16_bits = workload.dense_kv_bytes if self.elements.has_scale else 0  # pages that are quantised in torch
-        return workload.dense_kv_bytes + padding + outputs + left + of_16_bits + (64 << 20)
+        return workload.dense_kv_bytes + padding + outputs + left + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
-        """What fitting a pruner, choosing whom to evict and quantising take on the way, in torch; native code prunes,
-        weighs and folds block by block."""
+        """What fitting a pruner and choosing whom to evict take on the way, in torch; native code prunes, weighs, folds
+        and converts block by block."""
         pruner, evicts = self._pruner(workload), self.evict(workload) > 0
         tokens = workload.batch * workload.kv_heads * workload.seq
         weighing = 7 * _FP64 * tokens if pruner.value_weights != "none" else 0  # norms of V's tokens, and their weights
@@ -107,9 +106,7 @@ class PagesMethod(Method):
         if pruner.needs_queries or (evicts and not workload.is_synthetic):
             scores = workload.batch * workload.q_heads * QUERIES * workload.seq
             looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
-        # Of one head at a time, as measured: its blocks in fp32, and what packing them makes.
-        quantising = 40 * workload.element.nbytes(workload.seq * workload.head_dim) if self.elements.has_scale else 0
-        return max(weighing, of_a_head, looked_at, quantising)
+        return max(weighing, of_a_head, looked_at)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)

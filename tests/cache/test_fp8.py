@@ -12,11 +12,19 @@ from torch import Tensor
 
 from hsbench.cache import cpu_layout, cuda_layout, e4m3, wide
 from hsbench.cache.block_map import is_kind, slots_of
-from hsbench.cache.fit import channel_order
+from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch, pack_torch
-from hsbench.cache.prune import BlockKind, Operand, choose_blocks, keep_2_of_4, plan_blocks, prune_hierarchical
-from hsbench.cache.pruner import BALANCED, CENTERED, MAGNITUDE, pruner_for
+from hsbench.cache.prune import (
+    BlockKind,
+    BlockPlan,
+    Operand,
+    choose_blocks,
+    keep_2_of_4,
+    plan_blocks,
+    prune_hierarchical,
+)
+from hsbench.cache.pruner import BALANCED, CENTERED, MAGNITUDE, PRUNERS, pruner_for
 from hsbench.kernels import library
 from hsbench.problem.elements import FP8, SIXTEEN_BIT, STORED, STORED_FP8
 
@@ -272,6 +280,47 @@ def test_a_cache_is_pruned_as_one_of_16_bits(dtype: torch.dtype, pruner: object)
         assert (a[b == 0] == 0).all()
     assert got.memory()["scale"] == 2 * 4 * 2 * 2 * 64
     assert sum(got.memory().values()) == got.nbytes and got.nbytes < 0.64 * want.nbytes
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bytes_are_the_definitions(dtype: torch.dtype, name: str, share: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for head_dim, seq in ((64, 333), (128, 128), (64, 63)):
+        k, v = (
+            (5 * torch.randn(2, 2, 1, head_dim, generator=generator)
+             + torch.randn(2, 2, seq, head_dim, generator=generator)).to(dtype)
+            for _ in range(2)
+        )  # fmt: skip
+        sources = dict(
+            queries=torch.randn(2, 4, 20, head_dim, generator=generator).to(dtype),
+            query_rms=torch.rand(2, head_dim, generator=generator),
+        )
+        kv = cache(k, v, share, pruner=PRUNERS[name], sink=1, **sources)
+        for x, got, fit in ((k, kv.k, kv.key_fit), (v, kv.v, kv.value_fit)):
+            assert_definition(got, x, fit, plan_blocks(seq, share, sink=1))
+
+
+def assert_definition(got: PagedTensor, x: Tensor, fit: Fit, plan: BlockPlan) -> None:
+    want = compress_tensor_torch(x, fit.operand, plan, fit, STORED_FP8)
+    assert torch.equal(got.map, want.map)
+    for kind, pool in want.pools.items():
+        assert torch.equal(got.pools[kind], pool), f"{fit.operand}, {kind}"
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bytes_of_what_is_left_are_the_definitions(dtype: torch.dtype) -> None:
+    """Evicted blocks are gone before anything is packed; scales are those of all tokens."""
+    generator = torch.Generator().manual_seed(3)
+    k, v = (torch.randn(2, 2, 64 * 9 + 5, 64, generator=generator).to(dtype) for _ in range(2))
+    kv = cache(k, v, 0.3, pruner=BALANCED, sink=1, local=64, evict=0.5)
+    assert kv.eviction is not None and kv.eviction.evicted > 0
+    plan = plan_blocks(kv.eviction.length, 0.3, sink=1, local=64)
+    for x, got, fit in ((k, kv.k, kv.key_fit), (v, kv.v, kv.value_fit)):
+        assert_definition(got, kv.eviction.gather(x), fit, plan)
 
 
 @NEEDS_NATIVE

@@ -19,6 +19,8 @@ from compress_cases import (
     BAD_PARAMETERS,
     DTYPES,
     FITS,
+    FP8_FITS,
+    FP8_KINDS,
     KINDS,
     LOSSES,
     OPERANDS,
@@ -30,27 +32,33 @@ from compress_cases import (
     every_dtype,
     every_tensor,
     fit_fields,
+    fp8_data,
     keeps,
     make_data,
     make_fit,
+    make_fp8_fit,
     plans,
     with_non_finite,
 )
-from hsbench.cache import bitmap, cuda_layout
+from hsbench.cache import bitmap
 from hsbench.cache.block_map import entries_of, is_kind
-from hsbench.cache.fit import Fit
+from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.hierarchical import padded_blocks
+from hsbench.cache.layout import PageLayout
+from hsbench.cache.layouts import LAYOUTS
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,
     BlockPlan,
     Operand,
     choose_blocks,
+    kinds_of_chosen,
     plan_blocks,
     prune_hierarchical,
 )
 from hsbench.kernels import library
-from hsbench.problem.elements import element_by
+from hsbench.kernels.device import CUDA
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements, element_by
 
 DEVICE = "cuda"
 MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
@@ -67,27 +75,40 @@ def stream() -> int:
 @dataclass
 class Pages:
     map: compress_cases.Buffer
-    dense: compress_cases.Buffer
-    sparse: compress_cases.Buffer
+    pools: dict[BlockKind, compress_cases.Buffer]
     non_finite: compress_cases.Buffer
+    layout: PageLayout
+
+    @classmethod
+    def empty(cls, x: Tensor, plan: BlockPlan, elements: StoredElements = SIXTEEN_BIT) -> Pages:
+        batch, kv_heads, _, head_dim = x.shape
+        heads, layout, plan = batch * kv_heads, LAYOUTS[CUDA.kind][elements], plan.stored_as(elements)
+        element = elements.of(element_by(x.dtype))
+        sizes = {kind: heads * plan.count(kind) * page.nbytes(head_dim, element) for kind, page in layout.items()}
+        pools = {kind: Buffer(size) for kind, size in sizes.items()}
+        return cls(map=Buffer(heads * plan.blocks * 4), pools=pools, non_finite=Buffer(8), layout=layout)
+
+    @property
+    def fields(self) -> dict[str, compress_cases.Buffer]:
+        pools = {self.layout[kind].pool: pool for kind, pool in self.pools.items()}
+        return {"map": self.map, "non_finite": self.non_finite, **pools}
 
     def check_guards(self) -> None:
-        for buffer in (self.map, self.dense, self.sparse, self.non_finite):
+        for buffer in self.fields.values():
             buffer.check_guard()
 
 
-def compress(x: Tensor, operand: Operand, plan: BlockPlan, fit: dict[str, Any] | None = None) -> Pages:
+def compress(
+    x: Tensor,
+    operand: Operand,
+    plan: BlockPlan,
+    fit: dict[str, Any] | None = None,
+    elements: StoredElements = SIXTEEN_BIT,
+) -> Pages:
     """Pages of ``x``, a tensor on the device; ``fit`` has fields of the struct."""
     given = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in (fit or {}).items()}
-    batch, kv_heads, _, head_dim = x.shape
-    heads = batch * kv_heads
-    pages = Pages(
-        map=Buffer(heads * plan.blocks * 4),
-        dense=Buffer(heads * plan.dense * cuda_layout.dense_page_bytes(head_dim, element_by(x.dtype))),
-        sparse=Buffer(heads * plan.sparse * cuda_layout.sparse_page_bytes(head_dim, element_by(x.dtype))),
-        non_finite=Buffer(8),
-    )
-    params = compress_params(x, operand, plan, **vars(pages), **given)
+    pages = Pages.empty(x, plan, elements)
+    params = compress_params(x, operand, plan, **pages.fields, **given)
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     params.stream = stream()
@@ -97,25 +118,35 @@ def compress(x: Tensor, operand: Operand, plan: BlockPlan, fit: dict[str, Any] |
     return pages
 
 
-def check_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit | None = None) -> None:
+def check_pages(
+    x: Tensor,
+    operand: Operand,
+    plan: BlockPlan,
+    fit: Fit | None = None,
+    elements: StoredElements = SIXTEEN_BIT,
+) -> None:
     """``x`` on the CPU, where the definition runs."""
-    got = compress(x.to(DEVICE), operand, plan, fit_fields(fit, x) if fit else None)
+    got = compress(x.to(DEVICE), operand, plan, fit_fields(fit, x) if fit else None, elements)
     fit = fit or Fit(operand)
     stored = fit.stored(x)
     scores = fit.scores(stored)
     chosen = choose_blocks(scores, operand, plan)
     pruned = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
+    if fit.scale is not None:
+        scale = fit.scale[..., channel_order(fit.order, x.shape[-1])]
+        pruned = pruned.float() / scale.unsqueeze(2)
     blocks, scored = padded_blocks(pruned, plan), padded_blocks(scores, plan)
-    chosen = chosen.flatten()
-    slots = torch.where(chosen, chosen.cumsum(0), (~chosen).cumsum(0)) - 1
+    kinds = kinds_of_chosen(chosen, plan.stored_as(elements)).flatten()
+    slots = torch.zeros_like(kinds)
+    for kind in got.pools:
+        slots = torch.where(kinds == kind, (kinds == kind).cumsum(0) - 1, slots)
     assert int(got.non_finite.cpu(torch.int64)) == -1
-    assert torch.equal(got.map.cpu(torch.int32), entries_of(slots, chosen)), f"map: {plan}"
-    if plan.dense:
-        expected = cuda_layout.pack_dense(blocks[~chosen], operand)
-        assert torch.equal(got.dense.cpu(torch.uint8), expected.flatten()), f"dense: {plan}"
-    if plan.sparse:
-        expected = cuda_layout.pack_sparse(blocks[chosen], operand, scored[chosen])
-        assert torch.equal(got.sparse.cpu(torch.uint8), expected.flatten()), f"2:4: {plan}"
+    assert torch.equal(got.map.cpu(torch.int32), entries_of(slots, kinds)), f"map: {plan}"
+    for kind, pool in got.pools.items():
+        of_kind = kinds == kind
+        if of_kind.any():
+            expected = got.layout[kind].pack(blocks[of_kind], operand, scored[of_kind])
+            assert torch.equal(pool.cpu(torch.uint8), expected.flatten()), f"{kind.name}: {plan}"
 
 
 @dataclass
@@ -179,12 +210,25 @@ def test_pages_under_a_pruner_equal_the_definition(
             check_pages(x, operand, plan_blocks(seq, sparsity, sink=1), make_fit(fit, x, operand, seed))
 
 
+@pytest.mark.parametrize("kind", FP8_KINDS)
+@every_tensor
+def test_fp8_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_dim: int, kind: str) -> None:
+    """Order, shift, choice and fold before the conversion; what is not eligible stays wide."""
+    for seed, (fit, seq) in enumerate(itertools.product(FP8_FITS, (63, 333))):
+        x = fp8_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
+        for sparsity in (0.0, 0.3, 0.5):
+            plan = plan_blocks(seq, sparsity, sink=1, local=70 * (seed % 2))
+            check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), STORED_FP8)
+
+
+@pytest.mark.parametrize("elements", STORED.values(), ids=str)
 @pytest.mark.parametrize("operand", OPERANDS)
-def test_more_blocks_than_the_choice_has_threads(operand: Operand) -> None:
+def test_more_blocks_than_the_choice_has_threads(operand: Operand, elements: StoredElements) -> None:
     """Ties and single keys over 1100 blocks: a thread of the choice takes two."""
     x = make_data("ties", (1, 1, 1100 * BLOCK, 64), torch.bfloat16, seed=3)
     x[:, :, 500 * BLOCK : 900 * BLOCK] = x[:, :, :BLOCK].repeat(1, 1, 400, 1)
-    check_pages(x, operand, BlockPlan(1100, 3, 1099, 601))
+    fit = make_fp8_fit("none", x, operand) if elements.has_scale else None
+    check_pages(x, operand, BlockPlan(1100, 3, 1099, 601), fit, elements)
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
@@ -236,13 +280,8 @@ def test_pages_in_a_graph() -> None:
     """Captured once, replayed on other data."""
     plan = plan_blocks(1000, 0.25)
     x = make_data("gaussian", (1, 2, 1000, 128), torch.float16, seed=1).to(DEVICE)
-    pages = Pages(
-        map=Buffer(2 * plan.blocks * 4),
-        dense=Buffer(2 * plan.dense * cuda_layout.dense_page_bytes(128, element_by(x.dtype))),
-        sparse=Buffer(2 * plan.sparse * cuda_layout.sparse_page_bytes(128, element_by(x.dtype))),
-        non_finite=Buffer(8),
-    )
-    params = compress_params(x, "v", plan, **vars(pages))
+    pages = Pages.empty(x, plan)
+    params = compress_params(x, "v", plan, **pages.fields)
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
     graph = torch.cuda.CUDAGraph()
@@ -254,8 +293,8 @@ def test_pages_in_a_graph() -> None:
         graph.replay()
         torch.cuda.synchronize()
         expected = compress(x, "v", plan)
-        for part in ("map", "dense", "sparse", "non_finite"):
-            assert torch.equal(getattr(pages, part).bytes, getattr(expected, part).bytes), part
+        for part, buffer in pages.fields.items():
+            assert torch.equal(buffer.bytes, expected.fields[part].bytes), part
 
 
 # ---- Bitmaps -----------------------------------------------------------------------------------------------

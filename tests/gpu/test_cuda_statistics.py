@@ -11,8 +11,9 @@ from compress_cases import DTYPES, KINDS, every_dtype, make_data, make_fit
 from hsbench.cache.fit import fit_pruner
 from hsbench.cache.hierarchical import PageCompressor, compress_tensor_torch
 from hsbench.cache.prune import plan_blocks
-from hsbench.cache.pruner import PRUNERS
+from hsbench.cache.pruner import PRUNERS, pruner_for
 from hsbench.cache.statistics import squared_norms, squared_norms_torch
+from hsbench.problem.elements import STORED, StoredElements
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
@@ -33,7 +34,8 @@ def test_norms_equal_the_definition(dtype: torch.dtype, kind: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("name", PRUNERS)
-def test_bytes_under_every_pruner_are_the_definitions(name: str, share: float) -> None:
+@pytest.mark.parametrize("elements", STORED.values(), ids=str)
+def test_bytes_under_every_pruner_are_the_definitions(elements: StoredElements, name: str, share: float) -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
     for dtype, (head_dim, seq) in itertools.product(DTYPES, ((64, 333), (128, 640))):
 
@@ -46,13 +48,14 @@ def test_bytes_under_every_pruner_are_the_definitions(name: str, share: float) -
         )
         q, rms = normal(2, 6, 40, head_dim).to(dtype), normal(3, head_dim).abs()
         plan = plan_blocks(seq, share, sink=1)
-        fits = fit_pruner(PRUNERS[name], k, v, [plan] * 2, query_rms=rms, queries=q)
+        pruner = pruner_for(PRUNERS[name], elements)
+        fits = fit_pruner(pruner, k, v, [plan] * 2, query_rms=rms, queries=q, elements=elements)
         for x, fit in zip((k, v), fits, strict=True):
-            compressor = PageCompressor(x, fit.operand, plan, fit)
+            compressor = PageCompressor(x, fit.operand, plan, fit, elements)
             for _ in range(2):  # as often as it is called
                 compressor.run()
             compressor.check()
-            expected = compress_tensor_torch(x, fit.operand, plan, fit)
+            expected = compress_tensor_torch(x, fit.operand, plan, fit, elements)
             assert torch.equal(compressor.pages.map, expected.map)
             for kind, pool in expected.pools.items():
                 assert torch.equal(compressor.pages.pools[kind], pool), (fit.operand, kind, dtype, head_dim)

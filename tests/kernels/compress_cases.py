@@ -16,7 +16,7 @@ from torch import Tensor
 from hsbench.cache.fit import Fit
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
-from hsbench.problem.elements import INPUTS, element_by
+from hsbench.problem.elements import INPUTS, STORED_FP8, element_by
 
 DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 OPERANDS: tuple[Operand, ...] = ("k", "v")
@@ -54,6 +54,19 @@ def make_data(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) 
     mantissa_bits, infinity = {torch.float16: (10, 0x7C00), torch.bfloat16: (7, 0x7F80)}[dtype]
     largest = {"subnormals": 2 << mantissa_bits, "wide": infinity}[kind]
     return from_bits(sign | torch.randint(largest, shape, generator=random), dtype)
+
+
+def make_channels(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Channels as bad for 8 bits as models have them, and worse: of 60,000 beside some of 1e-4 and of the smallest
+    numbers, constant ones, one of zeros, and noise around means."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=random)
+    x[..., 0] *= 60_000 / x[..., 0].abs().amax()
+    x[..., 1::8] *= 1e-4
+    x[..., 2], x[..., 3] = 0.0, -3e-4
+    x[..., 4] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps * x[..., 4].round()
+    x[..., 5::8] += 50
+    return x.to(dtype)
 
 
 KINDS = ("gaussian", "ties", "zeros", "subnormals", "wide")
@@ -100,11 +113,29 @@ def make_fit(kind: str, x: Tensor, operand: Operand, seed: int = 0) -> GivenFit:
     return GivenFit(operand, **parts)
 
 
+FP8_FITS = ("none", *FITS, "grown")
+"""The same for elements with a scale. ``none``: the scale alone; ``grown``: all, to fewer tokens, so that others may
+be beyond the largest that it has."""
+
+
+def make_fp8_fit(kind: str, x: Tensor, operand: Operand, seed: int = 0) -> Fit:
+    fit = make_fit("all" if kind == "grown" else kind, x, operand, seed)
+    return fit.scaled_to(x[:, :, : 1 if kind == "grown" else None])
+
+
+def fp8_data(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return make_channels(shape, dtype, seed) if kind == "channels" else make_data(kind, shape, dtype, seed)
+
+
+FP8_KINDS = ("channels", *KINDS)
+
+
 def fit_fields(fit: Fit, x: Tensor) -> dict[str, Any]:
     """What ``hsb_compress_params`` says of a fit of ``x``; the caller keeps the tensors."""
     weights = fit.weights(fit.stored(x)).contiguous() if fit.weighs else None
     order = library.constants()[f"HSB_ORDER_{fit.order.upper()}"]
-    return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold)
+    of_scale = {} if fit.scale is None else dict(scale=fit.scale, stored=STORED_FP8.code)
+    return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold, **of_scale)
 
 
 # ---- Buffers and parameters --------------------------------------------------------------------------------------
@@ -151,6 +182,9 @@ BAD_PARAMETERS = (
     ("order", 2),
     ("fold", 1.5),
     ("fold", 0.5),
+    ("stored", 1),
+    ("stored", 7),
+    ("scale", 64),
 )
 """Fields of a compression of K, 150 tokens, 64 wide, and values that they cannot have."""
 

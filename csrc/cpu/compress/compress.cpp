@@ -30,14 +30,15 @@ std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b
 
 // What the params mean, in blocks.
 struct Plan {
-    std::int64_t heads, full, blocks, eligible, sparse, dense;  // blocks of one head; heads of all batches
+    std::int64_t heads, full, blocks, eligible, sparse, wide, dense;  // blocks of one head; heads of all batches
     BlockShape shape;
     std::int64_t seq;
     bool is_fitted;  // whether anything is stored or chosen otherwise than x is
 
     explicit Plan(const hsb_compress_params &p)
         : heads(std::int64_t{p.batch} * p.kv_heads), full(p.seq / kBlock), blocks(divided_up(p.seq, kBlock)),
-          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head), dense(blocks - sparse),
+          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head),
+          wide(p.stored == HSB_STORED_16 ? 0 : blocks - eligible), dense(blocks - sparse - wide),
           shape{p.head_dim, p.operand, p.dtype}, seq(p.seq),
           is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
@@ -51,6 +52,8 @@ struct Plan {
                   "order must be an hsb_order, and adjacent for V");
         HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
                   "fold must be from 0 to 1, and 0 for K");
+        HSB_CHECK(p.stored == HSB_STORED_16 || p.stored == HSB_STORED_FP8, "stored is not an hsb_stored");
+        HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
     }
     // A block's first element in x, and how many there are.
@@ -78,7 +81,7 @@ struct Scratch {
 };
 
 bool prunes(hsb_block_kind kind) {
-    return with_kind(kind, [](auto of_kind) { return of_kind.prunes; });
+    return with_kind<AllKinds>(kind, [](auto of_kind) { return of_kind.prunes; });
 }
 
 // Blocks as they stand in the tensor. One of these serves one work item.
@@ -120,29 +123,70 @@ public:
         return p_.weights ? scores_ : stored_;
     }
     std::uint16_t pack(std::int64_t head, std::int64_t block, std::int32_t entry) {
-        const bool chooses = prunes(kind_of(entry)) && (p_.weights || p_.fold != 0.0f);
-        const std::uint16_t largest = store(head, block, chooses && p_.weights);
-        std::byte *page = page_to_pack(p_, entry);
-        if (chooses)
-            pack_chosen_page<Isa>(kind_of(entry), stored_, p_.weights ? scores_ : stored_, p_.fold, page, plan_.shape);
+        const std::uint16_t largest = store_for(entry, head, block);
+        fill(entry, stored_, page_to_pack(p_, entry));
+        return largest;
+    }
+
+protected:
+    // Of a page's block, what is stored, and its scores where it is chosen by others.
+    std::uint16_t store_for(std::int32_t entry, std::int64_t head, std::int64_t block) {
+        return store(head, block, prunes(kind_of(entry)) && p_.weights);
+    }
+    // A page of 16-bit `values`, which may be what is stored in other units.
+    void fill(std::int32_t entry, const std::uint16_t *values, std::byte *page) {
+        if (prunes(kind_of(entry)) && (p_.weights || p_.fold != 0.0f || values != stored_))
+            pack_chosen_page<Isa>(kind_of(entry), values, p_.weights ? scores_ : stored_, p_.fold, page, plan_.shape);
         else
-            pack_page<Isa>(kind_of(entry), stored_, page, plan_.shape);
+            pack_page<Isa>(kind_of(entry), values, page, plan_.shape);
+    }
+    BlockFit fit(std::int64_t head, std::int64_t block) const {
+        const auto *weights = static_cast<const std::uint16_t *>(p_.weights);
+        if (weights) weights += p_.operand == HSB_KEY ? head * p_.head_dim : head * p_.seq + block * kBlock;
+        const auto of_head = [&](const float *channels) { return channels ? channels + head * p_.head_dim : nullptr; };
+        return {p_.order, of_head(p_.shift), weights, of_head(p_.scale)};
+    }
+    const hsb_compress_params &p_;
+    const Plan &plan_;
+    alignas(64) std::uint16_t stored_[kBlock * 128];
+
+private:
+    std::uint16_t store(std::int64_t head, std::int64_t block, bool weighs) {
+        return store_block<Isa>(static_cast<const std::uint16_t *>(p_.x) + plan_.begin(head, block),
+                                static_cast<int>(plan_.elements(block) / p_.head_dim), fit(head, block), plan_.shape,
+                                stored_, weighs ? scores_ : nullptr);
+    }
+    const DefaultArithmetic arithmetic_;
+    alignas(64) std::uint16_t scores_[kBlock * 128];
+};
+
+// The same in pages of narrow elements, and in wide ones.
+template <class Isa_>
+class NarrowBlocks : public FittedBlocks<Isa_> {
+public:
+    using Isa = Isa_;
+    using FittedBlocks<Isa>::FittedBlocks;
+
+    std::uint16_t pack(std::int64_t head, std::int64_t block, std::int32_t entry) {
+        const std::uint16_t largest = this->store_for(entry, head, block);
+        const BlockFit fit = this->fit(head, block);
+        const BlockShape shape = this->plan_.shape;
+        std::byte *page = page_to_pack(this->p_, entry);
+        if (kind_of(entry) == HSB_WIDE) {
+            widen_block<Isa>(this->stored_, fit, shape, units_);
+            pack_page<Isa>(HSB_DENSE, units_, page, shape);
+            return largest;
+        }
+        const bool is_key = shape.operand == HSB_KEY;
+        if (is_key) scale_block<Isa>(this->stored_, fit, shape, units_);
+        this->fill(entry, is_key ? units_ : this->stored_, page_);
+        narrow_page<Isa>(kind_of(entry), page_, fit, shape, page);
         return largest;
     }
 
 private:
-    std::uint16_t store(std::int64_t head, std::int64_t block, bool weighs) {
-        const auto *weights = static_cast<const std::uint16_t *>(p_.weights);
-        if (weights) weights += p_.operand == HSB_KEY ? head * p_.head_dim : head * p_.seq + block * kBlock;
-        const BlockFit fit{p_.order, p_.shift ? p_.shift + head * p_.head_dim : nullptr, weights};
-        return store_block<Isa>(static_cast<const std::uint16_t *>(p_.x) + plan_.begin(head, block),
-                                static_cast<int>(plan_.elements(block) / p_.head_dim), fit, plan_.shape, stored_,
-                                weighs ? scores_ : nullptr);
-    }
-    const hsb_compress_params &p_;
-    const Plan &plan_;
-    const DefaultArithmetic arithmetic_;
-    alignas(64) std::uint16_t stored_[kBlock * 128], scores_[kBlock * 128];
+    alignas(64) std::uint16_t units_[kBlock * 128];
+    alignas(64) std::byte page_[DenseKind::page_bytes(128)];
 };
 
 template <class Blocks>
@@ -165,6 +209,10 @@ void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scrat
     parallel_for(p.threads, plan.heads, [&](std::int64_t head, int) {
         std::int32_t *map = p.map + head * plan.blocks;
         std::fill(map, map + plan.blocks, HSB_DENSE);
+        if (plan.wide > 0) {
+            std::fill(map, map + p.first_eligible, HSB_WIDE);
+            std::fill(map + p.last_eligible, map + plan.blocks, HSB_WIDE);
+        }
         if (plan.needs_losses()) {
             const Loss *loss = scratch.loss + head * plan.eligible;
             std::int32_t *order = scratch.order + head * plan.eligible;
@@ -180,6 +228,7 @@ void choose(const hsb_compress_params &p, const Plan &plan, const Scratch &scrat
         std::int32_t next[kBlockKinds] = {};
         next[HSB_DENSE] = static_cast<std::int32_t>(head * plan.dense);
         next[HSB_SPARSE_2_4] = static_cast<std::int32_t>(head * plan.sparse);
+        next[HSB_WIDE] = static_cast<std::int32_t>(head * plan.wide);
         for (std::int64_t i = 0; i < plan.blocks; ++i)
             map[i] = entry_of(static_cast<hsb_block_kind>(map[i]), next[map[i]]++);
     });
@@ -221,12 +270,15 @@ extern "C" int hsb_cpu_compress(const hsb_compress_params *p) {
         HSB_CHECK(p->x && p->map && p->non_finite, "x, map and non_finite are required");
         HSB_CHECK(p->dense || !plan.dense, "dense is required where blocks stay dense");
         HSB_CHECK(p->sparse || !plan.sparse, "sparse is required where blocks become 2:4");
+        HSB_CHECK(p->wide || !plan.wide, "wide is required where blocks stay wide");
         HSB_CHECK(p->workspace || !plan.needs_losses(), "workspace is required");
         const Scratch scratch(plan, p->workspace);
         FirstNonFinite first_bad(p->dtype);
         dispatch_isa(p->isa, [&](auto tag) {
             using Isa = typename decltype(tag)::type;
-            if (plan.is_fitted)
+            if (p->scale)
+                compress<NarrowBlocks<Isa>>(*p, plan, scratch, first_bad);
+            else if (plan.is_fitted)
                 compress<FittedBlocks<Isa>>(*p, plan, scratch, first_bad);
             else
                 compress<PlainBlocks<Isa>>(*p, plan, scratch, first_bad);

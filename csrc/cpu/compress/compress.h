@@ -24,6 +24,7 @@ struct BlockFit {
     int order;                     // an hsb_order
     const float *shift;            // [head_dim], or NULL
     const std::uint16_t *weights;  // K: [head_dim]; V: one for each of the block's tokens; or NULL
+    const float *scale;            // [head_dim], of narrow elements; or NULL
 };
 
 // ---- Loss ----------------------------------------------------------------------------------------------------------
@@ -90,5 +91,19 @@ std::uint16_t store_block(const std::uint16_t *x, int tokens, const BlockFit &fi
 template <class Isa>
 void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const std::uint16_t *scores, float fold,
                       std::byte *page, BlockShape shape);
+
+// Narrow pages are made of 16-bit ones: K's of a block in units of its scales, of which a page no longer tells the channels;
+// V's, whose folds are of what is stored, are brought to units as they are made narrow.
+//
+// What is stored, [64, head_dim], in units of its scales: as its own type, in which all is exact that e4m3 does not take for
+// zero or its largest; or as wide pages have it, saturating.
+template <class Isa>
+void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
+template <class Isa>
+void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
+
+// A page of e4m3 of one of the block's type, of K in units of its scales.
+template <class Isa>
+void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow);
 
 }  // namespace hsb::cpu

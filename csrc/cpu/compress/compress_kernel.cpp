@@ -117,6 +117,51 @@ std::uint16_t store_block_of(const std::uint16_t *x, int tokens, const BlockFit 
     return L::largest(largest);
 }
 
+// Powers of 2, as the scales are.
+void invert(const float *scale, int count, float *inverse) {
+    for (int i = 0; i < count; ++i) inverse[i] = 1.0f / scale[i];
+}
+
+template <class Isa, class Type, class To>
+void scale_block_of(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
+    const int head_dim = shape.head_dim;
+    alignas(64) float own[128], inverse[128];
+    invert(fit.scale, head_dim, own);
+    if (fit.order == HSB_ORDER_MIRROR)
+        for_each_mirrored(head_dim, [&](int place, int channel) { inverse[place] = own[channel]; });
+    else
+        std::memcpy(inverse, own, sizeof own);
+    const float bound = to_float(infinity_bits(To::dtype) - 1, To{});
+    const auto most = Isa::set(bound), least = Isa::set(-bound);
+    for (int token = 0; token < kBlock; ++token, stored += head_dim, units += head_dim)
+        for (int c = 0; c < head_dim; c += Isa::width) {
+            const auto x = Isa::mul(Isa::load(stored + c, Type{}), Isa::load(inverse + c));
+            Isa::store(units + c, Isa::max(least, Isa::min(most, x)), To{});
+        }
+}
+
+template <class Isa, class Type, class Kind>
+void narrow_page_of(Kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow) {
+    constexpr std::int64_t kValues = (Kind::tile_bytes - Kind::values_at) / 2;
+    static_assert(kValues % kTileLanes == 0 && kTileLanes % Isa::width == 0, "rows of lanes");
+    alignas(64) float inverse[kTileLanes], x[kTileLanes];
+    for (int lane = 0; lane < kTileLanes; ++lane) inverse[lane] = 1.0f;
+    for (int tile = 0; tile < tiles_per_page(shape.head_dim); ++tile) {
+        const std::byte *from = page + tile * Kind::tile_bytes;
+        std::byte *to = narrow + tile * Kind::tile_bytes_of(1);
+        std::memcpy(to, from, Kind::values_at);
+        // V: lanes are channels, and a tile has all tokens.
+        if (shape.operand == HSB_VALUE) invert(fit.scale + tile * kTileLanes, kTileLanes, inverse);
+        const auto *values = reinterpret_cast<const std::uint16_t *>(from + Kind::values_at);
+        auto *bytes = reinterpret_cast<std::uint8_t *>(to + Kind::values_at);
+        for (std::int64_t i = 0; i < kValues; i += kTileLanes) {
+            for (int lane = 0; lane < kTileLanes; lane += Isa::width)
+                Isa::store(x + lane, Isa::mul(Isa::load(values + i + lane, Type{}), Isa::load(inverse + lane)));
+            for (int lane = 0; lane < kTileLanes; ++lane) bytes[i + lane] = from_float(x[lane], E4m3{});
+        }
+    }
+}
+
 }  // namespace
 
 template <class Isa>
@@ -149,11 +194,33 @@ void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const st
     });
 }
 
+template <class Isa>
+void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
+    with_type(shape.dtype,
+              [&](auto type) { scale_block_of<Isa, decltype(type), decltype(type)>(stored, fit, shape, units); });
+}
+
+template <class Isa>
+void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
+    with_type(shape.dtype,
+              [&](auto type) { scale_block_of<Isa, decltype(type), E4m3::Wide::Stored>(stored, fit, shape, units); });
+}
+
+template <class Isa>
+void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow) {
+    with_type(shape.dtype, [&](auto type) {
+        with_kind(kind, [&](auto of_kind) { narrow_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, narrow); });
+    });
+}
+
 template DroppedSum sum_dropped<Isa>(const std::uint16_t *, BlockShape);
 template std::uint16_t pack_page<Isa>(hsb_block_kind, const std::uint16_t *, std::byte *, BlockShape);
 template std::uint16_t store_block<Isa>(const std::uint16_t *, int, const BlockFit &, BlockShape, std::uint16_t *,
                                         std::uint16_t *);
 template void pack_chosen_page<Isa>(hsb_block_kind, const std::uint16_t *, const std::uint16_t *, float, std::byte *,
                                     BlockShape);
+template void scale_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
+template void widen_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
+template void narrow_page<Isa>(hsb_block_kind, const std::byte *, const BlockFit &, BlockShape, std::byte *);
 
 }  // namespace hsb::cpu

@@ -1,5 +1,5 @@
 // Scalar conversions between 16-bit floats and fp32, by their bits; exact one way, round to nearest even the other. And from
-// e4m3, which pages may hold.
+// and to e4m3, which pages may hold.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,7 @@ struct Bf16 {
 // loads make as much smaller.
 struct WideFp16 {
     using Value = std::uint16_t;
+    using Stored = Fp16;  // whose bits it has
     static constexpr float unit = 256.0f;
 };
 struct E4m3 {
@@ -85,6 +86,17 @@ inline float to_float(std::uint16_t h, WideFp16) { return to_float(h, Fp16{}) / 
 inline float to_float(std::uint8_t x, E4m3) {
     const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x80) << 24;
     return float_of(sign | bits_of(float_of(static_cast<std::uint32_t>(x & 0x7f) << 20) * 0x1p112f));
+}
+
+// Saturating. No branch, so that a loop of it becomes SIMD.
+inline std::uint8_t from_float(float x, E4m3) {
+    const std::uint32_t sign = bits_of(x) >> 24 & 0x80;
+    const float absolute = float_of(bits_of(x) & 0x7fffffff);
+    const float magnitude = absolute < 448.0f ? absolute : 448.0f;
+    const std::uint32_t bits = bits_of(magnitude);
+    const std::uint32_t normal = ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - (120u << 3);
+    const std::uint32_t subnormal = bits_of(magnitude + 0x1p14f) - bits_of(0x1p14f);  // 2^14 counts in 2^-9
+    return static_cast<std::uint8_t>(sign | (magnitude < 0x1p-6f ? subnormal : normal));
 }
 
 inline std::uint16_t from_float(float x, Bf16) {

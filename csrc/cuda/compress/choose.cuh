@@ -6,8 +6,7 @@
 
 #include <cstdint>
 
-#include "block_map.h"
-#include "cuda/block_kinds.cuh"
+#include "head_blocks.cuh"
 #include "loss.cuh"
 
 namespace hsb::cuda {
@@ -17,28 +16,9 @@ struct ChooseArgs {
     const unsigned long long
         *limbs;         // [heads, eligible, kLossLimbs] where a key's lowest bit is set; NULL where keys tell all
     std::int32_t *map;  // [heads, blocks]
-    std::uint32_t blocks;
-    std::uint32_t first;
-    std::uint32_t eligible;
-    std::uint32_t sparse;  // 0 < sparse < eligible
+    HeadBlocks blocks;  // 0 < sparse < eligible
     int key_bits;
 };
-
-// Blocks of one head of which all eligible ones become 2:4, or none: then there is nothing to choose.
-struct AllOrNone {
-    std::uint32_t count;
-    std::uint32_t first, last;  // eligible: first .. last - 1
-    std::uint32_t sparse;       // how many become 2:4
-};
-
-// The map entry of a block of such a head; pages of all heads stand in one line.
-__device__ __forceinline__ std::int32_t entry_of_all(const AllOrNone &blocks, std::uint32_t head, std::uint32_t block) {
-    if (blocks.sparse == 0) return entry_of(DenseKind::kKind, head * blocks.count + block);
-    if (block >= blocks.first && block < blocks.last)
-        return entry_of(Sparse24Kind::kKind, head * blocks.sparse + block - blocks.first);
-    const std::uint32_t before = block < blocks.first ? block : block - blocks.sparse;
-    return entry_of(DenseKind::kKind, head * (blocks.count - blocks.sparse) + before);
-}
 
 constexpr int kChooseThreads = 1024;
 constexpr int kChooseWarps = kChooseThreads / 32;
@@ -76,44 +56,46 @@ __device__ __forceinline__ int compare_limbs(const unsigned long long *a, const 
 __global__ void __launch_bounds__(kChooseThreads) choose_blocks(ChooseArgs a) {
     __shared__ std::uint32_t room[3][kChooseWarps];
     const std::uint32_t head = blockIdx.x, thread = threadIdx.x;
-    const unsigned long long *keys = a.keys + std::int64_t{head} * a.eligible;
-    const unsigned long long *limbs = a.limbs + std::int64_t{head} * a.eligible * kLossLimbs;
-    std::int32_t *map = a.map + std::int64_t{head} * a.blocks;
+    const HeadBlocks &blocks = a.blocks;
+    const std::uint32_t eligible = blocks.last - blocks.first;
+    const unsigned long long *keys = a.keys + std::int64_t{head} * eligible;
+    const unsigned long long *limbs = a.limbs + std::int64_t{head} * eligible * kLossLimbs;
+    std::int32_t *map = a.map + std::int64_t{head} * blocks.count;
 
     const auto count_below = [&](unsigned long long limit, std::uint32_t *where) {
         std::uint32_t count = 0;
-        for (std::uint32_t i = thread; i < a.eligible; i += kChooseThreads) count += __ldg(keys + i) < limit;
+        for (std::uint32_t i = thread; i < eligible; i += kChooseThreads) count += __ldg(keys + i) < limit;
         return sum_over_threads(count, where);
     };
     unsigned long long threshold = 0;
     for (int bit = a.key_bits - 1; bit >= 0; --bit) {
         const unsigned long long candidate = threshold | 1ull << bit;
-        if (count_below(candidate, room[bit & 1]) < a.sparse) threshold = candidate;
+        if (count_below(candidate, room[bit & 1]) < blocks.sparse) threshold = candidate;
     }
-    const std::uint32_t missing = a.sparse - count_below(threshold, room[1]);  // bit 0 was counted in room[0]
+    const std::uint32_t missing = blocks.sparse - count_below(threshold, room[1]);  // bit 0 was counted in room[0]
 
     // From here on a thread takes successive blocks.
-    const std::uint32_t share = (a.blocks + kChooseThreads - 1) / kChooseThreads;
-    const std::uint32_t begin = thread * share < a.blocks ? thread * share : a.blocks;
-    const std::uint32_t end = begin + share < a.blocks ? begin + share : a.blocks;
-    const auto is_eligible = [&](std::uint32_t i) { return i >= a.first && i < a.first + a.eligible; };
+    const std::uint32_t share = (blocks.count + kChooseThreads - 1) / kChooseThreads;
+    const std::uint32_t begin = thread * share < blocks.count ? thread * share : blocks.count;
+    const std::uint32_t end = begin + share < blocks.count ? begin + share : blocks.count;
     std::uint32_t equal = 0;
-    for (std::uint32_t i = begin; i < end; ++i) equal += is_eligible(i) && __ldg(keys + i - a.first) == threshold;
+    for (std::uint32_t i = begin; i < end; ++i)
+        equal += blocks.is_eligible(i) && __ldg(keys + i - blocks.first) == threshold;
     std::uint32_t rank = sum_before(equal, room[2]);
     // Keys that do not tell all: the rank among the equals is found by comparing them one by one. Rare.
     const bool by_limbs = a.limbs && threshold & 1;
     std::uint32_t chosen = 0;
     for (std::uint32_t i = begin; i < end; ++i) {
         bool choose = false;
-        if (is_eligible(i)) {
-            const std::uint32_t mine = i - a.first;
+        if (blocks.is_eligible(i)) {
+            const std::uint32_t mine = i - blocks.first;
             const unsigned long long key = __ldg(keys + mine);
             choose = key < threshold;
             if (key == threshold) {
                 std::uint32_t place = rank++;
                 if (by_limbs) {
                     place = 0;
-                    for (std::uint32_t j = 0; j < a.eligible; ++j) {
+                    for (std::uint32_t j = 0; j < eligible; ++j) {
                         if (j == mine || __ldg(keys + j) != threshold) continue;
                         const int order = compare_limbs(limbs + j * kLossLimbs, limbs + mine * kLossLimbs);
                         place += order < 0 || (order == 0 && j < mine);
@@ -125,10 +107,12 @@ __global__ void __launch_bounds__(kChooseThreads) choose_blocks(ChooseArgs a) {
         map[i] = choose;
         chosen += choose;
     }
-    std::uint32_t sparse_slot = head * a.sparse + sum_before(chosen, room[2]);
-    std::uint32_t dense_slot = head * (a.blocks - a.sparse) + begin - (sparse_slot - head * a.sparse);
-    for (std::uint32_t i = begin; i < end; ++i)
-        map[i] = map[i] ? entry_of(Sparse24Kind::kKind, sparse_slot++) : entry_of(DenseKind::kKind, dense_slot++);
+    std::uint32_t before = sum_before(chosen, room[2]);
+    for (std::uint32_t i = begin; i < end; ++i) {
+        const bool is_sparse = map[i];
+        map[i] = blocks.entry(head, i, is_sparse, before);
+        before += is_sparse;
+    }
 }
 
 }  // namespace hsb::cuda

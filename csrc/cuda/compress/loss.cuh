@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kLossThreads) find_losses(LossArgs a, typename
     for (int i = 0; i < kLoads; ++i) {
         std::uint32_t groups[4];
         if constexpr (Operand == HSB_KEY) {
-            split_groups(loaded[i], groups);
+            Source::groups_of(loaded[i], groups);
         } else {
             const auto word = [&](int token) {
                 const uint4 &row = loaded[i / 4 * 4 + token];

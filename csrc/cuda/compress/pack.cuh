@@ -10,12 +10,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "choose.cuh"
 #include "cuda/block_kinds.cuh"
 #include "cuda/page_pool.cuh"
 #include "cuda/ptx/global.cuh"
 #include "fit.cuh"
+#include "head_blocks.cuh"
 #include "params.h"
 #include "prune.cuh"
 #include "strip.cuh"
@@ -28,9 +29,10 @@ struct PackArgs {
     std::int32_t *map;           // [heads, blocks]
     unsigned long long *non_finite;
     std::int64_t seq;
-    AllOrNone blocks;        // of one head
+    HeadBlocks blocks;
     std::uint32_t items;     // warps in all
     std::uint32_t infinity;  // infinity_bits(dtype)
+    bool chosen;             // the map is read; else all eligible blocks are 2:4 or none, and it is written
 };
 
 constexpr int kPackWarps = 4;
@@ -42,68 +44,97 @@ constexpr int kPackCtas = Source::kIsPlain ? (Operand == HSB_KEY ? 8 : 4) : (Ope
 template <int HeadDim, int Operand>
 constexpr int kPackParts = Operand == HSB_KEY ? kBlock / kStripRows : HeadDim / 64;  // warps that share a block
 
-// A strip of K: rows are tokens, `rows` of the block exist. Returns whether anything is not finite, in the sign bits.
-template <int HeadDim, class Source>
-__device__ __forceinline__ std::uint32_t pack_key(const KeyStrip<HeadDim> &k, const Source &source,
-                                                  const std::uint16_t *block, int rows, hsb_block_kind kind,
-                                                  unsigned char *page, std::uint32_t carry, uint4 *room, int lane) {
+// run(true_type()) where all tokens of a block are there: then none is asked for by itself.
+template <class Run>
+__device__ __forceinline__ void with_rows(int rows, Run &&run) {
+    if (rows == kBlock)
+        run(std::true_type());
+    else
+        run(std::false_type());
+}
+
+// A block and what belongs to it.
+template <class Source>
+struct PackedBlock {
+    const std::uint16_t *x;  // [rows, head_dim]
+    int rows;                // that exist
+    std::uint32_t head, block;
+    std::int64_t seq;
+    hsb_block_kind kind;
+    unsigned char *page;
+    const typename Source::Args &fit;
+
+    __device__ __forceinline__ Source source(int chunk) const { return Source(fit, head, block, seq, chunk); }
+};
+
+// A strip of K: rows are tokens. Returns whether anything is not finite.
+template <class Kinds, int HeadDim, class Source>
+__device__ __forceinline__ bool pack_key(const KeyStrip<HeadDim> &k, const PackedBlock<Source> &block, uint4 *room,
+                                         int lane) {
     using Strip = KeyStrip<HeadDim>;
     typename Strip::Chunks x;
+    const auto is_there = [&](int i) { return k.row0 + i * Strip::kRowsApart < block.rows; };
+    const std::uint16_t *first = block.x + k.row0 * HeadDim;
+    const auto load = [&](int i) { return Source::load(first + i * Strip::kRowsApart * HeadDim, k.chunk); };
+    with_rows(block.rows, [&](auto all) {
 #pragma unroll
-    for (int i = 0; i < Strip::kLoads; ++i) {
-        const int row = k.row0 + i * Strip::kRowsApart;
-        x[i] = row < rows ? source.load(block + row * HeadDim, k.chunk) : uint4{0, 0, 0, 0};
-    }
-    std::uint32_t overflow = 0;
+        for (int i = 0; i < Strip::kLoads; ++i)
+            x[i] = decltype(all)::value || is_there(i) ? load(i) : uint4{0, 0, 0, 0};
+    });
+    const Source source = block.source(k.chunk);
+    std::uint32_t seen = 0;
+    with_rows(block.rows, [&](auto all) {
 #pragma unroll
-    for (int i = 0; i < Strip::kLoads; ++i) overflow |= overflow_of(x[i], carry);
-#pragma unroll
-    for (int i = 0; i < Strip::kLoads; ++i)  // missing tokens stay zero
-        if (!Source::kIsPlain && k.row0 + i * Strip::kRowsApart < rows) x[i] = source.stored(x[i]);
-    with_kind(kind, [&](auto of_kind) { of_kind.store_key(k, source, x, page, room, lane); });
-    return overflow;
+        for (int i = 0; i < Strip::kLoads; ++i) {
+            source.watch(x[i], seen);
+            if (decltype(all)::value || is_there(i)) x[i] = source.stored(x[i]);  // missing tokens stay zero
+        }
+    });
+    with_kind<Kinds>(block.kind, [&](auto of_kind) { of_kind.store_key(k, source, x, block.page, room, lane); });
+    return Source::is_seen(seen);
 }
 
 // 64 head dims of V, from `part` * 64 on: page rows are head dims.
-template <int HeadDim, class Source>
-__device__ __forceinline__ std::uint32_t pack_value(const ValueRuns &v, const Source &source,
-                                                    const std::uint16_t *block, int rows, hsb_block_kind kind,
-                                                    unsigned char *page, std::uint32_t carry, uint4 *room, int lane) {
+template <class Kinds, int HeadDim, class Source>
+__device__ __forceinline__ bool pack_value(const ValueRuns &v, const PackedBlock<Source> &block, uint4 *room,
+                                           int lane) {
     ValueRuns::Pairs x;
     const auto first_token = [&](int which) {
-        return select_by_kind(kind, [&](auto of_kind) { return of_kind.first_token(v.run, which); });
+        return select_by_kind<Kinds>(block.kind, [&](auto of_kind) { return of_kind.first_token(v.run, which); });
     };
     const int token0 = first_token(0), token8 = first_token(1);
+    const auto is_there = [&](int t) { return (t < 8 ? token0 + t : token8 + t - 8) < block.rows; };
+    const std::uint16_t *first = block.x + token0 * HeadDim + v.row0, *second = block.x + token8 * HeadDim + v.row0;
+    const auto load = [&](int t) {
+        return ptx::load_once_16(t < 8 ? first + t * HeadDim : second + (t - 8) * HeadDim);
+    };
+    const auto put = [&](int t, uint4 chunk) {
+        x[t][0] = chunk.x;
+        x[t][1] = chunk.y;
+        x[t][2] = chunk.z;
+        x[t][3] = chunk.w;
+    };
+    const auto chunk_of = [&](int t) { return uint4{x[t][0], x[t][1], x[t][2], x[t][3]}; };
+    with_rows(block.rows, [&](auto all) {
 #pragma unroll
-    for (int t = 0; t < 16; ++t) {
-        const int token = t < 8 ? token0 + t : token8 + t - 8;
-        const uint4 loaded = token < rows ? ptx::load_once_16(block + token * HeadDim + v.row0) : uint4{0, 0, 0, 0};
-        x[t][0] = loaded.x;
-        x[t][1] = loaded.y;
-        x[t][2] = loaded.z;
-        x[t][3] = loaded.w;
-    }
-    std::uint32_t overflow = 0;
-#pragma unroll
-    for (int t = 0; t < 16; ++t) overflow |= overflow_of(uint4{x[t][0], x[t][1], x[t][2], x[t][3]}, carry);
-    if constexpr (!Source::kIsPlain) {
+        for (int t = 0; t < 16; ++t) put(t, decltype(all)::value || is_there(t) ? load(t) : uint4{0, 0, 0, 0});
+    });
+    const Source source = block.source(v.row0 / 8);
+    std::uint32_t seen = 0;
+    with_rows(block.rows, [&](auto all) {
 #pragma unroll
         for (int t = 0; t < 16; ++t) {
-            if ((t < 8 ? token0 + t : token8 + t - 8) >= rows) continue;  // missing tokens stay zero
-            const uint4 stored = source.stored({x[t][0], x[t][1], x[t][2], x[t][3]});
-            x[t][0] = stored.x;
-            x[t][1] = stored.y;
-            x[t][2] = stored.z;
-            x[t][3] = stored.w;
+            source.watch(chunk_of(t), seen);
+            if (decltype(all)::value || is_there(t)) put(t, source.stored(chunk_of(t)));  // missing tokens stay zero
         }
-    }
-    with_kind(kind, [&](auto of_kind) { of_kind.template store_value<HeadDim>(v, source, x, page, room, lane); });
-    return overflow;
+    });
+    with_kind<Kinds>(
+        block.kind, [&](auto of_kind) { of_kind.template store_value<HeadDim>(v, source, x, block.page, room, lane); });
+    return Source::is_seen(seen);
 }
 
-// One item per warp: part `item % parts` of block `item / parts`. With Chosen the map is read, else all eligible blocks
-// are 2:4 or none, and the map is written.
-template <int HeadDim, int Operand, bool Chosen, class Source>
+// One item per warp: part `item % parts` of block `item / parts`.
+template <int HeadDim, int Operand, class Source, class Kinds>
 __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source>)
     pack_pages(PackArgs a, typename Source::Args fit) {
     constexpr int kParts = kPackParts<HeadDim, Operand>;
@@ -114,34 +145,30 @@ __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source>)
     const std::uint32_t index = item / kParts, part = item % kParts;
     const std::uint32_t head = index / a.blocks.count, block = index % a.blocks.count;
     std::int32_t entry;
-    if (Chosen) {
+    if (a.chosen) {
         entry = __ldg(a.map + index);
     } else {
-        entry = entry_of_all(a.blocks, head, block);
+        entry = a.blocks.entry(head, block);
         if (part == 0 && lane == 0) a.map[index] = entry;
     }
     const std::int64_t begin = (head * a.seq + std::int64_t{block} * kBlock) * HeadDim;
     const std::int64_t left = a.seq - std::int64_t{block} * kBlock;
     const int rows = left < kBlock ? static_cast<int>(left) : kBlock;
-    const hsb_block_kind kind = kind_of(entry);
-    unsigned char *page = page_in<HeadDim>(a.pools, entry).at;
-    const std::uint32_t carry = non_finite_carry(a.infinity);
-    std::uint32_t overflow;
+    const PackedBlock<Source> packed{
+        a.x + begin, rows, head, block, a.seq, kind_of(entry), page_in<HeadDim, Kinds>(a.pools, entry).at, fit};
+    bool seen;
     if constexpr (Operand == HSB_KEY) {
         using Strip = KeyStrip<HeadDim>;
         const int strip = static_cast<int>(part);
         const Strip k{strip, strip * kStripRows + lane / Strip::kRowChunks, lane % Strip::kRowChunks};
-        const Source source(fit, head, block, a.seq, k.chunk);
-        overflow = pack_key<HeadDim>(k, source, a.x + begin, rows, kind, page, carry, room[warp], lane);
+        seen = pack_key<Kinds>(k, packed, room[warp], lane);
     } else {
         // Eight lanes take 4 x 8 head dims of two token runs: they read 64 bytes and write 32 in a row, whole sectors.
         const int dims = (lane & 3) | (lane >> 1 & 4), run = (lane >> 2 & 1) | (lane >> 3 & 2);
         const ValueRuns v{static_cast<int>(part), dims, static_cast<int>(part) * 64 + dims * 8, run};
-        const Source source(fit, head, block, a.seq, v.part * 8 + dims);
-        overflow = pack_value<HeadDim>(v, source, a.x + begin, rows, kind, page, carry, room[warp], lane);
+        seen = pack_value<Kinds, HeadDim>(v, packed, room[warp], lane);
     }
-    if (__any_sync(~0u, overflow & kSigns))
-        note_non_finite(a.x, begin, rows * HeadDim, a.infinity, lane, 32, a.non_finite);
+    if (__any_sync(~0u, seen)) note_non_finite(a.x, begin, rows * HeadDim, a.infinity, lane, 32, a.non_finite);
 }
 
 }  // namespace hsb::cuda

@@ -7,7 +7,7 @@
 
 namespace hsb::cuda {
 
-// A strip of K: 16 tokens x head_dim. A lane has 16-byte chunks, in the tensor's order.
+// A strip of K: 16 tokens x head_dim. A lane has 16-byte chunks, as its source deals their values (fit.cuh).
 template <int HeadDim>
 struct KeyStrip {
     static constexpr int kRowChunks = HeadDim / 8;

@@ -16,7 +16,8 @@ struct DensePack {
         using Strip = KeyStrip<HeadDim>;
 #pragma unroll
         for (int i = 0; i < Strip::kLoads; ++i)
-            ptx::store_16(page + dense_chunk<KeyPage<HeadDim>>(k.row0 + i * Strip::kRowsApart, k.chunk), x[i]);
+            ptx::store_16(page + dense_chunk<KeyPage<HeadDim>>(k.row0 + i * Strip::kRowsApart, k.chunk),
+                          Source::row_of(x[i]));
     }
 
     // Two chunks of each page row.

@@ -4,6 +4,7 @@
 #include "cuda/ptx/matrix.cuh"
 #include "cuda/ptx/mma.cuh"
 #include "cuda/ptx/place.cuh"
+#include "fp8_dense_pack.cuh"
 #include "fp8_dense_wgmma.cuh"
 #include "fp8_mma.cuh"
 #include "params.h"
@@ -46,7 +47,7 @@ struct Fp8DenseMma {
     }
 };
 
-struct Fp8DenseKind : Fp8DenseMma, Fp8DenseWgmma {
+struct Fp8DenseKind : Fp8DenseMma, Fp8DenseWgmma, Fp8DensePack {
     static constexpr hsb_block_kind kKind = HSB_DENSE;
     static constexpr bool kIsSparse = false;
     static constexpr bool kStays = false;
@@ -55,6 +56,7 @@ struct Fp8DenseKind : Fp8DenseMma, Fp8DenseWgmma {
 
     static const void *pool(const hsb_pages &pages) { return pages.dense; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.dense_page_bytes; }
+    static void *pool(const hsb_compress_params &p) { return p.dense; }
 };
 
 }  // namespace hsb::cuda

@@ -44,6 +44,14 @@ HSB_HOST_DEVICE constexpr int fp8_metadata_word(int strip, int pair, int lane) {
     return Shape::kRows * Shape::kCols / 2 + ((strip * Shape::kPairs + pair) * 32 + lane) * 4;
 }
 
+// Where the 4 bits of a group lie within a strip's 32 registers of one pair, two groups a byte: `row` 0..15 of the strip,
+// `group` 0..15 of the pair's 64 cols.
+HSB_HOST_DEVICE constexpr int fp8_metadata_byte(int row, int group) {
+    return (row % 8 * 4 + group / 8 * 2 + row / 8) * 4 + group % 8 / 2;
+}
+static_assert(fp8_metadata_byte(9, 10) == (4 + 2 + 1) * 4 + 1,
+              "lane 4 i + j: row i + 8 (j & 1), groups 8 (j >> 1) and on");
+
 // Which token of a block row `row` of K's page is, 0..63; and the row of a token.
 HSB_HOST_DEVICE constexpr int fp8_token_of_row(int row) { return row / 16 * 16 + row % 8 * 2 + row / 8 % 2; }
 HSB_HOST_DEVICE constexpr int fp8_row_of_token(int token) { return token / 16 * 16 + token % 16 / 2 + token % 2 * 8; }

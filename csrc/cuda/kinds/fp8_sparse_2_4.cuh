@@ -6,6 +6,7 @@
 #include "cuda/ptx/place.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "fp8_mma.cuh"
+#include "fp8_sparse_2_4_pack.cuh"
 #include "fp8_sparse_2_4_wgmma.cuh"
 #include "params.h"
 
@@ -41,7 +42,7 @@ struct Fp8Sparse24Mma {
     }
 };
 
-struct Fp8Sparse24Kind : Fp8Sparse24Mma, Fp8Sparse24Wgmma {
+struct Fp8Sparse24Kind : Fp8Sparse24Mma, Fp8Sparse24Wgmma, Fp8Sparse24Pack {
     static constexpr hsb_block_kind kKind = HSB_SPARSE_2_4;
     static constexpr bool kIsSparse = true;
     static constexpr bool kStays = false;
@@ -50,6 +51,7 @@ struct Fp8Sparse24Kind : Fp8Sparse24Mma, Fp8Sparse24Wgmma {
 
     static const void *pool(const hsb_pages &pages) { return pages.sparse; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.sparse_page_bytes; }
+    static void *pool(const hsb_compress_params &p) { return p.sparse; }
 };
 
 }  // namespace hsb::cuda

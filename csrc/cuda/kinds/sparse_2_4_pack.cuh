@@ -20,22 +20,25 @@ struct Sparse24Pack {
         // A lane's 8 values leave it 8 bytes, half a chunk. So neighbours share out two loads: the even lane takes both
         // halves of the first, the odd lane both of the second.
         const bool odd = lane & 1;
+        source.with_choice([&](auto choice) {
 #pragma unroll
-        for (int i = 0; i < Strip::kLoads; i += 2) {
-            const KeptPairs a = source.keep_chunk(x[i]), b = source.keep_chunk(x[i + 1]);
-            const std::uint32_t codes_a = (a.codes | a.codes >> 12) & 0xff, codes_b = (b.codes | b.codes >> 12) & 0xff;
-            const std::uint32_t low = __shfl_xor_sync(~0u, odd ? a.low : b.low, 1);
-            const std::uint32_t high = __shfl_xor_sync(~0u, odd ? a.high : b.high, 1);
-            const std::uint32_t codes = __shfl_xor_sync(~0u, odd ? codes_a : codes_b, 1);
-            const int row = k.row0 + (odd ? i + 1 : i) * Strip::kRowsApart;
-            ptx::store_16(page + value_chunk<Shape>(row, k.chunk / 2),
-                          odd ? uint4{low, high, b.low, b.high} : uint4{a.low, a.high, low, high});
-            // The 16 bits of 4 groups stand together.
-            const MetadataPlace place = metadata_place(row % kStripRows, k.chunk / 2 % 4 * 4);
-            const int word = k.chunk / 8 * 32 + place.lane;
-            reinterpret_cast<std::uint16_t *>(metadata)[word * 2 + place.bit / 16] =
-                static_cast<std::uint16_t>(odd ? codes | codes_b << 8 : codes_a | codes << 8);
-        }
+            for (int i = 0; i < Strip::kLoads; i += 2) {
+                const KeptPairs a = source.keep_chunk(choice, x[i]), b = source.keep_chunk(choice, x[i + 1]);
+                const std::uint32_t codes_a = (a.codes | a.codes >> 12) & 0xff;
+                const std::uint32_t codes_b = (b.codes | b.codes >> 12) & 0xff;
+                const std::uint32_t low = __shfl_xor_sync(~0u, odd ? a.low : b.low, 1);
+                const std::uint32_t high = __shfl_xor_sync(~0u, odd ? a.high : b.high, 1);
+                const std::uint32_t codes = __shfl_xor_sync(~0u, odd ? codes_a : codes_b, 1);
+                const int row = k.row0 + (odd ? i + 1 : i) * Strip::kRowsApart;
+                ptx::store_16(page + value_chunk<Shape>(row, k.chunk / 2),
+                              odd ? uint4{low, high, b.low, b.high} : uint4{a.low, a.high, low, high});
+                // The 16 bits of 4 groups stand together.
+                const MetadataPlace place = metadata_place(row % kStripRows, k.chunk / 2 % 4 * 4);
+                const int word = k.chunk / 8 * 32 + place.lane;
+                reinterpret_cast<std::uint16_t *>(metadata)[word * 2 + place.bit / 16] =
+                    static_cast<std::uint16_t>(odd ? codes | codes_b << 8 : codes_a | codes << 8);
+            }
+        });
         __syncwarp();
         if (lane < Shape::kPairs * 8)
             ptx::store_16(page + metadata_word<Shape>(k.strip, 0, 0) + lane * 16, metadata[lane]);
@@ -50,34 +53,36 @@ struct Sparse24Pack {
                                                        int lane) {
         using Shape = ValuePage<HeadDim>;
         static_assert(Shape::kPairs == 1, "a block is one pair of steps");
-        const auto weights = source.token_weights(first_token(v.run, 0));
+        source.with_choice([&](auto choice) {
+            const auto weights = source.token_weights(choice, first_token(v.run, 0));
 #pragma unroll
-        for (int pair = 0; pair < 4; ++pair) {
-            uint4 even, odd;
-            std::uint32_t codes = 0;
-            const auto prune = [&](auto group, std::uint32_t &low, std::uint32_t &high) {
-                constexpr int g = decltype(group)::value;
-                const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
-                                                   x[g * 4 + 3][pair]};
-                const KeptPairs kept = source.template keep_group<g * 4>(of_group, weights, g);
-                low = kept.low;
-                high = kept.high;
-                codes |= kept.codes;
-            };
-            prune(std::integral_constant<int, 0>(), even.x, odd.x);
-            prune(std::integral_constant<int, 1>(), even.y, odd.y);
-            prune(std::integral_constant<int, 2>(), even.z, odd.z);
-            prune(std::integral_constant<int, 3>(), even.w, odd.w);
-            ptx::store_16(page + value_chunk<Shape>(v.row0 + pair * 2, v.run), even);
-            ptx::store_16(page + value_chunk<Shape>(v.row0 + pair * 2 + 1, v.run), odd);
-            const int strip = v.dims / 2;
+            for (int pair = 0; pair < 4; ++pair) {
+                uint4 even, odd;
+                std::uint32_t codes = 0;
+                const auto prune = [&](auto group, std::uint32_t &low, std::uint32_t &high) {
+                    constexpr int g = decltype(group)::value;
+                    const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
+                                                       x[g * 4 + 3][pair]};
+                    const KeptPairs kept = source.template keep_group<g * 4>(choice, of_group, weights, g);
+                    low = kept.low;
+                    high = kept.high;
+                    codes |= kept.codes;
+                };
+                prune(std::integral_constant<int, 0>(), even.x, odd.x);
+                prune(std::integral_constant<int, 1>(), even.y, odd.y);
+                prune(std::integral_constant<int, 2>(), even.z, odd.z);
+                prune(std::integral_constant<int, 3>(), even.w, odd.w);
+                ptx::store_16(page + value_chunk<Shape>(v.row0 + pair * 2, v.run), even);
+                ptx::store_16(page + value_chunk<Shape>(v.row0 + pair * 2 + 1, v.run), odd);
+                const int strip = v.dims / 2;
 #pragma unroll
-            for (int which = 0; which < 2; ++which) {
-                const MetadataPlace place = metadata_place(v.dims % 2 * 8 + pair * 2 + which, v.run * 4);
-                reinterpret_cast<std::uint16_t *>(metadata)[(strip * 32 + place.lane) * 2 + place.bit / 16] =
-                    static_cast<std::uint16_t>(which ? codes >> 16 : codes);
+                for (int which = 0; which < 2; ++which) {
+                    const MetadataPlace place = metadata_place(v.dims % 2 * 8 + pair * 2 + which, v.run * 4);
+                    reinterpret_cast<std::uint16_t *>(metadata)[(strip * 32 + place.lane) * 2 + place.bit / 16] =
+                        static_cast<std::uint16_t>(which ? codes >> 16 : codes);
+                }
             }
-        }
+        });
         __syncwarp();
         ptx::store_16(page + metadata_word<Shape>(v.part * 4, 0, 0) + lane * 16, metadata[lane]);
     }

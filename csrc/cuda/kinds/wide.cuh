@@ -21,6 +21,7 @@
 #include "cuda/ptx/shared.cuh"
 #include "cuda/unrolled.cuh"
 #include "params.h"
+#include "wide_pack.cuh"
 
 namespace hsb::cuda {
 
@@ -53,7 +54,7 @@ struct WideMma {
     }
 };
 
-struct WideKind : WideMma {
+struct WideKind : WideMma, WidePack {
     static constexpr hsb_block_kind kKind = HSB_WIDE;
     static constexpr bool kIsSparse = false;
     static constexpr bool kStays = true;
@@ -62,6 +63,7 @@ struct WideKind : WideMma {
 
     static const void *pool(const hsb_pages &pages) { return pages.wide; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.wide_page_bytes; }
+    static void *pool(const hsb_compress_params &p) { return p.wide; }
 };
 
 }  // namespace hsb::cuda

@@ -22,7 +22,7 @@ void find_norms(const hsb_token_norms_params &p) {
                             static_cast<std::uint16_t *>(p.largest), p.seq,
                             static_cast<std::uint32_t>(runs),        static_cast<std::uint32_t>(items)};
         launch(find_token_norms<decltype(type), head_dim()>, static_cast<unsigned>(ceil_div(items, kNormWarps)),
-               kNormWarps * 32, 0, p.stream, args, FitArgs{p.shift, nullptr, 0.0f, false});
+               kNormWarps * 32, 0, p.stream, args, FitArgs{p.shift, nullptr, 0.0f, nullptr});
     });
 }
 

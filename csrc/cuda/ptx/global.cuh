@@ -1,4 +1,4 @@
-// Global memory: 16 bytes a thread, or a hint.
+// Global memory: up to 16 bytes a thread, or a hint.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,14 @@ __device__ __forceinline__ void store_16(void *global, uint4 value) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(value.x), "r"(value.y), "r"(value.z),
                  "r"(value.w)
                  : "memory");
+}
+
+__device__ __forceinline__ void store_8(void *global, uint2 value) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(global), "r"(value.x), "r"(value.y) : "memory");
+}
+
+__device__ __forceinline__ void store_4(void *global, std::uint32_t value) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
 }
 
 // Asks for a line that will be read later.

@@ -37,4 +37,16 @@ __device__ __forceinline__ std::uint32_t max_u16x2(std::uint32_t a, std::uint32_
     return y;
 }
 
+// Two fp32 numbers, rounded to nearest even; those beyond the largest finite number become it.
+__device__ __forceinline__ std::uint32_t fp16x2_saturated(float low, float high) {
+    std::uint32_t y;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+__device__ __forceinline__ std::uint32_t bf16x2_saturated(float low, float high) {
+    std::uint32_t y;
+    asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
 }  // namespace hsb::cuda::ptx

@@ -12,6 +12,8 @@ struct DenseKind {
     static constexpr bool prunes = false;
     static constexpr std::int64_t tile_bytes = kTileSteps * kTileLanes * 2;
 
+    static constexpr std::int64_t values_at = 0;  // in a tile, whatever its values
+
     static constexpr std::int64_t tile_bytes_of(std::int64_t value_bytes) { return tile_bytes / 2 * value_bytes; }
     static constexpr std::int64_t page_bytes(int head_dim, std::int64_t value_bytes = 2) {
         return tiles_per_page(head_dim) * tile_bytes_of(value_bytes);

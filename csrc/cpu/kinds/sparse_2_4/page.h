@@ -30,6 +30,7 @@ struct Sparse24Kind {
     static constexpr const char *pool_name = "sparse";  // as params.h has it
     static constexpr bool prunes = true;
     static constexpr std::int64_t tile_bytes = kPatternBytes + kTileGroups * 2 * kTileLanes * 2;
+    static constexpr std::int64_t values_at = kPatternBytes;  // in a tile, whatever its values
     static_assert(tile_bytes == 2240, "16 groups x 2 slots x 32 lanes of 16 bits, and 48 bits of pattern a lane");
 
     static constexpr std::int64_t tile_bytes_of(std::int64_t value_bytes) {

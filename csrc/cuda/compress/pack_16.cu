@@ -1,0 +1,7 @@
+#include "pack_launch.cuh"
+
+namespace hsb::cuda {
+
+template void pack<Stored16>(const hsb_compress_params &p, const Plan &plan);
+
+}  // namespace hsb::cuda

@@ -1,0 +1,88 @@
+// What hsb_compress_params mean, checked; and from them to what kernels know at compile time.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "block_map.h"
+#include "cuda/dispatch.h"
+#include "cuda/page.cuh"
+#include "cuda/types.h"
+#include "element.h"
+#include "error.h"
+#include "fit.cuh"
+#include "head_blocks.cuh"
+#include "loss.cuh"
+
+namespace hsb::cuda {
+
+// In blocks.
+struct Plan {
+    std::int64_t heads, blocks, eligible, sparse, wide;  // heads of all batches; blocks of one head
+    bool is_fitted;                                      // whether anything is stored or chosen otherwise than x is
+
+    explicit Plan(const hsb_compress_params &p)
+        : heads(std::int64_t{p.batch} * p.kv_heads), blocks(ceil_div(p.seq, kBlock)),
+          eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head),
+          wide(p.stored == HSB_STORED_16 ? 0 : blocks - eligible),
+          is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
+        const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
+        HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
+        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+        HSB_CHECK(is_element(p.dtype), "dtype must be fp16 or bf16");
+        HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
+        HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
+                  "eligible blocks must be full blocks of the sequence");
+        HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
+        HSB_CHECK(p.order == HSB_ORDER_ADJACENT || (p.order == HSB_ORDER_MIRROR && p.operand == HSB_KEY),
+                  "order must be an hsb_order, and adjacent for V");
+        HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
+                  "fold must be from 0 to 1, and 0 for K");
+        HSB_CHECK(p.stored == HSB_STORED_16 || p.stored == HSB_STORED_FP8, "stored is not an hsb_stored");
+        HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
+        HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
+        HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
+    }
+    // With none or all to be chosen, there is nothing to compare.
+    bool needs_losses() const { return 0 < sparse && sparse < eligible; }
+    HeadBlocks of_head(const hsb_compress_params &p) const {
+        return {static_cast<std::uint32_t>(blocks), static_cast<std::uint32_t>(p.first_eligible),
+                static_cast<std::uint32_t>(p.last_eligible), static_cast<std::uint32_t>(sparse),
+                static_cast<std::uint32_t>(wide)};
+    }
+    std::int64_t key_bytes() const { return heads * eligible * 8; }
+    std::int64_t workspace_bytes(int dtype) const {
+        if (!needs_losses()) return 0;
+        return with_element(dtype, [&](auto type) { return key_bytes() * (1 + kKeyLimbs<decltype(type)>); });
+    }
+};
+
+// Calls run(head_dim, operand) with both as compile-time constants.
+template <class Run>
+void dispatch_shape(const hsb_compress_params &p, Run &&run) {
+    const auto with_operand = [&](auto head_dim) {
+        if (p.operand == HSB_KEY)
+            run(head_dim, std::integral_constant<int, HSB_KEY>());
+        else
+            run(head_dim, std::integral_constant<int, HSB_VALUE>());
+    };
+    with_head_dim(p.head_dim, with_operand);
+}
+
+// Calls run(Tag<Fitted<...>>()) for the order that K's channels have.
+template <class T, int HeadDim, int Operand, bool Scaled = false, class Run>
+void with_order(const hsb_compress_params &p, Run &&run) {
+    if constexpr (Operand == HSB_KEY)
+        if (p.order == HSB_ORDER_MIRROR) return run(Tag<Fitted<T, HeadDim, Operand, true, Scaled>>());
+    run(Tag<Fitted<T, HeadDim, Operand, false, Scaled>>());
+}
+
+inline FitArgs fit_of(const hsb_compress_params &p) {
+    return {p.shift, static_cast<const std::uint16_t *>(p.weights), p.fold / 2, p.scale};
+}
+
+// Packs all blocks (pack.cuh), as Stored (block_kinds.cuh) has it.
+template <class Stored>
+void pack(const hsb_compress_params &p, const Plan &plan);
+
+}  // namespace hsb::cuda
