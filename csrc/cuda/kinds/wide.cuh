@@ -33,7 +33,8 @@ struct WideMma {
     template <class T, class Shape, int Tiles, int Strips, int Steps>
     static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
                                                     const std::uint32_t (&b)[Tiles][Steps][4], int /*lane*/) {
-        constexpr int kCount = Strips * Steps * 2, kAhead = 16;
+        constexpr int kCount = Strips * Steps * 2;
+        constexpr int kAhead = Tiles == 1 ? 16 : 8;  // as many as registers are left for
         const auto *const own =
             reinterpret_cast<const unsigned char *>(ptx::load_shared_u64(page)) + ptx::lane() * kChunkBytes;
         uint4 tiles[kAhead];
