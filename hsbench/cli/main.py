@@ -24,12 +24,13 @@ from hsbench.cli.output import writing
 from hsbench.cli.parse import as_option
 from hsbench.cli.prefill import prefill
 from hsbench.cli.quality import quality
+from hsbench.cli.show import show
 from hsbench.cli.streams import discard, say, tolerant_stderr
 from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
 from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
-for _command in (decode, prefill, compare, quality, doctor, capture, calibrate):
+for _command in (decode, prefill, compare, quality, show, doctor, capture, calibrate):
     app.command(cls=Command)(_command)
 
 

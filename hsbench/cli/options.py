@@ -133,7 +133,7 @@ Sustain = Annotated[
 ]
 Format = Annotated[
     Text,
-    _option("--format", "FORMAT", "table, csv, json or markdown; else by --output: .txt, .csv, .json or .md.", _OUTPUT),
+    _option("--format", "FORMAT", "table, csv, json, parquet or markdown; else by the ending of --output.", _OUTPUT),
 ]
 Output = Annotated[Text, _option("--output", "FILE", "Write results there instead of to stdout (-).", _OUTPUT)]
 Manifest = Annotated[
@@ -142,6 +142,9 @@ Manifest = Annotated[
 ]
 Replay = Annotated[
     Text, _option("--replay", "FILE", "Repeat the run that a manifest, or a JSON of results, tells of.", _RUN)
+]
+Resume = Annotated[
+    Text, _option("--resume", "FILE", "Go on with the run that FILE was killed in: what is done stays.", _RUN)
 ]
 Profile = Annotated[
     bool,

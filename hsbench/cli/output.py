@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -62,9 +63,19 @@ def make_output(
         format = format_of(output, default_format)
     else:
         format = parse_choice(typed_format, "format", FORMATS)
+    if format == "parquet":
+        _check_parquet(output, typed_output)
     if manifest is None and format == "csv" and output is not None and is_file(output):
         manifest = _manifest_beside(output, inputs)
     return Output(format, output, manifest)
+
+
+def _check_parquet(output: Path | None, typed: str | None) -> None:
+    if output is None or not is_file(output):
+        raise UsageError("output", typed or "-", "Parquet is a file of its own; give --output FILE.parquet")
+    from hsbench.results import parquet
+
+    parquet.require()
 
 
 def _manifest_beside(output: Path, inputs: Iterable[tuple[str, Path]]) -> Path:
@@ -89,6 +100,7 @@ class Output:
     Attributes:
         manifest: for the caller to fill before the first result where `wants_manifest`.
         rows: the kind of rows, for the caller to say where it is not that of `decode`, `prefill` and `compare`.
+        kept: rows of the file, where it goes on: they are in it at every moment.
 
     Raises:
         HsbenchError: the disk is full, or such.
@@ -99,13 +111,19 @@ class Output:
         self.format, self.path, self.manifest_path = format, path, manifest_path
         self.manifest: dict[str, Any] | None = None
         self.rows: type[Row[Any, Any]] | None = None
+        self.kept: Sequence[Reported] = ()
         self._stream: TextIO | None = None
         self._writer: Writer | None = None
 
     @property
     def wants_manifest(self) -> bool:
         """Whether there is a place for a manifest: a file, or a JSON document."""
-        return self.manifest_path is not None or self.format == "json"
+        return self.manifest_path is not None or self.format in ("json", "parquet")
+
+    def begin(self) -> None:
+        """Write what comes before the first result, and what is kept."""
+        with writing(self.path):
+            self._open()
 
     def row(self, result: Result[Any]) -> None:
         """Write one result, if its format shows single rows."""
@@ -134,15 +152,27 @@ class Output:
                     self._stream.close()
 
     def _open(self) -> Writer:
-        from hsbench.report import writer_for
+        from hsbench.report import parquet_writer, writer_for
         from hsbench.results import Record
 
         if self._writer is None:
             if self.manifest_path is not None and self.manifest is not None:
                 with writing(self.manifest_path, "--manifest"), open_for_writing(self.manifest_path) as file:
                     file.write(json.dumps(self.manifest, indent=2) + "\n")
-            stream = results_stdout() if self.path is None else open_for_writing(self.path)
-            self._stream, self._writer = stream, writer_for(self.format, stream, self.manifest, self.rows or Record)
+            rows = self.rows or Record
+            if self.format == "parquet" and self.path is not None:
+                self._writer = parquet_writer(self.path, self.manifest, rows)
+                self._writer.keep(self.kept)
+            elif self.path is not None and self.kept:
+                # What is kept takes the file's place whole.
+                beside = self.path.with_name(f".{self.path.name}.unfinished")
+                self._stream = open_for_writing(beside)
+                self._writer = writer_for(self.format, self._stream, self.manifest, rows)
+                self._writer.keep(self.kept)
+                os.replace(beside, self.path)
+            else:
+                self._stream = results_stdout() if self.path is None else open_for_writing(self.path)
+                self._writer = writer_for(self.format, self._stream, self.manifest, rows)
         return self._writer
 
 

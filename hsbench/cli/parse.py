@@ -22,7 +22,7 @@ _FIELD = re.compile(r"`(\w+)`")
 _TYPED_AS = {"budget_s": "time", "sustain_s": "sustain"}
 
 #: What is typed without an option.
-_WORDS = {"model": "MODEL"}
+_WORDS = {"model": "MODEL", "file": "FILE", "base": "BASE", "new": "NEW"}
 
 Choice = TypeVar("Choice", bound=str)
 

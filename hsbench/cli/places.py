@@ -10,8 +10,15 @@ from typing import TextIO
 
 from hsbench.errors import UsageError
 
-FORMATS = ("table", "csv", "json", "markdown")
-_ENDINGS = {".csv": "csv", ".json": "json", ".md": "markdown", ".markdown": "markdown", ".txt": "table"}
+FORMATS = ("table", "csv", "json", "parquet", "markdown")
+_ENDINGS = {
+    ".csv": "csv",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".txt": "table",
+}
 _SAYS_NOTHING = ("", ".", ".out", ".log")  # endings, or none, that go with any format
 
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -29,7 +36,7 @@ def format_of(path: Path | None, default: str) -> str:
     if ending in _SAYS_NOTHING:
         return default
     if ending not in _ENDINGS:
-        remedy = f"{ending} is the ending of no format; end it in .txt, .csv, .json or .md, or give --format"
+        remedy = f"{ending} is the ending of no format; end it in .txt, .csv, .json, .parquet or .md, or give --format"
         raise UsageError("output", path, remedy)
     return _ENDINGS[ending]
 

@@ -35,8 +35,10 @@ class Command(TyperCommand):
     """A command whose options are checked word by word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        wanted = [str(param.metavar) for param in self.get_params(ctx) if param.param_type_name == "argument"]
-        _check_words(ctx.command_path, _options(self, ctx), wanted, args)
+        words = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
+        wanted = [str(param.metavar) for param in words]
+        more = any(param.nargs == -1 for param in words)
+        _check_words(ctx.command_path, _options(self, ctx), wanted, args, more=more)
         return super().parse_args(ctx, args)
 
 
@@ -70,7 +72,9 @@ def _options(command: Any, ctx: Any) -> dict[str, Any]:
     return {name: param for param in params for name in (*param.opts, *param.secondary_opts)}
 
 
-def _check_words(command: str, options: dict[str, Any], wanted: list[str], args: list[str]) -> None:
+def _check_words(
+    command: str, options: dict[str, Any], wanted: list[str], args: list[str], *, more: bool = False
+) -> None:
     """Raise for the first unknown or repeated option, missing value, flag with a value, or stray or missing word.
 
     Args:
@@ -78,6 +82,7 @@ def _check_words(command: str, options: dict[str, Any], wanted: list[str], args:
         options: by name.
         wanted: the words that are no options' values, as the help names them.
         args: what was typed.
+        more: whether there may be more words than wanted.
     """
     seen: set[str] = set()
     missing = list(wanted)
@@ -87,6 +92,8 @@ def _check_words(command: str, options: dict[str, Any], wanted: list[str], args:
         if not args[at].startswith("-"):
             if missing:
                 missing.pop(0)
+                continue
+            if more:
                 continue
             raise CommandLineError(
                 f"{args[at]}: not an option; a value follows its own, as in --seq 128k; see {command} --help"

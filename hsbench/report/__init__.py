@@ -6,13 +6,14 @@ from hsbench.report.quality import render_quality
 from hsbench.report.stream import Writer
 from hsbench.report.sweep import render_sweep
 from hsbench.report.table import render
-from hsbench.report.writers import FORMATS, writer_for
+from hsbench.report.writers import FORMATS, parquet_writer, writer_for
 
 __all__ = [
     "FORMATS",
     "Writer",
     "console_for",
     "markdown",
+    "parquet_writer",
     "render",
     "render_quality",
     "render_sweep",

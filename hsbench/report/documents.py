@@ -1,4 +1,4 @@
-"""Results for programs: CSV, and one JSON document.
+"""Results for programs: CSV, one JSON document, and Parquet.
 
 If the process is killed outright, nothing that finished is lost: CSV is flushed row by row. JSON is too, one
 row per line, and where the stream is a file of its own (`--output`), the file is a complete, valid document
@@ -15,10 +15,12 @@ import io
 import json
 import os
 import stat
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from hsbench.report.stream import RowStream
-from hsbench.results import SCHEMA, MeasuredCeiling, Record, Reported, Result, Row
+from hsbench.report.stream import Rows, RowStream, emit
+from hsbench.results import SCHEMA, MeasuredCeiling, Record, Reported, Result, Row, parquet
 from hsbench.results.values import as_written, plain
 
 
@@ -36,7 +38,78 @@ class CsvWriter(RowStream):
         self._emit(_csv_line([_csv_cell(value) for value in result.record.to_row().values()]))
 
 
-class JsonWriter(RowStream):
+class _Document(Rows):
+    """Rows, and what a document holds beside them: the manifest, the machine, the ceilings, the rows' memory."""
+
+    def __init__(self, manifest: dict[str, Any] | None, rows: type[Row[Any, Any]]) -> None:
+        super().__init__()
+        self._rows = rows
+        self._manifest = manifest
+        self._memory: list[dict[str, Any]] = []
+        self._machine: dict[str, Any] = {}
+        self._ceilings: dict[MeasuredCeiling, None] = {}
+        self._count = 0
+
+    def report(self, report: Reported) -> None:
+        self._machine = report.machine or self._machine
+        self._ceilings |= dict.fromkeys(report.ceilings.values())
+        super().report(report)
+
+    def _row_of(self, result: Result[Any]) -> dict[str, Any]:
+        """The row as it is written; its memory is noted."""
+        if result.memory:
+            self._memory.append({"row": self._count, **plain(result.memory)})
+        self._count += 1
+        return {name: as_written(value) for name, value in result.record.to_row().items()}
+
+    def _after(self, *, complete: bool) -> dict[str, Any]:
+        """What stands behind the rows."""
+        ceilings = [
+            {"name": one.name, "value": as_written(plain(float(one.value))), "unit": one.unit} for one in self._ceilings
+        ]
+        return {"memory": self._memory, "machine": plain(self._machine), "ceilings": ceilings, "complete": complete}
+
+
+class ParquetWriter(_Document):
+    """The rows as columns, and beside them what a JSON document holds; the file is whole after every row.
+
+    Raises:
+        UnavailableError: pyarrow is not there.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any] | None = None, rows: type[Row[Any, Any]] = Record) -> None:
+        super().__init__(manifest, rows)
+        parquet.require()
+        self._path = path
+        self._held: list[dict[str, Any]] = []
+        self._keeping = False
+
+    def report(self, report: Reported) -> None:
+        super().report(report)
+        self._write(complete=False)  # the machine
+
+    def keep(self, reports: Sequence[Reported]) -> None:
+        self._keeping = True  # a file with some of them would have lost the others
+        for report in reports:
+            self.report(report)
+        self._keeping = False
+        self._write(complete=False)
+
+    def _row(self, result: Result[Any]) -> None:
+        self._held.append(self._row_of(result))
+        self._write(complete=False)
+
+    def _tail(self) -> None:
+        self._write(complete=True)
+
+    def _write(self, *, complete: bool) -> None:
+        if self._keeping:
+            return
+        manifest = {"manifest": plain(self._manifest)} if self._manifest else {}
+        parquet.write(self._path, self._rows.columns(), self._held, manifest | self._after(complete=complete))
+
+
+class JsonWriter(_Document):
     """One document::
 
         {"schema": "hsbench/4", "manifest": {what the run depends on},
@@ -50,20 +123,10 @@ class JsonWriter(RowStream):
     def __init__(
         self, stream: TextIO, manifest: dict[str, Any] | None = None, rows: type[Row[Any, Any]] = Record
     ) -> None:
-        super().__init__(stream)
-        self._rows = rows
-        self._manifest = manifest
-        self._memory: list[dict[str, Any]] = []
-        self._machine: dict[str, Any] = {}
-        self._ceilings: dict[MeasuredCeiling, None] = {}
-        self._count = 0
+        super().__init__(manifest, rows)
+        self.stream = stream
         self._end = 0  # where the next row goes, in a file that can be rewound
         self._rewinds = _is_own_file(stream)
-
-    def report(self, report: Reported) -> None:
-        self._machine = report.machine or self._machine
-        self._ceilings |= dict.fromkeys(report.ceilings.values())
-        super().report(report)
 
     def _head(self) -> None:
         if self._rewinds:
@@ -78,11 +141,8 @@ class JsonWriter(RowStream):
         self._add(f'{{"schema": {json.dumps(SCHEMA)},{manifest}\n"columns": {columns},\n"rows": [')
 
     def _row(self, result: Result[Any]) -> None:
-        if result.memory:
-            self._memory.append({"row": self._count, **plain(result.memory)})
-        row = {name: as_written(value) for name, value in result.record.to_row().items()}
-        self._add((",\n" if self._count else "\n") + json.dumps(row, allow_nan=False))
-        self._count += 1
+        between = ",\n" if self._count else "\n"
+        self._add(between + json.dumps(self._row_of(result), allow_nan=False))
 
     def _tail(self) -> None:
         if self._rewinds:
@@ -90,6 +150,9 @@ class JsonWriter(RowStream):
         self._emit(self._ending(complete=True))
         if self._rewinds:
             self.stream.truncate()
+
+    def _emit(self, text: str) -> None:
+        emit(text, self.stream)
 
     def _add(self, text: str) -> None:
         if not self._rewinds:
@@ -103,14 +166,10 @@ class JsonWriter(RowStream):
         self.stream.truncate()
 
     def _ending(self, *, complete: bool) -> str:
-        memory = ",\n".join(json.dumps(item) for item in self._memory)
-        ceilings = [
-            {"name": one.name, "value": as_written(plain(float(one.value))), "unit": one.unit} for one in self._ceilings
-        ]
-        return (
-            f'\n],\n"memory": [{memory}],\n"machine": {json.dumps(plain(self._machine), allow_nan=False)},\n'
-            f'"ceilings": {json.dumps(ceilings, allow_nan=False)},\n"complete": {json.dumps(complete)}}}\n'
-        )
+        after = self._after(complete=complete)
+        memory = ",\n".join(json.dumps(item) for item in after.pop("memory"))
+        rest = ",\n".join(f"{json.dumps(name)}: {json.dumps(held, allow_nan=False)}" for name, held in after.items())
+        return f'\n],\n"memory": [{memory}],\n{rest}}}\n'
 
 
 def _csv_line(cells: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""What all writers share: a stream that is opened once, closed once, and gets each row of a report once."""
+"""What all writers share: they are opened once, closed once, and get each row of a report once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -15,6 +16,7 @@ class Writer(Protocol):
     def open(self) -> None: ...
     def row(self, result: Result[Any]) -> None: ...
     def report(self, report: Reported) -> None: ...
+    def keep(self, reports: Sequence[Reported]) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Writer: ...
     def __exit__(
@@ -22,11 +24,10 @@ class Writer(Protocol):
     ) -> None: ...
 
 
-class RowStream:
+class Rows:
     """The base of the writers: they fill in `_head`, `_row` and `_tail`."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self) -> None:
         self._opened = self._closed = False
         self._written: set[tuple[Any, ...]] = set()
 
@@ -49,6 +50,11 @@ class RowStream:
         # The next report may have rows of the same cases: what no pruner touches is the same whichever was asked for.
         self._written.clear()
 
+    def keep(self, reports: Sequence[Reported]) -> None:
+        """Write reports of before, all of them before anything else."""
+        for report in reports:
+            self.report(report)
+
     def close(self) -> None:
         if self._opened and not self._closed:
             self._closed = True
@@ -67,6 +73,19 @@ class RowStream:
     def _row(self, result: Result[Any]) -> None: ...
     def _tail(self) -> None: ...
 
+
+class RowStream(Rows):
+    """The base of those that write text as it comes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+
     def _emit(self, text: str) -> None:
-        self.stream.write(encodable(text, getattr(self.stream, "encoding", None)))
-        self.stream.flush()
+        emit(text, self.stream)
+
+
+def emit(text: str, stream: TextIO) -> None:
+    """Text on a stream, at once, with what its encoding cannot hold replaced."""
+    stream.write(encodable(text, getattr(stream, "encoding", None)))
+    stream.flush()

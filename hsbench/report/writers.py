@@ -13,12 +13,13 @@ show rows at once; Markdown and tables are laid out per workload, so theirs appe
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 
 from hsbench.errors import UsageError
-from hsbench.report.documents import CsvWriter, JsonWriter
+from hsbench.report.documents import CsvWriter, JsonWriter, ParquetWriter
 from hsbench.report.markdown import machine_markdown, report_markdown
 from hsbench.report.page import console_for
 from hsbench.report.quality import quality_markdown, render_quality
@@ -99,6 +100,15 @@ WRITERS: dict[str, Callable[[TextIO, type[Row[Any, Any]]], Writer]] = {
     "markdown": MarkdownWriter,
 }
 FORMATS = tuple(WRITERS)
+
+
+def parquet_writer(path: Path, manifest: dict[str, Any] | None, rows: type[Row[Any, Any]]) -> Writer:
+    """The writer of Parquet, which is put in its place as a file, and is no stream.
+
+    Raises:
+        UnavailableError: pyarrow is not there.
+    """
+    return ParquetWriter(path, manifest, rows)
 
 
 def writer_for(

@@ -6,6 +6,15 @@ from hsbench.results.quality import Quality, QualityCase, QualityMeasures
 from hsbench.results.reading import read_rows
 from hsbench.results.report import MeasuredCeiling, QualityReport, Report, Reported, Result
 from hsbench.results.row import SCHEMA, STATUSES, Row
+from hsbench.results.stored import (
+    Stored,
+    ceiling_of,
+    ceilings_of,
+    quality_report_of,
+    read_filled,
+    read_stored,
+    reports_of,
+)
 
 __all__ = [
     "COLUMNS",
@@ -23,7 +32,14 @@ __all__ = [
     "Reported",
     "Result",
     "Row",
+    "Stored",
+    "ceiling_of",
+    "ceilings_of",
     "key",
     "may_match",
+    "quality_report_of",
+    "read_filled",
     "read_rows",
+    "read_stored",
+    "reports_of",
 ]

@@ -1,4 +1,4 @@
-"""Reading results back: the rows of a CSV file or a JSON document, of this schema or the one before."""
+"""Reading results back: the rows of a CSV, JSON or Parquet file, of this schema or the one before."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hsbench.errors import UsageError
 from hsbench.problem.workload import PAPER_PRUNER
+from hsbench.results import parquet
 from hsbench.results.attention import Record, is_dense
 from hsbench.results.quality import Quality
 from hsbench.results.row import SCHEMA, Row
@@ -20,10 +22,12 @@ BENCHMARKS: dict[str, type[Row[Any, Any]]] = {rows.benchmark: rows for rows in (
 
 _NAME, _, _VERSION = SCHEMA.partition("/")
 _OLDER = 3
+_BEGINS = f'{{"schema": "{_NAME}/'  # every JSON document of ours
 
 
 def read_rows(path: Path, option: str = "FILE") -> list[Row[Any, Any]]:
-    """The rows of a file that `--output` wrote, CSV or JSON, in order. Columns that no schema knows are passed over.
+    """The rows of a whole file that `--output` wrote, CSV, JSON or Parquet, in order. Columns that no schema knows are
+    passed over.
 
     Rows of schema 3 do not tell their sink, local, threads and isa, and where they did not run, neither cache nor
     sustain_s: these are None.
@@ -33,36 +37,102 @@ def read_rows(path: Path, option: str = "FILE") -> list[Row[Any, Any]]:
 
     Raises:
         UsageError: no such file, no results, of a schema that is not read, or damaged.
+        UnavailableError: it is Parquet, and pyarrow is not there.
+    """
+    content = read_content(path, option)
+    if content.torn:
+        raise _damaged(path, option)
+    return [parse_row(row, at, path, option) for at, row in enumerate(content.rows, start=1)]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file as it was read, its rows not yet looked at.
+
+    Attributes:
+        format: `csv`, `json` or `parquet`.
+        rows: cells, or values of JSON, by column.
+        document: what is beside the rows: of a JSON document, everything else; of Parquet, the same; of CSV nothing.
+        torn: whether its end is missing, as a kill leaves it; what was cut short is not among the rows.
+    """
+
+    format: str
+    rows: list[dict[str, Any]]
+    document: dict[str, Any]
+    torn: bool
+
+
+def read_content(path: Path, option: str = "FILE") -> Content:
+    """What a file holds, as far as it was written.
+
+    Raises:
+        UsageError: no such file, or neither CSV nor JSON nor Parquet of ours, or damaged elsewhere than at its end.
+        UnavailableError: it is Parquet, and pyarrow is not there.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        rows = _json(text) if text.lstrip().startswith("{") else _csv(text)
+        content = path.read_bytes()
+        if content.startswith(parquet.MAGIC):
+            return Content("parquet", *parquet.read(path), torn=False)
+        text = content.decode("utf-8")
+        return _json(text) if text.lstrip().startswith("{") else _csv(text)
     except OSError as error:
-        raise UsageError(
-            option, path, f"cannot be read ({error.strerror or error}); give a CSV or JSON file"
-        ) from error
+        remedy = f"cannot be read ({error.strerror or error}); give a CSV, JSON or Parquet file"
+        raise UsageError(option, path, remedy) from error
     except (ValueError, csv.Error) as error:
-        raise UsageError(option, path, "is neither whole CSV nor whole JSON; give what --output wrote") from error
-    return [_row(row, at, path, option) for at, row in enumerate(rows, start=1)]
+        raise _damaged(path, option) from error
 
 
-def _csv(text: str) -> list[dict[str, Any]]:
+def _damaged(path: Path, option: str) -> UsageError:
+    return UsageError(option, path, "is neither whole CSV nor whole JSON; give what --output wrote")
+
+
+def _csv(text: str) -> Content:
+    torn = not text.endswith("\n")
+    if torn:  # a line that was cut short would lose measures, or digits of one
+        text = text[: text.rfind("\n") + 1]
     rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text), strict=True))
-    # A line that was cut short would lose measures, or digits of one.
-    if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+    if any(None in row or None in row.values() for row in rows):
         raise ValueError("cut short")
-    return rows
+    return Content("csv", rows, {}, torn)
 
 
-def _json(text: str) -> list[dict[str, Any]]:
-    document = json.loads(text)
-    if not isinstance(document.get("rows"), list) or not all(isinstance(row, dict) for row in document["rows"]):
+def _json(text: str) -> Content:
+    try:
+        document, torn = json.loads(text), False
+    except ValueError:
+        document, torn = _cut_short(text), True
+    rows = document.pop("rows", None)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("no rows")
-    rows: list[dict[str, Any]] = document["rows"]
-    return rows
+    return Content("json", rows, document, torn)
 
 
-def _row(row: Mapping[str, Any], at: int, path: Path, option: str) -> Row[Any, Any]:
+def _cut_short(text: str) -> dict[str, Any]:
+    """The document whose end is missing: rows stand one on a line, and the manifest before them."""
+    head, begin, rest = text.partition('\n"rows": [')
+    if not begin and not _BEGINS.startswith(text[: len(_BEGINS)]):
+        raise ValueError("no rows")
+    if not begin:
+        return {"rows": []}
+    document: dict[str, Any] = json.loads(f"{head.rstrip().rstrip(',')}}}")
+    document["rows"] = []
+    for line in rest.split("\n")[1:]:
+        try:
+            document["rows"].append(json.loads(line.rstrip(",")))
+        except ValueError:  # where the rows end, or were cut
+            break
+    return document
+
+
+def parse_row(row: Mapping[str, Any], at: int, path: Path, option: str) -> Row[Any, Any]:
+    """A row of cells, or values of JSON, as what it is.
+
+    Args:
+        at: its number in the file, from 1.
+
+    Raises:
+        UsageError: not a row of ours, of a schema that is not read, or damaged.
+    """
     name, _, version = str(row.get("schema")).partition("/")
     if name != _NAME or not version.isdecimal():
         raise UsageError(option, path, f"row {at} is no result of hsbench; give what --output wrote")

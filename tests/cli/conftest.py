@@ -116,7 +116,7 @@ class Bench:
 
 
 def record(workload: Workload, method: str, status: str, device: Device = CPU) -> Record:
-    asked = {"device": device, "cache": "cold", "sustain_s": 0.0}
+    asked = {"device": device, "cache": "cold", "sustain_s": 0.0, "machine": {"cpu": {"threads": 2}}}
     if status != "ok":
         return Record.of(workload, method=method, status=status, reason=f"made to be {status}", **asked)
     numbers = {

@@ -142,7 +142,7 @@ def test_an_ending_of_no_format(hsbench: Run, bench: object, folder: Path, comma
     ran = hsbench(command, "--seq", "1k", "--output", name)
     assert (ran.code, ran.out) == (2, "")
     ending = Path(name).suffix
-    remedy = f"{ending} is the ending of no format; end it in .txt, .csv, .json or .md, or give --format"
+    remedy = f"{ending} is the ending of no format; end it in .txt, .csv, .json, .parquet or .md, or give --format"
     assert ran.err == f"hsbench: error: --output {name}: {remedy}\n"
     assert not bench.calls and os.listdir(folder) == []
 
