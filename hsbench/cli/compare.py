@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hsbench.cli import options as o
 from hsbench.cli.request import Request
+from hsbench.cli.resuming import resume_task
 from hsbench.cli.run import run
 from hsbench.cli.tasks import replay_task, sweep_task
 
@@ -40,6 +41,7 @@ def compare(
     output: o.Output = None,
     manifest: o.Manifest = None,
     replay: o.Replay = None,
+    resume: o.Resume = None,
     profile: o.Profile = False,
     profiler: o.Profiler = None,
     profile_dir: o.ProfileDir = None,
@@ -47,7 +49,8 @@ def compare(
     """Measure the cross product of lists: one row per phase, method, shape and sparsity.
 
     CSV goes to stdout as rows finish, unless --format says otherwise; the summary to stderr at the end.
-    With --replay, the cells, methods and settings are those of an earlier run.
+    With --replay, the cells, methods and settings are those of an earlier run. With --resume, a run that was killed or
+    stopped goes on in its own file: finished rows are kept, the rest is measured.
 
     Example: hsbench compare --seq 8k,32k,128k --sparsity 0,0.25,0.5 > sweep.csv
     """
@@ -83,6 +86,7 @@ def compare(
         output=output,
         manifest=manifest,
         replay=replay,
+        resume=resume,
         profile=profile,
         profiler=profiler,
         profile_dir=profile_dir,
@@ -90,5 +94,8 @@ def compare(
 
     from hsbench.report import render_sweep
 
-    task = sweep_task(request) if replay is None else replay_task(request, replay)
+    if resume is not None:
+        task = resume_task(request, resume)
+    else:
+        task = sweep_task(request) if replay is None else replay_task(request, replay)
     return run(task, render_sweep)

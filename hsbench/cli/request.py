@@ -66,6 +66,7 @@ class Request(Typed):
     manifest: str | None = None
     phase: str | None = None
     replay: str | None = None
+    resume: str | None = None
     profile: bool = False
     profiler: str | None = None
     profile_dir: str | None = None

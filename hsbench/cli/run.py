@@ -15,7 +15,7 @@ from hsbench.run.manifest import manifest_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hsbench.results import Record, Report
+    from hsbench.results import Record, Report, Result
 
 Summary = Callable[[list["Report"], "Console"], None]
 
@@ -46,30 +46,49 @@ def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
     from hsbench.cli.handoff import hand_off
     from hsbench.cli.progress import Progress, warn
     from hsbench.report import console_for
-    from hsbench.run import measuring
+    from hsbench.run import measuring, resume
 
     plan = task.plan
     for warning in task.warnings:
         warn(warning)
     if task.output.wants_manifest and task.output.manifest is None:  # a replay has made it already
         task.output.manifest = manifest_of(plan, COMMAND_LINE.get())
+    before = task.resumed or resume.nothing(plan)
     reports: list[Report] = []
     with task.output as output:
+
+        def finished(result: Result[Record]) -> None:
+            if not before.has(len(reports), result):
+                output.row(result)
+
+        def ended(report: Report) -> None:
+            at = len(reports)
+            reports.append(before.whole(at, report))
+            output.report(before.new_of(at, report))
+
         try:
-            with Progress(len(plan.cells), output.row) as progress, measure.annotate("run"):
-                for cell in plan.cells:
-                    progress.cell(len(reports), cell.label)
+            with Progress(len(plan.cells), finished) as progress, measure.annotate("run"):
+                for at, cell in enumerate(plan.cells):
+                    if before.is_done(at):
+                        reports.append(before.done(plan, at))
+                        continue
+                    progress.cell(at, cell.label)
                     report = measuring.measure_cell(cell, plan.device, plan.settings, progress)
-                    reports.append(report)
                     with progress.aside():
-                        output.report(report)
+                        ended(report)
                     if report.interrupted or signals.first is not None:
                         break
         except KeyboardInterrupt:  # between cells, where no run turns it into rows
             pass
-        for cell in plan.cells[len(reports) :]:
-            reports.append(measuring.not_reached(plan, cell, reports))
-            output.report(reports[-1])
+        for at, cell in enumerate(plan.cells):
+            if at < len(reports):
+                continue
+            if before.is_done(at):
+                reports.append(before.done(plan, at))
+            else:
+                ended(measuring.not_reached(plan, cell, reports))
+        if not before.is_whole:
+            output.begin()  # what a kill left is closed, also where no row is missing
     # One table on stdout says it all; anything else gets its summary.
     if output.format != "table" or output.path is not None or len(plan.cells) > 1:
         summary(reports, console_for(stderr()))

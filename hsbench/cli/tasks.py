@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hsbench.problem.captured import Captured
     from hsbench.profiling import Profiler
     from hsbench.run.plan import Plan, Problem
+    from hsbench.run.resume import Resumed
 
 #: What may be asked for beside ``--replay``; everything else is the manifest's.
 _BESIDE = ("replay", "output", "format", "manifest", "device", "profile", "profiler", "profile_dir")
@@ -46,12 +47,14 @@ class Task:
         output: where its results go.
         warnings: what the user should know before it starts.
         profiling: None for nothing.
+        resumed: what is done already; None for nothing.
     """
 
     plan: Plan
     output: Output
     warnings: tuple[str, ...]
     profiling: Profiling | None
+    resumed: Resumed | None = None
 
 
 def one_task(phase: Phase, request: Request) -> Task:
