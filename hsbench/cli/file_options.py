@@ -12,4 +12,30 @@ def _word(metavar: str, help: str) -> typer.models.ArgumentInfo:
     return word
 
 
+def _option(name: str, metavar: str, help: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(name, metavar=metavar, help=help, show_default=False)
+    return option
+
+
 ResultFile = Annotated[str, _word("FILE", "Results that --output wrote: CSV, JSON or Parquet.")]
+BaseFile = Annotated[str, _word("BASE", "Results of before: CSV, JSON or Parquet.")]
+NewFile = Annotated[str, _word("NEW", "Results of now.")]
+
+DIFF_METRICS = ("time", "kv_bytes", "error", "quality")
+DIFF_FORMATS = ("table", "json", "markdown", "junit")
+
+FailOver = Annotated[str | None, _option("--fail-over", "SHARE", "A change must be larger, such as 5% or 0.05 (5%).")]
+DiffMetric = Annotated[
+    str | None,
+    _option(
+        "--metric", "METRIC", "time, kv_bytes, error, or quality, which is the KL (time; of quality's rows quality)."
+    ),
+]
+AcrossMachines = Annotated[
+    bool,
+    typer.Option("--across-machines", help="Compare times also where the GPU or CPU is another.", show_default=False),
+]
+DiffFormat = Annotated[
+    str | None,
+    _option("--format", "FORMAT", "table, json, markdown or junit; else by --output: .txt, .json, .md or .xml."),
+]

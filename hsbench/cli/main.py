@@ -18,6 +18,7 @@ from hsbench.cli.calibrate import calibrate
 from hsbench.cli.capture import capture
 from hsbench.cli.compare import compare
 from hsbench.cli.decode import decode
+from hsbench.cli.diff import diff
 from hsbench.cli.doctor import doctor
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
 from hsbench.cli.output import writing
@@ -30,7 +31,7 @@ from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, tran
 from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
-for _command in (decode, prefill, compare, quality, show, doctor, capture, calibrate):
+for _command in (decode, prefill, compare, quality, show, diff, doctor, capture, calibrate):
     app.command(cls=Command)(_command)
 
 
