@@ -2,6 +2,7 @@
 
     kv = hsbench.compress(k, v, sparsity=0.5)
     out, lse = hsbench.decode(q, kv)
+    rows = hsbench.load("sweep.csv")
 
 Importing this package touches no device, loads no native library and imports no torch.
 """
@@ -14,17 +15,19 @@ from hsbench.kernels import forks as _forks  # noqa: F401, E402  it must know of
 
 __version__ = "0.1.0"
 
-__all__ = ["HierarchicalKV", "compress", "decode", "prefill", "__version__"]
+__all__ = ["HierarchicalKV", "compress", "decode", "load", "prefill", "__version__"]
 
 if TYPE_CHECKING:
     from typing import Any
 
     from hsbench.api import HierarchicalKV, compress, decode, prefill
+    from hsbench.results.frame import load
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("hsbench.api"), name)
+        module = "hsbench.results.frame" if name == "load" else "hsbench.api"
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'hsbench' has no attribute {name!r}")

@@ -39,3 +39,24 @@ DiffFormat = Annotated[
     str | None,
     _option("--format", "FORMAT", "table, json, markdown or junit; else by --output: .txt, .json, .md or .xml."),
 ]
+
+PLOT_KINDS = ("auto", "scaling", "sparsity", "roofline", "quality", "layers")
+PLOT_METRICS = ("kl", "perplexity")
+
+ResultFiles = Annotated[
+    list[str], _word("FILE", "Results that --output wrote; for quality, those of compare beside those of quality.")
+]
+PlotKind = Annotated[
+    str | None,
+    _option("--kind", "KIND", "scaling, sparsity, roofline, quality or layers (what suits the rows)."),
+]
+PlotMethods = Annotated[str | None, _option("--methods", "NAME,...", "Families or family:variant to show (all).")]
+PlotMetric = Annotated[
+    str | None, _option("--metric", "METRIC", "kl, or perplexity, whose change is shown; of quality (kl).")
+]
+PlotTheme = Annotated[
+    str | None, _option("--theme", "THEME", "light or dark; a page follows its reader's choice (light).")
+]
+PlotOutput = Annotated[
+    str | None, _option("--output", "FILE", "Picture to write: .svg, .png, .html or .json, its specification (.svg).")
+]

@@ -23,6 +23,7 @@ from hsbench.cli.doctor import doctor
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
 from hsbench.cli.output import writing
 from hsbench.cli.parse import as_option
+from hsbench.cli.plot import plot
 from hsbench.cli.prefill import prefill
 from hsbench.cli.quality import quality
 from hsbench.cli.show import show
@@ -31,7 +32,7 @@ from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, tran
 from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
-for _command in (decode, prefill, compare, quality, show, diff, doctor, capture, calibrate):
+for _command in (decode, prefill, compare, quality, show, plot, diff, doctor, capture, calibrate):
     app.command(cls=Command)(_command)
 
 

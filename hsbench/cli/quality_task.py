@@ -16,7 +16,7 @@ from hsbench.cli.places import check_writable, same
 from hsbench.cli.progress import QualityProgress
 from hsbench.cli.request import DEVICES, Typed
 from hsbench.cli.signals import Interruptible
-from hsbench.cli.streams import say, stderr
+from hsbench.cli.streams import say, say_how_to_draw, stderr
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
 from hsbench.problem.elements import FP32, INPUTS, Element
@@ -210,6 +210,7 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
         say(f"hsbench: the plan is in {asked.plan_output}; take it with --plan")
     if output.format != "table" or output.path is not None:
         render_quality(report, console_for(stderr()))
+    say_how_to_draw(output.path, output.format)
     return _exit_code(report, planned=asked.plan_for is None or run.made is not None)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.signals import Interruptible
-from hsbench.cli.streams import say, stderr
+from hsbench.cli.streams import say, say_how_to_draw, stderr
 from hsbench.cli.tasks import Task
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.run.manifest import manifest_of
@@ -92,6 +92,8 @@ def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
     # One table on stdout says it all; anything else gets its summary.
     if output.format != "table" or output.path is not None or len(plan.cells) > 1:
         summary(reports, console_for(stderr()))
+    if len(plan.cells) > 1:
+        say_how_to_draw(output.path, output.format)
     code = exit_code(reports, plan.methods)
     if task.profiling is None or code == INTERRUPTED:
         return code

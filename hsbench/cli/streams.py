@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 #: What a broken stream raises: OSError, and ValueError where it is closed.
@@ -67,6 +69,12 @@ def say(*lines: str) -> None:
     stream = stderr()
     for line in lines:
         print(line, file=stream, flush=True)
+
+
+def say_how_to_draw(path: Path | None, format: str) -> None:
+    """Say which command draws the results that are in a file now."""
+    if path is not None and format in ("csv", "json", "parquet"):
+        say(f"hsbench: to draw them: hsbench plot {shlex.quote(str(path))}")
 
 
 @contextlib.contextmanager

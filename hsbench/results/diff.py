@@ -5,7 +5,9 @@ they give an interval of the ratio of two runs, and it is a change only where th
 threshold. The intervals hold for all rows together (Bonferroni), so that many rows raise no more alarms than one.
 
 What moves between two runs, beside the code, is the machine: each cell of a run has a probe that was sampled in turn
-with its methods, and a time is a change only if it is one against the probe, too.
+with its methods, and a time is a change only if it is one against the probe, too; and one against the dense baseline,
+which was sampled in the same rounds. The baseline itself has the probe alone, and where others used the machine
+meanwhile nothing is said of it.
 """
 
 from __future__ import annotations
@@ -205,7 +207,7 @@ def _change(base: AnyRow, new: AnyRow, metric: Metric, fail_over: float, z: floa
 
 
 def _time(base: AnyRow, new: AnyRow, z: float) -> Span:
-    """The ratio of two medians; its interval reaches over what it is against the probe, too."""
+    """The ratio of two medians; its interval reaches over what it is against the probe and the baseline, too."""
     ratio = new.measures.time_us / base.measures.time_us
     halves = [_half(row, z) for row in (base, new)]
     drift = 1.0
@@ -216,7 +218,22 @@ def _time(base: AnyRow, new: AnyRow, z: float) -> Span:
     if None in halves:
         return Span(ratio, None, None)
     half = math.hypot(*(one for one in halves if one is not None))
-    return Span(ratio, ratio * min(1.0, 1 / drift) / math.exp(half), ratio * max(1.0, 1 / drift) * math.exp(half))
+    low, high = ratio * min(1.0, 1 / drift) / math.exp(half), ratio * max(1.0, 1 / drift) * math.exp(half)
+    company = bool(base.measures.shared or new.measures.shared)
+    if (against := _against_baseline(base, new, company)) is not None:
+        low, high = min(low, against[0]), max(high, against[1])
+    return Span(ratio, low, high)
+
+
+def _against_baseline(base: Record, new: Record, company: bool) -> tuple[float, float] | None:
+    """The interval of the change that their speedups show; where they show none, everything in company, else None."""
+    then, now = base.measures, new.measures
+    ends = [then.speedup_lo, then.speedup_hi, now.speedup_lo, now.speedup_hi]
+    if then.baseline != now.baseline or not all(ends):
+        return (0.0, math.inf) if company else None
+    if base.method == then.baseline and not company:
+        return None
+    return then.speedup_lo / now.speedup_hi, then.speedup_hi / now.speedup_lo  # type: ignore[operator]
 
 
 def _half(row: AnyRow, z: float) -> float | None:

@@ -32,7 +32,14 @@ def verdicts(found: Diff) -> list[str]:
 
 
 def of_time(record: Any, time: float, spread: float = 0.01, **given: Any) -> Any:
-    return record(time_us=time, time_us_p25=time * (1 - spread), time_us_p75=time * (1 + spread), **given)
+    """A row whose baseline takes 200 us."""
+    faster = {
+        "speedup": 200 / time,
+        "speedup_lo": 200 / time * (1 - spread / 4),
+        "speedup_hi": 200 / time * (1 + spread / 4),
+    }
+    quartiles = {"time_us_p25": time * (1 - spread), "time_us_p75": time * (1 + spread)}
+    return record(**{"time_us": time, **quartiles, **faster, **given})
 
 
 # ---- The sampler, with a clock that makes the times up -------------------------------------------------------
@@ -68,7 +75,8 @@ def a_run(record: Any, workload: Any, seed: int, slower: str | None = None, drif
             times = accounting.times(sampling[name])
             rate = 1e6 / times["time_us"]
             reached = {"gb_per_s": rate, "percent_of_ceiling": 100 * rate / probe, "ceiling": "read"}
-            rows.append(record(workload(seq=seq), method=name, **times, **reached))
+            faster = accounting.speedup(sampling[name].times_s, "dense", sampling["dense"].times_s)
+            rows.append(record(workload(seq=seq), method=name, **times, **reached, **faster))
     return rows
 
 
@@ -122,6 +130,20 @@ def test_a_machine_that_became_slower_is_no_regression(record):
     assert verdicts(diff([base], [slower])) == ["regression"]
 
 
+def test_a_change_is_one_against_the_baseline_too(record):
+    """What moved all methods of the rounds moved the machine; the baseline's own row says if it was the code."""
+    still = {"speedup": 2.0, "speedup_lo": 1.98, "speedup_hi": 2.02}
+    base = of_time(record, 100)
+    assert verdicts(diff([base], [of_time(record, 130)])) == ["regression"]
+    assert verdicts(diff([base], [of_time(record, 130, **still)])) == ["unclear"]
+    assert verdicts(diff([base], [of_time(record, 130, **still, baseline="sdpa")])) == ["regression"]
+    assert verdicts(diff([base], [of_time(record, 130, **still, baseline="sdpa", shared=True)])) == ["unclear"]
+    one = {"method": "dense", "speedup": 1.0, "speedup_lo": 1.0, "speedup_hi": 1.0}
+    for company, verdict in ((False, "regression"), (True, "unclear")):
+        pair = [of_time(record, time, **one, shared=company) for time in (100, 130)]
+        assert verdicts(diff(pair[:1], pair[1:])) == [verdict]
+
+
 def test_a_single_sample_tells_nothing(record):
     (change,) = diff([of_time(record, 100)], [of_time(record, 200, samples=1)]).changes
     assert (change.verdict, change.reason) == ("unknown", "a single sample has no interval")
@@ -157,7 +179,7 @@ def test_bytes_and_errors_are_exact(record):
     assert verdicts(diff([more], [base], metric="kv_bytes")) == ["improvement"]
     assert verdicts(diff([base], [wrong], metric="kv_bytes")) == ["same"]
     assert verdicts(diff([base], [wrong], metric="error")) == ["regression"]
-    assert verdicts(diff([base], [wrong])) == ["same"], "the time is the same"
+    assert verdicts(diff([base], [wrong])) == ["unclear"], "by their time; its interval is wider than the threshold"
     assert verdicts(diff([base], [record(kv_bytes=None)], metric="kv_bytes")) == ["unknown"]
 
 
