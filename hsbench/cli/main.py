@@ -1,7 +1,7 @@
 """Entry point: dispatch a command, and turn whatever it ends in into one line and an exit code.
 
-Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check, 4 what was asked for cannot run
-here, 130 interrupted (128 and the signal's number: 143 by SIGTERM, 129 by SIGHUP).
+Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check or became worse, 4 what was asked for cannot
+run here, 130 interrupted (128 and the signal's number: 143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def hsbench(
 
     Results go to stdout; progress, warnings and summaries to stderr.
 
-    Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check,
+    Exit codes: 0 ok, 1 internal error, 2 usage, 3 a result failed its check
+    or diff found a regression,
     4 what was asked for cannot run here, 130 interrupted (143 by SIGTERM, 129 by
     SIGHUP; rows that were done are kept).
     """

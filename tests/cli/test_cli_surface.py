@@ -34,6 +34,9 @@ def spawn(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ["doctor", "--help"],
         ["capture", "--help"],
         ["calibrate", "--help"],
+        ["show", "--help"],
+        ["plot", "--help"],
+        ["diff", "--help"],
     ],
 )
 def test_help_and_version_import_no_torch(argv: list[str]) -> None:
@@ -76,7 +79,21 @@ def test_version() -> None:
 
 def test_help_shows_every_option_and_the_exit_codes() -> None:
     ran = spawn("-m", "hsbench", "--help")
-    words = ["decode", "prefill", "compare", "quality", "doctor", "capture", "calibrate", "130", "143", "129"]
+    words = [
+        "decode",
+        "prefill",
+        "compare",
+        "quality",
+        "doctor",
+        "capture",
+        "calibrate",
+        "show",
+        "plot",
+        "diff",
+        "130",
+        "143",
+        "129",
+    ]
     for word in (*words, "Exit codes"):
         assert word in ran.stdout
     ran = spawn("-m", "hsbench", "compare", "--help")

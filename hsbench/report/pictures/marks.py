@@ -7,7 +7,7 @@ from typing import Any
 
 from hsbench.report import text
 from hsbench.report.pictures.points import Point
-from hsbench.report.pictures.theme import FAILED, RING, series_encoding
+from hsbench.report.pictures.theme import FAILED, RING, line_of, series_encoding
 
 Layer = dict[str, Any]
 
@@ -30,7 +30,7 @@ def told(point: Point) -> Point:
         "shown_time": None if time is None else text.duration(time),
         "shown_speedup": None if speedup is None else text.ratio(speedup) + between,
     }
-    return {**point, **words}
+    return {**point, **words, "line": line_of(point["series"])}
 
 
 def tooltip(points: Sequence[Point], names: dict[str, str] | None = None) -> list[dict[str, Any]]:

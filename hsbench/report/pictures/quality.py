@@ -9,7 +9,7 @@ from typing import Any
 
 from hsbench.errors import UsageError
 from hsbench.problem.elements import SIXTEEN_BIT
-from hsbench.problem.phase import DECODE
+from hsbench.problem.phase import PHASES
 from hsbench.report import text
 from hsbench.report.pictures.marks import named, ratio, rule_at, tooltip
 from hsbench.report.pictures.picture import Picture
@@ -56,7 +56,7 @@ def picture(files: Sequence[Stored], metric: str) -> Picture:
     rows = [row for row in rows if row.status == "ok" and getattr(row.measures, of.field) is not None]
     if not rows:
         raise UsageError("kind", "quality", "no setting of the files has figures; rows of single layers go with layers")
-    times = [one.record for file in files for one in file.of(Record) if one.record.case.phase == DECODE.name]
+    times = [one.record for file in files for one in file.of(Record) if not PHASES[one.record.case.phase].causal]
     points = [_point(row, of, times) for row in rows]
     series = tuple((name, False) for name in text.unique(point["series"] for point in points))
     panels: dict[str, list[Point]] = {}
@@ -142,7 +142,7 @@ def _common(rows: Sequence[Quality]) -> list[str]:
 _PANELS = {
     "model": lambda row: str(row.case.model),
     "text": lambda row: str(row.case.text),
-    "when": lambda row: f"pruned in {row.case.when}" if row.case.when == DECODE.name else f"pruned {row.case.when}",
+    "when": lambda row: f"when: {row.case.when}",
     "device": lambda row: str(row.case.device),
 }
 

@@ -36,25 +36,31 @@ FAILED = {"type": "point", "style": "failed", "filled": False, "size": 60, "shap
 
 
 def series_encoding(series: Sequence[str], title: str = "method") -> dict[str, Any]:
-    """Colour, shape and dash of each series, in their order; the three share one legend.
+    """Colour, shape and dash of each series, in their order. Colour and shape share a legend. Vega-Lite puts into one
+    what has one domain, and would draw its symbols in dashes: therefore lines have names of their own, see `line_of`.
 
     Args:
         series: all that the picture has.
     """
     count = len(series)
-    domain = list(series)
+    domain, lines = list(series), [line_of(one) for one in series]
 
-    def scale(values: Sequence[Any]) -> dict[str, Any]:
+    def scale(values: Sequence[Any], domain: list[str]) -> dict[str, Any]:
         return {"domain": domain, "range": [values[at % len(values)] for at in range(count)]}
 
     legend = {"title": title, "orient": "bottom", "columns": 3, "labelLimit": 400, "symbolSize": 90}
-    legend |= {"symbolOpacity": 1, "symbolStrokeWidth": 0}
+    legend |= {"symbolOpacity": 1}
     one = {"field": "series", "type": "nominal", "sort": domain, "legend": legend}
     return {
         "color": {**one, "scale": {"domain": domain}},
-        "shape": {**one, "scale": scale(SHAPES)},
-        "strokeDash": {**one, "scale": scale(DASHES)},
+        "shape": {**one, "scale": scale(SHAPES, domain)},
+        "strokeDash": {"field": "line", "type": "nominal", "legend": None, "scale": scale(DASHES, lines)},
     }
+
+
+def line_of(series: str) -> str:
+    """The name of a series' line."""
+    return f"line of {series}"
 
 
 def config(theme: str, series: Sequence[tuple[str, bool]]) -> dict[str, Any]:
