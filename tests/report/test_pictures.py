@@ -148,6 +148,17 @@ def test_roofline(sweep: list[Any]) -> None:
     assert at(status["data"]["values"], "series", "status") == [("unstructured", "oom")]
 
 
+def test_each_cell_has_its_own_probe(sweep: list[Any]) -> None:
+    for one in sweep[3:6]:
+        one.record.measures.percent_of_ceiling = 40.0
+    picture = draw([stored(sweep[:6])], "roofline")
+    panels = picture.spec()["vconcat"]
+    assert [panel["title"]["text"] for panel in panels] == ["sparsity 0.25", "sparsity 0.5"]
+    ceilings = [one["data"]["values"][0].get("ceiling") for panel in panels for one in panel["layer"][-3:-1]]
+    assert picture.series == (("hierarchical", False), ("unstructured", False), ("dense", True))
+    assert len({one for one in ceilings if one}) == 2
+
+
 def test_several_files_are_several_series(sweep: list[Any]) -> None:
     picture = draw([stored(sweep, "before.csv"), stored(sweep, "after.csv")])
     assert {label for label, dense in picture.series if dense} == {"dense (before.csv)", "dense (after.csv)"}
@@ -160,6 +171,7 @@ def test_several_files_are_several_series(sweep: list[Any]) -> None:
 def test_methods_that_are_asked_for(sweep: list[Any]) -> None:
     picture = draw([stored(sweep)], methods=["dense"])
     assert picture.series == (("dense", True),)
+    assert draw([stored(sweep)], methods=["dense:16bit"]).series == picture.series
     with pytest.raises(UsageError, match="has no rows of decode, prefill or compare of evict"):
         draw([stored(sweep)], methods=["evict"])
 
@@ -221,7 +233,9 @@ def test_quality_by_decode_speedup(workload: Any, row_ok: Any) -> None:
             (32768, "dense", "magnitude", 1400.0, 1.0),
         )
     ]
-    picture = draw([stored(SETTINGS, "quality.json"), stored(times, "decode.json")])
+    times.append(row_ok(workload(seq=32768, key_sparsity=0.25), "unstructured", 1500.0, {"all": 100}, speedup=0.8))
+    settings = [*SETTINGS, quality("unstructured", pruner=None, kl=0.01, kv_ratio=1.5)]  # at another sparsity
+    picture = draw([stored(settings, "quality.json"), stored(times, "decode.json")])
     (row,) = picture.spec()["vconcat"]
     assert [panel["layer"][2]["encoding"]["x"]["field"] for panel in row["hconcat"]] == ["kv_ratio", "speedup"]
     drawn = row["hconcat"][1]["layer"][2]["data"]["values"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hsbench.errors import UsageError, unknown
+from hsbench.problem.elements import SIXTEEN_BIT
 from hsbench.report import text
 from hsbench.report.pictures import layers, quality, roofline, scaling, sparsity
 from hsbench.report.pictures.picture import Picture
@@ -72,7 +73,9 @@ def _has_heads(rows: Sequence[AnyRow]) -> bool:
 
 
 def _only(file: Stored, methods: Sequence[str]) -> Stored:
-    kept = [one for one in file.results if one.record.case.method.partition(":")[0] in methods]
-    kept += [one for one in file.results if one.record.case.method in methods and one not in kept]
-    order = {id(one): at for at, one in enumerate(file.results)}
-    return dataclasses.replace(file, results=sorted(kept, key=lambda one: order[id(one)]))
+    """A file with the rows of families, or single rows; ``dense:16bit`` is the row ``dense`` alone."""
+
+    def asked(method: str) -> bool:
+        return not {method, method.partition(":")[0], f"{method}:{SIXTEEN_BIT.name}"}.isdisjoint(methods)
+
+    return dataclasses.replace(file, results=[one for one in file.results if asked(one.record.case.method)])

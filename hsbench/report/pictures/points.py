@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES
 from hsbench.problem.phase import PHASES
 from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.report import text
-from hsbench.results import Record, Stored, ceiling_of
+from hsbench.report.heading import sparsity
+from hsbench.results import Record, Report, Stored, ceiling_of, reports_of
 
 Point = dict[str, Any]
+T = TypeVar("T")
+
+
+def _of_first(form: Callable[[Record], str], report: Report) -> str:
+    return form(report.results[0].record)
+
 
 #: What tells panels apart, and how a panel's title says it; what the picture's axes show is left out by each kind.
 _PANEL: dict[str, Callable[[Record], str]] = {
@@ -36,6 +44,15 @@ _SERIES: dict[str, Callable[[Record], str]] = {
     "sparsity": lambda row: "" if row.family in DENSE_FAMILIES else f"sparsity {_sparsity(row)}",
     "pruner": lambda row: row.case.pruner if row.case.pruner != PAPER_PRUNER else "",
     "evict": lambda row: f"evict {row.case.evict:.3g}" if row.case.evict else "",  # unless it follows from the sparsity
+}
+
+
+#: What tells cells apart.
+_CELL: dict[str, Callable[[Report], str]] = {
+    **{name: partial(_of_first, form) for name, form in _PANEL.items()},
+    "sparsity": lambda report: sparsity(report.workload.key_sparsity, report.workload.value_sparsity),
+    "pruner": lambda report: report.workload.pruner if report.workload.pruner != PAPER_PRUNER else "",
+    "evict": lambda report: f"evict {report.workload.evict:.3g}" if report.workload.evict else "",
 }
 
 
@@ -89,10 +106,27 @@ def points_of(files: Sequence[Stored], on_axis: Sequence[str], place: str, *, sp
     )
 
 
+def cells_of(files: Sequence[Stored]) -> Points:
+    """The points of all attention rows in a panel per cell, whose probe is its own; a series is a method."""
+    found = [(file, report) for file in files for report in reports_of(file)]
+    cells = [report for _, report in found]
+    titles, shared = _varying(_CELL, cells, [])
+    many = len({file.path for file, _ in found}) > 1
+    panels: dict[str, list[Point]] = {}
+    for file, report in found:
+        title = ", ".join([*_words(report, titles, _CELL), *([file.path.name] if many else [])])
+        panels.setdefault(title, []).extend(_point(one.record, one.record.method) for one in report.results)
+    rows = {one.record.method: one.record.case.dense for report in cells for one in report.results}
+    series = sorted(rows.items(), key=lambda item: item[1])
+    words = _words(cells[0], shared, _CELL) if cells else []
+    singled = {title: _singled(points, "seq") for title, points in panels.items()}
+    return Points(singled, tuple(series), " · ".join(words))
+
+
 def _varying(
-    of: dict[str, Callable[[Record], str]], rows: Sequence[Record], on_axis: Sequence[str]
+    of: dict[str, Callable[[T], str]], rows: Sequence[T], on_axis: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Names of what differs between rows, and of what does not."""
+    """Names of what differs between rows, or cells, and of what does not."""
     names = [name for name in of if name not in on_axis]
     differ = [name for name in names if len({of[name](row) for row in rows}) > 1]
     return differ, [name for name in names if name not in differ]
@@ -110,7 +144,7 @@ def _follows(rows: Sequence[Record]) -> bool:
     return all(len(found) == 1 for found in shares.values())
 
 
-def _words(row: Record, names: Iterable[str], of: dict[str, Callable[[Record], str]]) -> list[str]:
+def _words(row: T, names: Iterable[str], of: dict[str, Callable[[T], str]]) -> list[str]:
     return [words for name in names if (words := of[name](row))]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hsbench.errors import UsageError
+from hsbench.methods import DENSE_FAMILIES, PRUNER_FAMILIES
 from hsbench.problem.elements import SIXTEEN_BIT
 from hsbench.problem.phase import PHASES
 from hsbench.report import text
@@ -123,7 +124,8 @@ def _timed(row: Quality, times: Sequence[Record]) -> Record | None:
         if case.pruner is not None and not nothing and there.pruner != case.pruner:
             return False
         asked = [(there.key_sparsity, case.key_sparsity), (there.value_sparsity, case.value_sparsity)]
-        asked = [] if there.dense or case.pruner is None else asked
+        spends_none = there.family in DENSE_FAMILIES or (case.evict > 0 and there.family not in PRUNER_FAMILIES)
+        asked = [] if spends_none else asked
         return all(abs(one - two) < 1e-3 for one, two in [*asked, (there.evict, case.evict)])
 
     return max((one for one in times if fits(one)), key=lambda one: one.case.seq, default=None)
@@ -164,7 +166,7 @@ def _panel(points: list[Point], gain: str, words: str, of: Metric, series: list[
     look, tips = series_encoding(series, "setting"), tooltip(points, _TIPS)
     x = ratio(gain, words, points, log=False)
     x["scale"] = {"zero": False, "padding": 24}
-    scale = {"type": "log"} if of.log else {"zero": True}
+    scale = {"type": "log", "nice": False} if of.log else {"zero": True}
     axis = {"format": "~g", "values": [10.0**power for power in range(-7, 3)]} if of.log else {}
     y = {"field": "cost", "type": "quantitative", "title": of.title, "scale": {**scale, "padding": 14}, "axis": axis}
     colour = {"color": look["color"]}

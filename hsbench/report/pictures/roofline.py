@@ -7,7 +7,7 @@ from typing import Any
 
 from hsbench.report.pictures.marks import named, told, tooltip
 from hsbench.report.pictures.picture import Picture
-from hsbench.report.pictures.points import Point, points_of
+from hsbench.report.pictures.points import Point, cells_of
 from hsbench.report.pictures.theme import FAILED, RING, series_encoding
 from hsbench.results import Stored
 
@@ -21,7 +21,7 @@ _TIPS = {
 def picture(files: Sequence[Stored]) -> Picture:
     """A line per row, and the probe's rate across; a panel per cell. A decode's rate is of the bytes that it must read,
     a prefill's of dense-equivalent work, so that a sparse one may pass the probe."""
-    found = points_of(files, [], "series")
+    found = cells_of(files)
     panels = [_panel(title, points, [label for label, _ in found.series]) for title, points in found.panels.items()]
     body: dict[str, Any] = {"vconcat": panels, "resolve": {"scale": {"x": "independent"}}}
     return Picture("roofline", body, "Rate against this machine's own probe", found.shared, found.series, tuple(files))
@@ -66,11 +66,11 @@ def _panel(title: str, points: list[Point], series: list[str]) -> dict[str, Any]
     probes = {point["probe"]: point["ceiling"] for point in ran if point["ceiling"] is not None}
     for name, value in probes.items():
         where = {"x": {"datum": value, "type": "quantitative"}}
-        label = {"type": "text", "align": "right", "dx": -4, "baseline": "top"}
+        label = {"type": "text", "align": "right", "dx": 4, "baseline": "bottom"}
         mark = {"type": "rule", "strokeDash": [6, 3], "strokeWidth": 2}
         layers.append({"data": {"values": [{"probe": name, "ceiling": value}]}, "mark": mark, "encoding": where})
         text = f"{name} probe, {value:.4g} {unit}"
-        at = {**where, "y": {"value": 2}}
+        at = {**where, "y": {"value": -3}}  # above the panel, where no row is
         layers.append({"data": {"values": [{}]}, "mark": {**label, "text": text, "fontWeight": "bold"}, "encoding": at})
     return {"width": WIDTH, "height": {"step": STEP}, "layer": layers, **named(title)}
 

@@ -22,7 +22,7 @@ def picture(files: Sequence[Stored]) -> Picture:
     shares = sorted({point["sparsity"] for point in found.all})
     x = {"field": "sparsity", "type": "quantitative", "title": "sparsity of K and V, mean",
          "scale": {"padding": 14, "nice": False, "zero": False}, 
-         "axis": {"values": shares, "format": "~g"}}  # fmt: skip
+         "axis": {"values": shares, "labelExpr": "datum.value"}}  # fmt: skip
     panels = []
     for title, points in found.panels.items():
         shown = [told(point) for point in points]

@@ -91,6 +91,7 @@ def config(theme: str, series: Sequence[tuple[str, bool]]) -> dict[str, Any]:
         "title": {"color": ink, "subtitleColor": quiet, "fontSize": 15, "subtitleFontSize": 11, "anchor": "start",
                   "offset": 12, "subtitlePadding": 4},
         "range": {"category": colours, "heatmap": {"scheme": "viridis"}},
+        "mark": {"color": _HUES[theme][0]},
         "line": {"strokeWidth": 2},
         "rule": {"color": quiet},
         "text": {"color": quiet, "fontSize": 10},
