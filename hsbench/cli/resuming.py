@@ -68,7 +68,7 @@ def resume_task(request: Request, file: str) -> Task:
         else:
             task = sweep_task(dataclasses.replace(bare, device=plan.device.kind))
     elif not asked:
-        raise UsageError("resume", path, "has no manifest beside it; give the options of the run, too")
+        raise UsageError("resume", path, "has no manifest beside it; give `manifest` FILE, or the options of the run")
     else:
         task = sweep_task(bare)
     return _rest(stored, task, plan)

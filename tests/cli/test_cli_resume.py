@@ -206,7 +206,11 @@ def test_without_a_manifest_nobody_knows_what_to_run(hsbench: Run, bench: Any, t
     path = tmp_path / "r.csv"
     path.write_text(hsbench("compare", *SWEEP).out)
     ran = hsbench("compare", "--resume", str(path))
-    assert ran.code == 2 and "has no manifest beside it; give the options of the run" in ran.err
+    assert ran.code == 2 and "has no manifest beside it; give --manifest FILE, or the options of the run" in ran.err
+    ran = hsbench("compare", *SWEEP, "--manifest", str(tmp_path / "m.json"), "--output", str(path))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    ran = hsbench("compare", "--resume", str(path), "--manifest", str(tmp_path / "m.json"))
+    assert ran.code == 0 and "4 of 12 rows" in ran.err
 
 
 def test_a_file_of_quality_is_refused(hsbench: Run, bench: Any, tmp_path: Path) -> None:
