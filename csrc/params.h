@@ -25,8 +25,9 @@ enum hsb_block_kind { HSB_DENSE = 0, HSB_SPARSE_2_4 = 1, HSB_WIDE = 2 };
 enum hsb_block_kinds { HSB_BLOCK_KINDS = 3 };
 
 /* The elements that the values of K or V's pages are: of 16 bits, the tensor's own (hsb_dtype), or e4m3 of 8 bits (exponents
- * of 4, fractions of 3; 448 at most), which a scale per channel belongs to. Wide pages are fp16 among the latter. */
-enum hsb_stored { HSB_STORED_16 = 0, HSB_STORED_FP8 = 1 };
+ * of 4, fractions of 3; 448 at most), or int4, both of which a scale per channel belongs to; pages of int4 have
+ * scales of their own besides, in units of that one. Wide pages are fp16 among the latter two. */
+enum hsb_stored { HSB_STORED_16 = 0, HSB_STORED_FP8 = 1, HSB_STORED_INT4 = 2 };
 
 /* A block map's entry is slot << HSB_KIND_BITS | kind: slots count within the pool of that kind. There is room for 8
  * kinds and for 2^28 blocks of each, all batches and kv heads together: 17 billion tokens of one head. */

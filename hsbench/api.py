@@ -15,7 +15,7 @@ from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, check_kv
 from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
-from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
 
@@ -31,7 +31,9 @@ def compress(
     local: int = 0,
     evict: float = 0.0,
     pruner: str | Pruner = DEFAULT_PRUNER,
-    elements: str | StoredElements = SIXTEEN_BIT,
+    elements: str | CacheElements = SIXTEEN_BIT,
+    key_elements: str | StoredElements | None = None,
+    value_elements: str | StoredElements | None = None,
     queries: Tensor | None = None,
     basis: LayerBasis | None = None,
 ) -> HierarchicalKV:
@@ -52,9 +54,12 @@ def compress(
         pruner: what decides what stays, by name: ``magnitude`` is the paper's, ``mirror``, ``centered``, ``balanced``,
             ``attentive`` and ``calibrated`` cost a model less and a kernel the same (:mod:`hsbench.cache.pruner`). K is
             expected behind half-split RoPE by all but ``magnitude``.
-        elements: what the cache's values are: ``16bit``, those of k and v themselves, or ``fp8``, e4m3 with a scale for
-            each channel, after the means of K and of V are taken off, whatever the pruner; what may not be pruned stays
-            fp16. CUDA's prefill reads no fp8.
+        elements: what the cache's values are: ``16bit``, those of k and v themselves; ``fp8``, e4m3 with a scale for
+            each channel; or ``int4``, with a scale for each channel of a block of K and each 64 channels of a token of
+            V. Before fp8 and int4 the means of K and of V are taken off, whatever the pruner; what may not be pruned
+            stays fp16. CUDA's prefill reads no fp8, and neither of its kernels int4.
+        key_elements: overrides ``elements`` for K. No kernel reads K and V of different elements yet.
+        value_elements: overrides ``elements`` for V.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.
 
@@ -67,7 +72,7 @@ def compress(
             queries or a basis; the basis is of other heads; there are no such elements. Names the argument and the
             remedy.
         UnsupportedError: shapes or dtypes that the formats do not hold, queries that do not fit k, tensors on different
-            devices, or a pruner that no kernel can read yet.
+            devices, or a pruner or elements that no kernel can read yet.
         NonFiniteError: K or V holds a NaN or an infinity; names the tensor and the first index.
         UnavailableError: the native library for the device is missing, or the device cannot be used in a forked
             process; the message has the remedy.
@@ -89,7 +94,7 @@ def compress(
         local=arguments.tokens("local", local),
         evict=arguments.share("evict", evict),
         pruner=chosen,
-        elements=arguments.elements("elements", elements),
+        elements=arguments.cache_elements(elements, key_elements, value_elements),
         queries=queries,
         query_rms=None if basis is None else arguments.basis("basis", basis, k.shape[1], k.shape[3]),
     )

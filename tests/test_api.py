@@ -20,7 +20,7 @@ from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import BALANCED, DEFAULT_PRUNER, MIRROR, PRUNERS
 from hsbench.errors import HsbenchError, NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.kernels import library
-from hsbench.problem.elements import STORED_FP8
+from hsbench.problem.elements import STORED_FP8, STORED_INT4
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -371,6 +371,21 @@ def test_values_of_8_bits(dtype: torch.dtype) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_values_of_4_bits(dtype: torch.dtype) -> None:
+    q, k, v = tensors(dtype, q_heads=4, kv_heads=2, seq=640, q_len=70)
+    kv = hsbench.compress(k + 9, v, elements="int4")
+    assert kv.k.elements is kv.v.elements is STORED_INT4 and kv.nbytes < 0.23 * (k.nbytes + v.nbytes)
+    unpacked = kv.unpack()
+    assert_close(hsbench.decode(q[:, :, -1:].contiguous(), kv), attention(q[:, :, -1:], *unpacked), q[:, :, -1:])
+    assert_close(hsbench.prefill(q, kv), attention(q, *unpacked), q)
+    same = hsbench.compress(k + 9, v, key_elements="int4", value_elements=STORED_INT4)
+    assert all(torch.equal(a, b) for a, b in zip(same.unpack(), unpacked, strict=True))
+    with pytest.raises(UnsupportedError, match="no kernel reads K and V of int4/16bit yet: store both alike"):
+        hsbench.compress(k, v, key_elements="int4")
+
+
+@needs_native
 def test_a_pruner_as_a_value_by_its_name_and_by_default() -> None:
     _, k, v = tensors()
     one, other, default = (hsbench.compress(k, v, **how) for how in ({"pruner": "balanced"}, {"pruner": BALANCED}, {}))
@@ -388,8 +403,9 @@ def test_a_pruner_as_a_value_by_its_name_and_by_default() -> None:
         ({"pruner": "mirorr"}, r"pruner mirorr: unknown \(did you mean mirror\?\)"),
         ({"pruner": None}, "pruner None: not the name of a pruner; give one of magnitude"),
         ({"pruner": 3}, "pruner .*: not the name of a pruner"),
-        ({"elements": "fp4"}, "elements 'fp4': not what a cache stores; give one of 16bit, fp8"),
+        ({"elements": "fp4"}, "elements 'fp4': not what a cache stores; give one of 16bit, fp8, int4"),
         ({"elements": 8}, "elements .*: not what a cache stores"),
+        ({"value_elements": "int3"}, "value_elements 'int3': not what a cache stores"),
         ({"pruner": "attentive"}, "pruner attentive: needs the context's last queries"),
         ({"pruner": "calibrated"}, "pruner calibrated: needs a calibration"),
         ({"pruner": "calibrated", "basis": torch.zeros(2, 64)}, "basis of type .*Tensor: not the basis of a layer"),

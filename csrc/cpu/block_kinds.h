@@ -15,8 +15,10 @@
 
 #include "block_map.h"
 #include "cpu/kinds/dense.h"
+#include "cpu/kinds/int4.h"
 #include "cpu/kinds/sparse_2_4.h"
 #include "cpu/kinds/wide.h"
+#include "cpu/simd/half.h"
 
 namespace hsb::cpu {
 
@@ -25,12 +27,14 @@ struct KindList {
     static constexpr int size = sizeof...(Kinds);
 };
 using BlockKinds = KindList<DenseKind, Sparse24Kind>;          // of elements of 16 bits, and all that compress packs
-using AllKinds = KindList<DenseKind, Sparse24Kind, WideKind>;  // of narrower ones
-static_assert(AllKinds::size == kBlockKinds, "every hsb_block_kind, once");
+using AllKinds = KindList<DenseKind, Sparse24Kind, WideKind>;  // of e4m3
+using Int4Kinds = KindList<Int4DenseKind, Int4Sparse24Kind, WideKind>;
+static_assert(AllKinds::size == kBlockKinds && Int4Kinds::size == kBlockKinds, "every hsb_block_kind, once");
 
 // Type: of the values, a tag of cpu/simd/half.h.
 template <class Type>
-using KindsOf = std::conditional_t<Type::is_narrow, AllKinds, BlockKinds>;
+using KindsOf = std::conditional_t<std::is_same_v<Type, Int4>, Int4Kinds,
+                                   std::conditional_t<Type::is_narrow, AllKinds, BlockKinds>>;
 
 template <class Function, class Last>
 [[gnu::always_inline]] inline decltype(auto) with_kind_of(KindList<Last>, hsb_block_kind, Function &function) {

@@ -36,16 +36,20 @@ inline std::byte *page_to_pack(const hsb_compress_params &p, std::int32_t entry)
 // Throws Error unless these are pages of this layout.
 inline void check_pages(const hsb_pages &pages, int head_dim) {
     HSB_CHECK(pages.map, "the block map is required");
-    HSB_CHECK(pages.stored == HSB_STORED_16 || pages.stored == HSB_STORED_FP8, "stored is no hsb_stored");
+    HSB_CHECK(pages.stored >= HSB_STORED_16 && pages.stored <= HSB_STORED_INT4, "stored is no hsb_stored");
     const std::int64_t bytes = value_bytes(pages.stored);
-    HSB_CHECK(bytes == 2 || pages.scale, "these elements need a scale");
+    HSB_CHECK(pages.stored == HSB_STORED_16 || pages.scale, "these elements need a scale");
     bool any = false;
-    for_each_kind([&](auto kind) {
+    const auto check = [&](auto kind) {
         const Pool pool = kind.pool(pages);
         HSB_CHECK(!pool.pages || pool.page_bytes == kind.page_bytes(head_dim, bytes),
                   kind.pool_name + std::string("_page_bytes is not this layout's"));
         any |= pool.pages != nullptr;
-    });
+    };
+    if (pages.stored == HSB_STORED_INT4)
+        for_each_kind_of(Int4Kinds{}, check);
+    else
+        for_each_kind(check);
     HSB_CHECK(any, "no pages");
 }
 inline void check_pages(const hsb_pages &k, const hsb_pages &v, int head_dim) {

@@ -14,7 +14,15 @@ from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.pruner import PRUNERS, Pruner, pruner_of
 from hsbench.errors import UnavailableError, UsageError
 from hsbench.kernels import forks
-from hsbench.problem.elements import DEFAULT_INPUT, STORED, TORCH_INPUTS, StoredElements
+from hsbench.problem.elements import (
+    DEFAULT_INPUT,
+    STORED,
+    TORCH_INPUTS,
+    CacheElements,
+    MixedElements,
+    StoredElements,
+    elements_of,
+)
 
 _ALIGNMENT = 16
 """Bytes: the vector loads of CUDA kernels."""
@@ -112,8 +120,20 @@ def pruner(name: str, value: Any) -> Pruner:
     return pruner_of(value)
 
 
-def elements(name: str, value: Any) -> StoredElements:
-    """``value`` as what a cache's values are, by its name or itself.
+def cache_elements(elements: Any, key_elements: Any, value_elements: Any) -> CacheElements:
+    """What a cache's values are: each by its name or itself; K's and V's are those of both where they are None.
+
+    Raises:
+        UsageError: there are no such elements.
+    """
+    both = elements if isinstance(elements, MixedElements) else _elements("elements", elements)
+    key = both.key if key_elements is None else _elements("key_elements", key_elements)
+    value = both.value if value_elements is None else _elements("value_elements", value_elements)
+    return elements_of(key, value)
+
+
+def _elements(name: str, value: Any) -> StoredElements:
+    """``value`` as what the values of K or of V are.
 
     Raises:
         UsageError: there are no such elements.

@@ -14,7 +14,7 @@ from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, forks, library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import Element, StoredElements, element_by
+from hsbench.problem.elements import FP8, CacheElements, Element, element_by
 
 MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
@@ -142,7 +142,7 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
 
 
-def why_not_prefill(elements: StoredElements, device: Device) -> str | None:
+def why_not_prefill(elements: CacheElements, device: Device) -> str | None:
     """Why no prefill kernel reads such values on a device, with the remedy; None if one does, or if there is no such
     device, which is said elsewhere."""
     if not (device.is_cuda and elements.has_scale and torch.cuda.is_available()):
@@ -151,9 +151,9 @@ def why_not_prefill(elements: StoredElements, device: Device) -> str | None:
     return reason and f"prefill reads {elements} pages by the sm90 kernel alone: {reason}"
 
 
-def prefill_products(elements: StoredElements, device: Device) -> Element | None:
+def prefill_products(elements: CacheElements, device: Device) -> Element | None:
     """The type that prefill rounds q and the probabilities to; None where these stay as they are."""
-    return elements.element if device.is_cuda else None
+    return FP8 if device.is_cuda and elements.has_scale else None
 
 
 def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:

@@ -71,11 +71,11 @@ def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: 
 def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
     ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
-    return _pack_sparse(blocks if scores is None else scores, blocks, operand)
+    return pack_sparse_bytes(blocks if scores is None else scores, blocks, operand)
 
 
-def _pack_sparse(scores: Tensor, stored: Tensor, operand: Operand) -> Tensor:
-    """``scores`` say what stays, and ``stored``, of the same shape, what is written of it."""
+def pack_sparse_bytes(scores: Tensor, stored: Tensor, operand: Operand) -> Tensor:
+    """2:4 pages: ``scores`` say what stays, and ``stored``, of the same shape, what is written of it, 8 or 16 bits."""
     pages = scores.shape[0]
     keep = keep_2_of_4(_to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
     groups = _to_tiles(stored, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
@@ -125,12 +125,17 @@ def unpack_dense_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_d
 
 def pack_sparse_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of e4m3 of ``blocks [pages, 64, head_dim]``, pruned, in units of their scales."""
-    return _pack_sparse(blocks if scores is None else scores, e4m3.to_bytes(blocks), operand)
+    return pack_sparse_bytes(blocks if scores is None else scores, e4m3.to_bytes(blocks), operand)
 
 
 def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
-    return e4m3.from_bytes(_unpack_sparse(pages, operand, torch.int8, FP8, head_dim).view(torch.uint8))
+    return e4m3.from_bytes(unpack_sparse_bytes(pages, operand, head_dim))
+
+
+def unpack_sparse_bytes(pages: Tensor, operand: Operand, head_dim: int) -> Tensor:
+    """uint8 ``[pages, 64, head_dim]`` of 2:4 pages whose values have a byte, zeros in place of what was dropped."""
+    return _unpack_sparse(pages, operand, torch.int8, FP8, head_dim).view(torch.uint8)
 
 
 def wide_page_bytes(head_dim: int, element: Element) -> int:

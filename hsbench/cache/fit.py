@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hsbench.cache import e4m3, wide
-from hsbench.cache.prune import BLOCK, BlockPlan, Operand
+from hsbench.cache import e4m3
+from hsbench.cache.prune import BlockPlan, Operand
 from hsbench.cache.pruner import Order, Pruner, check_sources
 from hsbench.cache.shift import eligible_tokens, shift_of
 from hsbench.cache.statistics import has_kernel, squared_norms, squared_norms_torch
-from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, CacheElements
 
 QUERIES = 64
 """The last queries of a context whose attention is looked at."""
@@ -100,11 +100,11 @@ class Fit:
             largest = torch.finfo(x.dtype).max
             moved = x.float() - self.shift.unsqueeze(2)
             out = torch.where(torch.isfinite(x), moved.clamp(-largest, largest), moved).to(x.dtype)
-        return self._placed(out)
+        return self.placed(out)
 
     def scaled_to(self, x: Tensor) -> Fit:
-        """With the scale that e4m3 needs for what is stored of the first tokens ``x``, what folds add included; itself
-        if it has one: the scale stays as the cache grows."""
+        """With the scale of each channel that puts what is stored of the first tokens ``x`` in e4m3's range, what folds
+        add included; itself if it has one: the scale stays as the cache grows."""
         if self.scale is not None:
             return self
         # What is stored rises with what it is of: its extremes are theirs.
@@ -113,18 +113,6 @@ class Fit:
         if self.order != "adjacent":
             scale = scale[..., channel_order(self.order, x.shape[-1]).argsort().to(x.device)]
         return replace(self, scale=scale.contiguous())
-
-    def quantised(self, stored: Tensor, plan: BlockPlan) -> Tensor:
-        """What is stored, as a cache of e4m3 with the fit's scale gives it back, fp32: blocks that are not eligible
-        stay wide. Itself where there is no scale."""
-        if self.scale is None:
-            return stored
-        scale = self._placed(self.scale).unsqueeze(2)
-        units = stored.float() / scale
-        out = wide.rounded(units).float()
-        eligible = slice(plan.first * BLOCK, plan.last * BLOCK)
-        out[:, :, eligible] = e4m3.from_bytes(e4m3.to_bytes(units[:, :, eligible]))
-        return out * scale
 
     def restored(self, stored: Tensor) -> Tensor:
         """The way back of :meth:`stored`: fp32 where a shift is added, for the dtype could not hold the sum."""
@@ -138,7 +126,7 @@ class Fit:
         if not self.weighs:
             return stored
         weights = self.weights(stored).float()
-        weights = self._placed(weights).unsqueeze(2) if self.operand == "k" else weights.unsqueeze(-1)
+        weights = self.placed(weights).unsqueeze(2) if self.operand == "k" else weights.unsqueeze(-1)
         return (stored.float() * weights).to(stored.dtype)
 
     def weights(self, stored: Tensor) -> Tensor:
@@ -148,7 +136,7 @@ class Fit:
             return self.channel_weights.to(stored.dtype)
         return self._token_weights(*squared_norms_torch(stored)).to(stored.dtype)
 
-    def _placed(self, x: Tensor) -> Tensor:
+    def placed(self, x: Tensor) -> Tensor:
         """Channels in the order of what is stored."""
         return x if self.order == "adjacent" else x[..., channel_order(self.order, x.shape[-1]).to(x.device)]
 
@@ -222,7 +210,7 @@ def fit_pruner(
     *,
     query_rms: Tensor | None = None,
     queries: Tensor | None = None,
-    elements: StoredElements = SIXTEEN_BIT,
+    elements: CacheElements = SIXTEEN_BIT,
 ) -> tuple[Fit, Fit]:
     """A pruner fitted to K and V.
 
@@ -245,7 +233,10 @@ def fit_pruner(
             query_rms = query_rms_of(queries, paid, plans[0])
     key = fit_key(k, pruner, plans[0], query_rms=query_rms, attention=attention)
     value = fit_value(v, pruner, plans[1], attention=attention)
-    return (key.scaled_to(k), value.scaled_to(v)) if elements.has_scale else (key, value)
+    return (
+        key.scaled_to(k) if elements.key.has_scale else key,
+        value.scaled_to(v) if elements.value.has_scale else value,
+    )
 
 
 def fit_key(

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
+from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch, write_map
+from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.prune import BlockKind, BlockPlan, Operand, check_finite, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
-from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
+from hsbench.kernels.device import Device
+from hsbench.problem.elements import SIXTEEN_BIT, STORED_INT4, CacheElements, StoredElements
+
+PACKED_BY_TORCH = (STORED_INT4,)
+"""Elements that native code does not pack: only the definition does."""
+
+
+class QuantisingCompressor:
+    """One tensor bound to pages that no native code packs. It chooses, prunes, folds and packs 16-bit pages, which say
+    what is kept; the definition in torch makes of them pages of the same blocks.
+
+    Raises:
+        UnavailableError: there is no native library for the device.
+    """
+
+    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
+        self._native = PageCompressor(x, operand, plan, fit)
+        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
+
+    def run(self) -> None:
+        """Prunes, packs and quantises, as often as it is called."""
+        self._native.run()
+        found, to = self._native.pages, self.pages
+        with forks.torch_operations():
+            is_sparse = kinds_of(found.map) == int(BlockKind.SPARSE_2_4)
+            write_map(to, is_sparse)
+            for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
+                pack_torch(found.head(b, h).unpack(), to.head(b, h), is_sparse[b : b + 1, h : h + 1])
+
+    def check(self) -> None:
+        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
+        self._native.check()
 
 
 class _OfOne(Compressor, Protocol):
@@ -61,10 +95,10 @@ class KVCompressor(PairCompressor):
         queries: Tensor | None = None,
         fits: tuple[Fit, Fit] | None = None,
         evict: float | Eviction = 0.0,
-        elements: StoredElements = SIXTEEN_BIT,
+        elements: CacheElements = SIXTEEN_BIT,
     ) -> None:
         pruner = pruner_for(pruner, elements)
-        if reason := pruner.why_simulated:
+        if reason := pruner.why_simulated or why_no_pages(elements, Device.of(k.device)):
             raise UnsupportedError(reason)
         sparsities = key_sparsity, value_sparsity
         plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in sparsities]
@@ -84,9 +118,8 @@ class KVCompressor(PairCompressor):
             plans = [plan_blocks(eviction.length, s, sink=sink, local=local) for s in sparsities]
             key_fit, value_fit = fits
             fits = key_fit.at(eviction.tokens, eviction.seq), value_fit.at(eviction.tokens, eviction.seq)
-        key, value = (
-            _compressor(x, "k" if i == 0 else "v", plans[i], fits[i], elements) for i, x in enumerate(self._left)
-        )
+        key = _compressor(self._left[0], "k", plans[0], fits[0], elements.key)
+        value = _compressor(self._left[1], "v", plans[1], fits[1], elements.value)
         super().__init__(key, value)
         self.kv = HierarchicalKV(key.pages, value.pages, pruner, *fits, eviction)
 
@@ -123,6 +156,8 @@ class _NothingLeft:
 def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> _OfOne:
     if not x.shape[2]:
         return _NothingLeft(x, operand, plan, fit, elements)
+    if elements in PACKED_BY_TORCH:
+        return QuantisingCompressor(x, operand, plan, fit, elements)
     return PageCompressor(x, operand, plan, fit, elements)
 
 

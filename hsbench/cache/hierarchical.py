@@ -129,8 +129,12 @@ class PagedTensor:
         """Bytes by component; they add up to the buffers' real sizes."""
         head_dim = self.shape[-1]
         metadata = {kind: len(pool) * self.layout[kind].metadata_bytes(head_dim) for kind, pool in self.pools.items()}
-        values = {self.layout[kind].component: pool.nbytes - metadata[kind] for kind, pool in self.pools.items()}
-        scale = {} if self.scale is None else {"scale": self.scale.nbytes}
+        scales = {kind: len(pool) * self.layout[kind].scale_bytes(head_dim) for kind, pool in self.pools.items()}
+        values = {
+            self.layout[kind].component: pool.nbytes - metadata[kind] - scales[kind]
+            for kind, pool in self.pools.items()
+        }
+        scale = {} if self.scale is None else {"scale": self.scale.nbytes + sum(scales.values())}
         return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes, **scale}
 
     def head(self, batch: int, kv_head: int) -> PagedTensor:

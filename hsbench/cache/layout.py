@@ -30,6 +30,7 @@ class PageFormat:
             units of it, fp32, and have been pruned.
         unpack: the inverse: ``(pages, operand, dtype, head_dim)`` to blocks, zeros in place of what was dropped. Of
             elements that have a scale, blocks are fp32, in units of it.
+        scale_bytes: how many of its bytes are scales of its own, by head_dim.
     """
 
     pool: str
@@ -38,6 +39,7 @@ class PageFormat:
     metadata_bytes: Callable[[int], int]
     pack: Callable[[Tensor, Operand, Tensor | None], Tensor]
     unpack: Callable[[Tensor, Operand, torch.dtype, int], Tensor]
+    scale_bytes: Callable[[int], int] = lambda head_dim: 0
 
 
 PageLayout = Mapping[BlockKind, PageFormat]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hsbench.errors import UsageError, unknown
-from hsbench.problem.elements import StoredElements
+from hsbench.problem.elements import CacheElements
 
 Order = Literal["adjacent", "mirror"]
 Weights = Literal["none", "calibration", "queries", "norm", "attention"]
@@ -150,10 +150,16 @@ def pruner_of(name: str) -> Pruner:
     )
 
 
-def pruner_for(pruner: Pruner, elements: StoredElements) -> Pruner:
-    """The pruner where values are stored as ``elements``: before 8 bits both shifts, for channels of K that hardly
+def pruner_for(pruner: Pruner, elements: CacheElements) -> Pruner:
+    """The pruner where values are stored as ``elements``: before few bits a shift, for channels of K that hardly
     change from token to token, as some models have them, would use the bits up."""
-    return replace(pruner, key_shift=True, value_shift=True) if elements.has_scale else pruner
+    if not elements.has_scale:
+        return pruner
+    return replace(
+        pruner,
+        key_shift=pruner.key_shift or elements.key.has_scale,
+        value_shift=pruner.value_shift or elements.value.has_scale,
+    )
 
 
 def check_sources(pruner: Pruner, *, calibration: bool, queries: bool) -> None:

@@ -11,8 +11,9 @@ from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.layouts import LAYOUTS
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Pruner, pruner_for
-from hsbench.kernels.device import CUDA
-from hsbench.problem.elements import SIXTEEN_BIT, StoredElements, element_by
+from hsbench.cache.quantise import quantised
+from hsbench.kernels.device import CPU, CUDA
+from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements, element_by
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def simulate(
     query_rms: Tensor | None = None,
     queries: Tensor | None = None,
     fits: tuple[Fit, Fit] | None = None,
-    elements: StoredElements = SIXTEEN_BIT,
+    elements: CacheElements = SIXTEEN_BIT,
 ) -> Simulated:
     """Prunes K and V; arguments and errors as of :class:`hsbench.cache.fitted.KVCompressor`, with any head_dim
     that is a multiple of 4."""
@@ -53,7 +54,7 @@ def simulate(
     plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in (key_sparsity, value_sparsity)]
     fits = fits or fit_pruner(pruner, k, v, plans, query_rms=query_rms, queries=queries, elements=elements)
     pruned, nbytes = [], 0
-    for x, fit, plan in zip((k, v), fits, plans, strict=True):
+    for x, fit, plan, narrow in zip((k, v), fits, plans, (elements.key, elements.value), strict=True):
         check_finite(fit.operand, x)
         stored = fit.stored(x)
         scores = fit.scores(stored)
@@ -61,9 +62,8 @@ def simulate(
         operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
         chosen = choose_blocks(scores, operand, plan)
         left = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
-        kept = fit.quantised(left, plan)
-        pruned.append(fit.restored(kept))
-        nbytes += _page_bytes(x, plan, elements) + fit.nbytes
+        pruned.append(fit.restored(quantised(left, fit, plan, chosen, operand, narrow)))
+        nbytes += _page_bytes(x, plan, narrow) + fit.nbytes
         nbytes += 0 if fit.scale is None else fit.scale.nbytes
     eligible = sum(plan.eligible for plan in plans)
     achieved = sum(plan.pruned for plan in plans) / eligible if eligible else 0.0
@@ -71,9 +71,10 @@ def simulate(
 
 
 def _page_bytes(x: Tensor, plan: BlockPlan, elements: StoredElements) -> int:
-    """Pages, as CUDA's are, and map."""
+    """Pages, as CUDA's are, and map; as the CPU's, of elements that CUDA has no pages for."""
     batch, kv_heads, _, head_dim = x.shape
     element = elements.of(element_by(x.dtype))
-    plan, layout = plan.stored_as(elements), LAYOUTS[CUDA.kind][elements]
+    plan = plan.stored_as(elements)
+    layout = next(LAYOUTS[device.kind][elements] for device in (CUDA, CPU) if elements in LAYOUTS[device.kind])
     pages = sum(plan.count(kind) * page.nbytes(head_dim, element) for kind, page in layout.items())
     return batch * kv_heads * (pages + plan.blocks * torch.int32.itemsize)

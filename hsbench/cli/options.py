@@ -16,7 +16,7 @@ import typer
 from hsbench.cache.pruner import ALONG_HEAD_DIM, PRUNERS
 from hsbench.cli.request import DEFAULT_PROFILE_DIR, DEVICES
 from hsbench.problem import workload as problem
-from hsbench.problem.elements import INPUTS
+from hsbench.problem.elements import INPUTS, STORED
 from hsbench.problem.phase import PHASES
 from hsbench.run.quality.settings import DEPTHS, WHENS, Task
 from hsbench.run.settings import CACHES, Settings
@@ -220,8 +220,11 @@ QualityMethods = Annotated[
     Text, _option("--methods", "NAME,...", "hierarchical, dense, evict, unstructured (hierarchical).", _RUN)
 ]
 StoredElements = Annotated[
-    Text, _option("--elements", "NAME,...", "What values of hierarchical and dense are: 16bit, fp8 (16bit).", _RUN)
+    Text,
+    _option("--elements", "NAME,...", f"What values of hierarchical and dense are: {_either(STORED)} (16bit).", _RUN),
 ]
+KeyElements = Annotated[Text, _option("--key-elements", "NAME,...", "The same of K alone.", _RUN)]
+ValueElements = Annotated[Text, _option("--value-elements", "NAME,...", "The same of V alone.", _RUN)]
 Weights = Annotated[Text, _option("--weights", "DTYPE", "fp32, fp16 or bf16, of the model (on a CPU fp32).", _RUN)]
 CacheDtype = Annotated[
     Text,

@@ -54,6 +54,8 @@ class QualityRequest(Typed):
     local: str | None = None
     methods: str | None = None
     elements: str | None = None
+    key_elements: str | None = None
+    value_elements: str | None = None
     weights: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -77,7 +79,7 @@ class _Asked:
     sparsities: tuple[list[float], list[float] | None, list[float] | None]
     evicts: list[float] | None
     methods: list[str] | None
-    elements: list[str] | None
+    elements: tuple[list[str] | None, ...]
     pruners: list[str] | None
     basis: Path | None
     layers: LayerPlan | None
@@ -136,7 +138,10 @@ def _asked(request: QualityRequest) -> _Asked:
         sparsities=(both, key, value),
         evicts=None if request.evict is None else [parse_evict(one) for one in parse_list(request.evict, "evict")],
         methods=None if request.methods is None else parse_list(request.methods, "methods"),
-        elements=None if request.elements is None else parse_list(request.elements, "elements"),
+        elements=tuple(
+            None if (typed := getattr(request, name)) is None else parse_list(typed, name)
+            for name in ("elements", "key_elements", "value_elements")
+        ),
         pruners=None if request.pruner is None else parse_list(request.pruner, "pruner"),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,

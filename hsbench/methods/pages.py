@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hsbench.attention import calls
 from hsbench.cache.fit import QUERIES
-from hsbench.cache.fitted import KVCompressor
+from hsbench.cache.fitted import PACKED_BY_TORCH, KVCompressor
 from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.errors import UnsupportedError
@@ -80,7 +81,9 @@ class PagesMethod(Method):
         pruner = self._pruner(workload)
         if pruner.needs_queries and workload.is_synthetic:
             return _NEEDS_QUERIES.format(pruner)
-        without_kernel = calls.why_not_prefill(self.elements, device) if self.phase.causal else None
+        without_kernel = why_no_pages(self.elements, device)
+        if self.phase.causal:
+            without_kernel = without_kernel or calls.why_not_prefill(self.elements, device)
         return why_not_native(workload) or without_kernel or pruner.why_simulated
 
     def estimate_bytes(self, workload: Workload) -> int:
@@ -91,7 +94,8 @@ class PagesMethod(Method):
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
         left = workload.dense_kv_bytes if self.evict(workload) else 0  # of K and V, gathered
-        return workload.dense_kv_bytes + padding + outputs + left + (64 << 20)
+        of_16_bits = workload.dense_kv_bytes if self.elements in PACKED_BY_TORCH else 0  # pages that torch quantises
+        return workload.dense_kv_bytes + padding + outputs + left + of_16_bits + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
         """What fitting a pruner and choosing whom to evict take on the way, in torch; native code prunes, weighs, folds
@@ -106,7 +110,10 @@ class PagesMethod(Method):
         if pruner.needs_queries or (evicts and not workload.is_synthetic):
             scores = workload.batch * workload.q_heads * QUERIES * workload.seq
             looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
-        return max(weighing, of_a_head, looked_at)
+        # Of one head at a time, as measured: its blocks in fp32, and what packing them makes.
+        by_torch = self.elements in PACKED_BY_TORCH
+        quantising = 40 * workload.element.nbytes(workload.seq * workload.head_dim) if by_torch else 0
+        return max(weighing, of_a_head, looked_at, quantising)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)

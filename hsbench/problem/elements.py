@@ -54,6 +54,8 @@ FP32 = Element("fp32", 32, 23, "float32", "F32")
 FP8 = Element("fp8", 8, 3, "float8_e4m3fn", "F8_E4M3", tolerance=0.1)
 """e4m3: 4 bits of exponent, 3 of fraction; 448 at most, no infinity. What rounding q and probabilities to it does to an
 output is derived in docs/kernels/cuda-prefill-sm90.md: 0.0375 where scores vary by a nat."""
+INT4 = Element("int4", 4, 3, "int4", "I4")
+"""A sign and 3 bits, in units of a scale that a few of them share (:mod:`hsbench.cache.int4`)."""
 
 WIDE = FP16
 """What the values of blocks are that stay wide in a cache of narrower elements, whatever the input's type: in units of
@@ -109,12 +111,63 @@ class StoredElements:
         """The type of the values of inputs of type ``own``."""
         return self.element or own
 
+    @property
+    def key(self) -> StoredElements:
+        """Of a cache where both K and V are such: K's."""
+        return self
+
+    @property
+    def value(self) -> StoredElements:
+        """V's."""
+        return self
+
     def __str__(self) -> str:
         return self.name
 
 
 SIXTEEN_BIT = StoredElements("16bit", 0)
 STORED_FP8 = StoredElements("fp8", 1, FP8)
+STORED_INT4 = StoredElements("int4", 2, INT4)
 
-STORED = {stored.name: stored for stored in (SIXTEEN_BIT, STORED_FP8)}
+STORED = {stored.name: stored for stored in (SIXTEEN_BIT, STORED_FP8, STORED_INT4)}
 """What a cache's values may be, by name, the one to take where nobody asks first."""
+
+
+@dataclass(frozen=True)
+class MixedElements:
+    """What the values of a cache's pages are where K's and V's differ."""
+
+    key: StoredElements
+    value: StoredElements
+
+    @property
+    def name(self) -> str:
+        """As reported: K's, then V's."""
+        return f"{self.key}/{self.value}"
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether those of either have."""
+        return self.key.has_scale or self.value.has_scale
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CacheElements = StoredElements | MixedElements
+"""What the values of a whole cache are: of K as ``key``, of V as ``value``."""
+
+
+def elements_of(key: StoredElements, value: StoredElements) -> CacheElements:
+    """Those of a cache, of K's and V's."""
+    return key if key == value else MixedElements(key, value)
+
+
+def elements_by_name(name: str) -> CacheElements:
+    """The inverse of ``CacheElements.name``.
+
+    Raises:
+        KeyError: there are none of that name.
+    """
+    key, _, value = name.partition("/")
+    return elements_of(STORED[key], STORED[value or key])

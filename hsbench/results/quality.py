@@ -34,7 +34,7 @@ class QualityCase(Case):
     score: int = field(metadata=about("tokens scored per window", "shape"))
     windows: int = field(metadata=about("stretches of the text, asked for", "shape"))
     method: str = field(metadata=about("how K and V are stored", "name"))
-    elements: str = field(metadata=about("what the stored values are: `16bit` or `fp8`", "setting"))
+    elements: str = field(metadata=about("what the stored values are: `16bit`, `fp8`, `int4`, or K's/V's", "setting"))
     pruner: str | None = field(metadata=about("what decides which elements are pruned", "setting"))
     basis: str | None = field(metadata=about("file of a calibrated basis, by name", "setting"))
     plan: str | None = field(metadata=about("file of a plan of layers, by name; sparsities are then means", "setting"))

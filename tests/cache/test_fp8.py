@@ -337,5 +337,5 @@ def test_a_scale_stays_as_the_cache_grows() -> None:
 
 
 def test_elements_are_told_by_name() -> None:
-    assert list(STORED) == ["16bit", "fp8"] and not SIXTEEN_BIT.has_scale and STORED_FP8.has_scale
-    assert [stored.code for stored in STORED.values()] == [0, 1]
+    assert list(STORED) == ["16bit", "fp8", "int4"] and not SIXTEEN_BIT.has_scale and STORED_FP8.has_scale
+    assert [stored.code for stored in STORED.values()] == [0, 1, 2]

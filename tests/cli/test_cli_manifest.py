@@ -79,7 +79,7 @@ def test_what_ran_is_written_in_full(hsbench: Run, bench: object, tmp_path: Path
     assert (run["settings"]["budget_s"], run["settings"]["cache"], run["device"]) == (0.5, "warm", "cpu")
     assert run["settings"]["sustain_s"] == 0.3
     assert run["methods"] == ["sdpa:flash", "dense"]
-    rows = ["sdpa:flash", "dense", "dense:fp8"]
+    rows = ["sdpa:flash", "dense", "dense:fp8", "dense:int4"]
     assert all(cell["methods"] == rows and cell["captured"] is None for cell in run["cells"])
 
 
@@ -98,7 +98,7 @@ def test_families_are_written_as_the_rows_that_run(hsbench: Run, bench: object, 
     hsbench("prefill", "--seq", "1k", "--methods", "sdpa,dense", "--manifest", str(path))
     run = json.loads(path.read_text())["run"]
     assert run["methods"] == ["sdpa", "dense"]
-    assert run["cells"][0]["methods"] == ["sdpa:flash", "sdpa:math", "dense", "dense:fp8"]
+    assert run["cells"][0]["methods"] == ["sdpa:flash", "sdpa:math", "dense", "dense:fp8", "dense:int4"]
 
 
 def test_captured_tensors_are_known_by_what_they_hold(hsbench: Run, bench: object, tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def test_options_reach_the_run(hsbench: Run, bench: object) -> None:
         128,
     )
     assert (workload.q_len, workload.seed, workload.tensors) == (1024, 7, "outliers")
-    assert call["methods"] == ["dense", "dense:fp8", "hierarchical", "hierarchical:fp8"]
+    assert call["methods"] == [
+        *("dense", "dense:fp8", "dense:int4"),
+        *("hierarchical", "hierarchical:fp8", "hierarchical:int4"),
+    ]
     assert (call["settings"].budget_s, call["settings"].cache, call["settings"].sustain_s) == (0.5, "warm", 0.3)
 
 

@@ -132,7 +132,7 @@ def test_a_variant_that_is_not_there_names_those_that_are(
     bench.cuda = True
     message = refused(hsbench, bench, "prefill", "--methods", "dense,hierarchical:sm70")
     assert "--methods hierarchical:sm70: " in message
-    assert "for prefill on cuda: it has 16bit, sm80, sm90, fp8" in message
+    assert "for prefill on cuda: it has 16bit, sm80, sm90, fp8, int4" in message
     assert "for prefill on cpu" in refused(hsbench, bench, "prefill", "--methods", "dense:sm80", "--device", "cpu")
     sweep = ("compare", "--phase", "prefill,decode", "--methods", "dense:sm80")
     assert "for decode on cuda" in refused(hsbench, bench, *sweep)

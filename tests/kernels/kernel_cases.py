@@ -23,7 +23,7 @@ from hsbench.cache.fit import channel_order
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch, pack_torch
 from hsbench.cache.prune import Operand, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Order
-from hsbench.problem.elements import STORED_FP8
+from hsbench.problem.elements import STORED_FP8, STORED_INT4, StoredElements
 from hsbench.run.check import TOLERANCE
 
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -80,17 +80,28 @@ def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor
     return _scattered(compress_tensor_torch(x, operand, plan_blocks(x.shape[2], sparsity)))
 
 
-def scattered_fp8(
-    x: Tensor, operand: Operand, sparsity: float, *, order: Order = "adjacent", sink: int = 0, local: int = 0
+def scattered_narrow(
+    x: Tensor,
+    operand: Operand,
+    sparsity: float,
+    *,
+    elements: StoredElements,
+    order: Order = "adjacent",
+    sink: int = 0,
+    local: int = 0,
 ) -> tuple[PagedTensor, Tensor]:
-    """The same of e4m3, without any shift, and of fp16 where blocks stay wide; all ones are NaN there, too. ``order``:
-    of the channels of ``x``."""
+    """The same of elements that have a scale, without any shift, and of fp16 where blocks stay wide; all ones are NaN
+    there, too, or scales that are. ``order``: of the channels of ``x``."""
     plan = plan_blocks(x.shape[2], sparsity, sink=sink, local=local)
     chosen = choose_blocks(x, operand, plan)
     scale = e4m3.scale_of(x.abs().amax(2))[..., channel_order(order, x.shape[-1]).argsort().to(x.device)]
-    pages = PagedTensor.empty(x, operand, plan, STORED_FP8, scale=scale.contiguous(), order=order)
+    pages = PagedTensor.empty(x, operand, plan, elements, scale=scale.contiguous(), order=order)
     pack_torch(prune_hierarchical(x, operand, chosen), pages, chosen)
     return _scattered(pages)
+
+
+scattered_fp8 = partial(scattered_narrow, elements=STORED_FP8)
+scattered_int4 = partial(scattered_narrow, elements=STORED_INT4)
 
 
 def scattered_wide_ends(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor, Tensor]:

@@ -21,7 +21,7 @@ from hsbench.cache.pruner import CENTERED, MAGNITUDE, MIRROR, Pruner
 from hsbench.kernels import library
 from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
 from hsbench.run.check import TOLERANCE
-from kernel_cases import Case, attention, scattered, scattered_fp8
+from kernel_cases import Case, attention, scattered, scattered_narrow
 
 PARTS = {
     "order": MIRROR,
@@ -97,7 +97,8 @@ def make_pruner_case(
 
     def pack(x: Tensor, fit: Fit, sparsity: float) -> tuple[PagedTensor, Tensor]:
         if elements.has_scale:
-            return scattered_fp8(fit.stored(x), fit.operand, sparsity, order=fit.order, sink=1, local=65)
+            how = {"elements": elements, "order": fit.order, "sink": 1, "local": 65}
+            return scattered_narrow(fit.stored(x), fit.operand, sparsity, **how)
         return scattered(fit.stored(x), fit.operand, sparsity)
 
     (stored_k, pruned_k), (stored_v, pruned_v) = pack(k, key, mix[0]), pack(v, value, mix[1])

@@ -9,6 +9,7 @@ import ctypes
 import itertools
 import math
 import mmap
+import re
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from kernel_cases import (
     padded_bitmap,
     scattered,
     scattered_fp8,
+    scattered_int4,
     scattered_wide_ends,
 )
 
@@ -44,6 +46,7 @@ PACKS: dict[str, Pack] = {
     "decode": scattered,
     "decode_fp8": scattered_fp8,
     "decode_fp8_wide_ends": scattered_wide_ends,
+    "decode_int4": scattered_int4,
     "decode_bitmap": padded_bitmap,
 }
 """What each operation reads; decode of all that pages may hold."""
@@ -53,7 +56,7 @@ MIXES = {operation: _PAGED for operation in PACKS} | {"decode_bitmap": ((0.5, 0.
 
 
 def run(operation: str, *args: Any, **fields: Any) -> tuple[Tensor, Tensor]:
-    return cpu_calls.run(operation.partition("_fp8")[0], *args, **fields)
+    return cpu_calls.run(re.sub("_(fp8|int4).*", "", operation), *args, **fields)
 
 
 def check(operation: str, case: Case, isa: str) -> None:

@@ -24,6 +24,7 @@ from kernel_cases import (
     near_the_largest,
     scattered,
     scattered_fp8,
+    scattered_int4,
 )
 
 pytestmark = needs_library
@@ -33,7 +34,9 @@ LENGTHS = ((1, 1), (1, 65), (63, 63), (64, 64), (65, 65), (5, 200), (130, 130), 
 MIXES = ((0.0, 0.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5))  # key and value sparsity
 
 
-of_all_elements = pytest.mark.parametrize("pack", [scattered, scattered_fp8], ids=["16bit", "fp8"])
+of_all_elements = pytest.mark.parametrize(
+    "pack", [scattered, scattered_fp8, scattered_int4], ids=["16bit", "fp8", "int4"]
+)
 
 
 def check(case: Case, isa: str) -> None:

@@ -22,7 +22,7 @@ from hsbench.attention.reference import attention
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.pruner import CENTERED, PRUNERS, Pruner
 from hsbench.kernels import library
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 from kernel_cases import padded_bitmap
 from pruner_cases import PARTS, PrunerCase
@@ -38,8 +38,8 @@ make_pruner_case = partial(pruner_cases.make_pruner_case, device="cpu", batch=2)
 
 of_every_part = pytest.mark.parametrize(
     ("pruner", "elements"),
-    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8)],
-    ids=[*PARTS, "order and shifts of fp8"],
+    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8), (CENTERED, STORED_INT4)],
+    ids=[*PARTS, "order and shifts of fp8", "of int4"],
 )
 
 

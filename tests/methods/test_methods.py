@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from hsbench.cache.fitted import PACKED_BY_TORCH
 from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import PRUNERS
 from hsbench.cache.simulate import simulate
@@ -25,7 +26,8 @@ from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
-from hsbench.problem.elements import INPUTS, STORED
+from hsbench.methods.pages import PagesMethod
+from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, StoredElements
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
 from hsbench.problem.synthetic import make_inputs
@@ -143,18 +145,38 @@ def test_matrix(phase: Phase, device: Device, method: Method, case: Case, dtype:
         assert all(head is None for heads in pruned for head in heads), "dense methods attend to the inputs"
         return
     assert prepared.compress is not None
-    assert prepared.achieved_sparsity is None if method.name == "dense:fp8" else 0 <= prepared.achieved_sparsity <= 0.5
+    assert (
+        prepared.achieved_sparsity is None
+        if method.name.startswith("dense:")
+        else 0 <= prepared.achieved_sparsity <= 0.5
+    )
     for b, h, which in itertools.product(range(workload.batch), range(workload.kv_heads), range(2)):
         got, full = pruned[b][h][which], (inputs.k, inputs.v)[which][b, h]
         if (left := prepared.left(b, h)) is not None:
             full = full[left]
         assert got.shape == full.shape
-        if ":fp8" not in method.name:
+        if not is_narrow(method):
             assert got.dtype == full.dtype
             assert torch.equal(got, torch.where(got != 0, full, 0)), "pruning only zeroes"
         elif method.name.startswith("dense"):
-            # Half a step is at most 2^-4 of a value; tests/cache/test_fp8.py has each element's bound.
-            assert (got - full.float()).norm() <= 0.04 * full.float().norm()
+            # Half a step is at most 2^-4 of a value of e4m3, 1/15 of the largest of int4: tests/cache/test_fp8.py and
+            # test_int4.py have each one's bound.
+            most = 0.04 if ":fp8" in method.name else 0.15
+            assert (got - full.float()).norm() <= most * full.float().norm()
+
+
+def elements(method: Method) -> StoredElements:
+    """Of its pages; of what has none, 16 bits."""
+    stored: StoredElements = getattr(method, "elements", SIXTEEN_BIT)
+    return stored
+
+
+def is_narrow(method: Method) -> bool:
+    return elements(method).has_scale
+
+
+def narrow_rows(family: str) -> list[str]:
+    return [f"{family}:{stored}" for stored in STORED.values() if stored.has_scale]
 
 
 @pytest.mark.parametrize(("phase", "device", "method"), EVERY_METHOD)
@@ -212,7 +234,7 @@ def test_estimates_grow_with_the_workload(phase: Phase, device: Device, method: 
         assert method.estimate_bytes(large) > method.estimate_bytes(small)
     own = not method.name.startswith(("sdpa", "reference"))
     if own and method.unsupported(large, device) is None:
-        kept = 1 if method.dense else 5 / 16 if ":fp8" in method.name else 9 / 16 * 0.9
+        kept = 1 if method.dense else 3 / 16 if is_narrow(method) else 9 / 16 * 0.9
         assert method.estimate_bytes(large) >= kept * large.dense_kv_bytes
 
 
@@ -251,7 +273,7 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
     inputs = make_inputs(workload, device)
     inputs.context, inputs.query_rms = inputs.q.expand(-1, -1, 8, -1), torch.rand(2, 64).to(str(device))
     how = dict(key_sparsity=0.3, value_sparsity=0.3, queries=inputs.context, query_rms=inputs.query_rms)
-    both = {e.has_scale: simulate(inputs.k, inputs.v, pruner=PRUNERS[name], elements=e, **how) for e in STORED.values()}
+    each = {e: simulate(inputs.k, inputs.v, pruner=PRUNERS[name], elements=e, **how) for e in STORED.values()}
     for family in FAMILIES:
         for method in rows_of(family, DECODE, device):
             if family == "hierarchical" and PRUNERS[name].needs_queries:
@@ -260,13 +282,14 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
                     method.prepare(workload, replace(inputs, context=inputs.q))
             if method.unavailable(device) or method.unsupported(captured, device):
                 continue
-            got, left = method.prepare(captured, inputs).pruned(0, 1), both[":fp8" in method.name]
+            got, left = method.prepare(captured, inputs).pruned(0, 1), each[elements(method)]
             of_pruner = got is not None and torch.equal(got[0], left.k[0, 1]) and torch.equal(got[1], left.v[0, 1])
             assert of_pruner == (family in PRUNER_FAMILIES)
             dear = method.estimate_bytes(captured) - method.estimate_bytes(replace(captured, pruner="magnitude"))
-            # An order takes no room, means and weights do. e4m3 has a pruner that shifts, whichever it is: attention
-            # alone takes more than that.
-            cheap = name in ("magnitude", "mirror") or (":fp8" in method.name and not PRUNERS[name].needs_queries)
+            # An order takes no room, means and weights do. Few bits have a pruner that shifts, whichever it is: only
+            # attention takes more than that, and packing by torch more than all.
+            cheap = name in ("magnitude", "mirror") or (is_narrow(method) and not PRUNERS[name].needs_queries)
+            cheap |= isinstance(method, PagesMethod) and method.elements in PACKED_BY_TORCH
             assert (dear > 0) == (family in PRUNER_FAMILIES and not cheap)
 
 
@@ -363,7 +386,7 @@ def test_variants() -> None:
     assert sdpa == ["sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows"]
     assert [method.name for method in find_methods(["sdpa"], PREFILL, CPU)] == ["sdpa:flash", "sdpa:math"]
     both = find_methods(["sdpa:math", "dense", "sdpa"], DECODE, CPU)
-    ours = ["dense", "dense:fp8"]
+    ours = ["dense", "dense:fp8", "dense:int4"]
     assert [method.name for method in both] == ["sdpa:math", *ours, "sdpa:flash", "sdpa:flash-rows", "sdpa:math-rows"]
     assert find_methods([], DECODE, CPU) == []
 
@@ -371,20 +394,20 @@ def test_variants() -> None:
 def test_a_variant_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"--methods sdpa:flash-rows: .*prefill on cpu: it has flash, math$"):
         find_methods(["sdpa:flash-rows"], PREFILL, CPU)
-    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has 16bit, fp8$"):
+    with pytest.raises(UsageError, match=r"--methods dense:fast: .*it has 16bit, fp8, int4$"):
         find_methods(["dense:fast"], DECODE, CPU)
     with pytest.raises(UsageError, match=r"--methods unstructured:fp8: .*it has no variants$"):
         find_methods(["unstructured:fp8"], DECODE, CPU)
 
 
 @pytest.mark.parametrize("family", ["dense", "hierarchical"])
-def test_a_family_of_two_elements(family: str) -> None:
+def test_a_family_of_more_elements(family: str) -> None:
     """Its name stands for both, but for a row's that a plan has; and each can be asked for alone."""
     for phase, device in itertools.product(PHASES.values(), (CPU, CUDA)):
         found = find_methods([family], phase, device)
-        assert [method.name for method in found] == [family, f"{family}:fp8"]
-        assert [method.dense for method in found] == [family == "dense", False]
-        for name, row in ((f"{family}:16bit", family), (f"{family}:fp8", f"{family}:fp8")):
+        assert [method.name for method in found] == [family, *narrow_rows(family)]
+        assert [method.dense for method in found] == [family == "dense", False, False]
+        for name, row in ((f"{family}:16bit", family), *((row, row) for row in narrow_rows(family))):
             assert [method.name for method in find_methods([name], phase, device)] == [row]
         assert [method.name for method in find_methods([family], phase, device, rows_alone=True)] == [family]
 
@@ -402,6 +425,14 @@ def test_a_gpu_without_fp8_prefill_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert method.unsupported(make(DECODE, CASES["decode"][0], "fp16"), CUDA) is None
 
 
+def test_cuda_has_no_int4_yet_and_says_so() -> None:
+    for phase, family in itertools.product((PREFILL, DECODE), ("dense", "hierarchical")):
+        (method,) = find_methods([f"{family}:int4"], phase, CUDA)
+        workload = make(phase, CASES[phase.name][0], "fp16")
+        assert method.unsupported(workload, CUDA) == "no CUDA kernel reads int4 pages yet: the CPU's do"
+        assert method.unsupported(workload, CPU) is None
+
+
 KERNELS = ("sm80", "sm90")
 
 
@@ -409,7 +440,7 @@ KERNELS = ("sm80", "sm90")
 def test_prefill_kernels_run_on_request_only(family: str) -> None:
     """On CUDA each prefill kernel is a variant; neither the default nor the family's name brings it in."""
     variants = [f"{family}:{kernel}" for kernel in KERNELS]
-    assert [method.name for method in rows_of(family, PREFILL, CUDA)] == [family, *variants, f"{family}:fp8"]
+    assert [method.name for method in rows_of(family, PREFILL, CUDA)] == [family, *variants, *narrow_rows(family)]
     for names in (None, FAMILIES, [family]):
         found = [method.name for method in find_methods(names, PREFILL, CUDA)]
         assert family in found and not set(variants) & set(found)
@@ -417,12 +448,12 @@ def test_prefill_kernels_run_on_request_only(family: str) -> None:
     assert [method.name for method in both] == [variants[1], family], "in the order asked for"
     assert all(method.dense is (family == "dense") for method in both), "a kernel by name may be the baseline too"
     for phase, device in ((DECODE, CUDA), (PREFILL, CPU), (DECODE, CPU)):
-        assert [method.name for method in rows_of(family, phase, device)] == [family, f"{family}:fp8"]
-        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has 16bit, fp8$"):
+        assert [method.name for method in rows_of(family, phase, device)] == [family, *narrow_rows(family)]
+        with pytest.raises(UsageError, match=f"no such variant for {phase} on {device}: it has 16bit, fp8, int4$"):
             find_methods([variants[0]], phase, device)
     with pytest.raises(
         UsageError,
-        match=rf"--methods {family}:sm70: .*prefill on cuda: it has 16bit, sm80, sm90, fp8$",
+        match=rf"--methods {family}:sm70: .*prefill on cuda: it has 16bit, sm80, sm90, fp8, int4$",
     ):
         find_methods([f"{family}:sm70"], PREFILL, CUDA)
 
@@ -477,7 +508,7 @@ def test_each_variant_asks_for_its_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     can_run(rows_of("hierarchical", PREFILL, CPU)[0], workload, CPU)
     inputs = make_inputs(workload, "cpu")
     for method in rows_of("hierarchical", PREFILL, CUDA):
-        if ":fp8" not in method.name:
+        if not is_narrow(method):
             method.prepare(workload, inputs).run()
     assert asked == list(library.PATHS.values())
     header = library.LIB.joinpath("params.h").read_text()

@@ -59,7 +59,7 @@ def test_kernels_by_name_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "why_cannot", lambda operation, device: None)
     rows = {(row["method"], row["device"]): row for row in diagnosis._methods(has_gpu=True)}
     on_cuda = [name for name, device in rows if device == "cuda" and name.startswith("dense")]
-    assert on_cuda == ["dense", "dense:fp8", "dense:sm80", "dense:sm90"]
+    assert on_cuda == ["dense", "dense:fp8", "dense:int4", "dense:sm80", "dense:sm90"]
     assert ("dense:sm80", "cpu") not in rows and rows["dense", "cuda"]["reason"] == ""
     asked, lacking = rows["dense:sm80", "cuda"], rows["dense:sm90", "cuda"]
     assert (asked["status"], asked["reason"]) == ("ok", "only when asked for by name")

@@ -43,7 +43,16 @@ from hsbench.run.settings import Settings
 
 MISSING = library.why_missing("cpu")
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-OURS = ("dense", "dense:fp8", "hierarchical", "hierarchical:fp8", "evict", "unstructured")
+OURS = (
+    "dense",
+    "dense:fp8",
+    "dense:int4",
+    "hierarchical",
+    "hierarchical:fp8",
+    "hierarchical:int4",
+    "evict",
+    "unstructured",
+)
 QUICK = Settings(budget_s=0.05, min_samples=3, max_samples=3, target=0.0, cache="warm")
 
 

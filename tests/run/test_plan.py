@@ -37,8 +37,9 @@ def through_json(values: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_cell_has_the_rows_that_run() -> None:
     decode, prefill = plan(DECODE, PREFILL, methods=["sdpa", "dense", "sdpa"]).cells
-    assert decode.methods == ("sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows", "dense", "dense:fp8")
-    assert prefill.methods == ("sdpa:flash", "sdpa:math", "dense", "dense:fp8")
+    ours = ("dense", "dense:fp8", "dense:int4")
+    assert decode.methods == ("sdpa:flash", "sdpa:flash-rows", "sdpa:math", "sdpa:math-rows", *ours)
+    assert prefill.methods == ("sdpa:flash", "sdpa:math", *ours)
     assert plan(DECODE, methods=["sdpa", "dense"]).methods == ("sdpa", "dense"), "what was asked for is kept as it was"
 
 

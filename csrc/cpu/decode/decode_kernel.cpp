@@ -49,7 +49,7 @@ public:
 private:
     // What kinds that the unit has blocks of make of its queries.
     void make_tables() {
-        for_each_kind([&](auto kind) {
+        const auto make = [&](auto kind) {
             if constexpr (kind.query_floats(kTileSteps) > 0) {
                 bool any = false;
                 for (std::int64_t block = unit_.first_block; block < unit_.last_block; ++block)
@@ -60,7 +60,8 @@ private:
                                                                            s_.tables_of(kind, head, group_, head_dim_));
                 });
             }
-        });
+        };
+        for_each_kind_of(KindsOf<Stored>{}, make);
     }
 
     // scores[head][block's tokens] = q . k

@@ -126,7 +126,7 @@ class Setting:
         plan: shares by layer.
         only: the one layer that is pruned; None for all.
         evict: share of eligible blocks that every layer drops, 0 to 1.
-        elements: what stored values are, by name (:data:`hsbench.problem.elements.STORED`).
+        elements: what stored values are, by name (:func:`hsbench.problem.elements.elements_by_name`).
     """
 
     method: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,22 @@ from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, page_bytes
+from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
 from hsbench.errors import UsageError, unknown
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA, Device
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, Element, StoredElements, element_by
+from hsbench.problem.elements import (
+    SIXTEEN_BIT,
+    STORED,
+    CacheElements,
+    Element,
+    element_by,
+    elements_by_name,
+    elements_of,
+)
 from hsbench.run.quality.layer_plan import LayerPlan
 from hsbench.run.quality.protocol import Compressed, Store
 from hsbench.run.quality.settings import BLOCK, MethodKind, Setting
@@ -107,7 +117,7 @@ class Hierarchical:
 
     def __init__(self, setting: Setting, group: int, basis: Any) -> None:
         self._setting, self._group, self._basis = setting, group, basis
-        self._elements = STORED[setting.elements]
+        self._elements = elements_by_name(setting.elements)
         self._pruner = pruner_for(pruner_of(setting.pruner or MAGNITUDE.name), self._elements)
         self._fits: dict[int, tuple[Fit, Fit]] = {}
         self._dropped: dict[int, Tensor] = {}
@@ -159,10 +169,10 @@ class Hierarchical:
         return self._fits[layer]
 
 
-def why_simulated(pruner: Pruner, k: Tensor, group: int, elements: StoredElements = SIXTEEN_BIT) -> str | None:
+def why_simulated(pruner: Pruner, k: Tensor, group: int, elements: CacheElements = SIXTEEN_BIT) -> str | None:
     """Why no kernel can attend to what a pruner stores; None where ours does."""
     device = Device.of(k.device)
-    without_kernel = calls.why_not_shape(k.shape[-1], group)
+    without_kernel = calls.why_not_shape(k.shape[-1], group) or why_no_pages(elements, device)
     if products := calls.prefill_products(elements, device):
         # Many queries at once stand for one at a time.
         without_kernel = without_kernel or f"prefill on {device} rounds q to {products}, which decode does not"
@@ -244,12 +254,13 @@ def check_settings(
     plan: LayerPlan | None,
     basis: Path | None,
     evicts: Sequence[float] | None = None,
-    elements: Sequence[str] | None = None,
+    elements: tuple[Sequence[str] | None, ...] = (None, None, None),
 ) -> tuple[list[MethodKind], list[str], Any, list[str]]:
     """The methods; the pruners; the basis, where one is needed; and what stored values are.
 
     Args:
-        methods, asked, elements: names; None for the default.
+        methods, asked: names; None for the default.
+        elements: names of what is stored of both, of K and of V; None for the default, and for that of both.
         plan: of layers, whose pruner is taken where none is asked for.
         basis: its file.
         evicts: shares of blocks to be evicted; None where nobody asked.
@@ -278,14 +289,27 @@ def check_settings(
     if basis is not None and not needing:
         raise UsageError("basis", basis, "none of the pruners takes a basis; give --pruner calibrated")
     opened = None if basis is None else Basis.load(basis)
-    stored = list(dict.fromkeys([SIXTEEN_BIT.name] if elements is None else elements))
-    for name in stored:
-        if name not in STORED:
-            raise unknown("elements", name, STORED)
-    if SIXTEEN_BIT.name not in stored and not all(kind.elements for kind in kinds):
+    return kinds, list(dict.fromkeys(asked)), opened, _check_elements(kinds, *elements)
+
+
+def _check_elements(
+    kinds: Sequence[MethodKind], both: Sequence[str] | None, key: Sequence[str] | None, value: Sequence[str] | None
+) -> list[str]:
+    """The names of what caches store, K's and V's crossed where they are asked for apart."""
+    for option, names in {"elements": both, "key_elements": key, "value_elements": value}.items():
+        for name in names or ():
+            if name not in STORED:
+                raise unknown(option, name, STORED)
+    found: dict[str, None] = {}
+    for one in both or [SIXTEEN_BIT.name]:
+        for of_key, of_value in itertools.product(key or [one], value or [one]):
+            found[elements_of(STORED[of_key], STORED[of_value]).name] = None
+    if SIXTEEN_BIT.name not in found and not all(kind.elements for kind in kinds):
         fixed = ", ".join(kind.name for kind in kinds if not kind.elements)
-        raise UsageError("elements", ",".join(stored), f"{fixed} stores 16 bits only; leave it out, or add 16bit")
-    return kinds, list(dict.fromkeys(asked)), opened, stored
+        option = "elements" if both is not None else "key_elements" if key is not None else "value_elements"
+        typed = ",".join(both or key or value or ())
+        raise UsageError(option, typed, f"{fixed} stores 16 bits only; leave it out, or add 16bit")
+    return list(found)
 
 
 def same_memory_of(device: Device, head_dim: int, element: Element, key: float, value: float) -> float:

@@ -105,7 +105,7 @@ def test_at_sparsity_0_only_rounding_is_left(model, when, pruner):
 
 
 @pytest.mark.parametrize("when", ["decode", "chunked", "whole"])
-def test_8_bits_alone_cost_little_and_add_little_to_2_4(model, when):
+def test_fewer_bits_alone_cost_little_and_add_little_to_2_4(model, when):
     task, tokens = dataclasses.replace(SMALL, when=when, chunk=192), ids(SMALL.tokens)
     kl = {
         setting: scores(model, task, setting, tokens=tokens).kl.mean()
@@ -115,10 +115,11 @@ def test_8_bits_alone_cost_little_and_add_little_to_2_4(model, when):
             Setting("hierarchical", 0.5, 0.5, "centered", elements=elements),
         )
     }
-    exact, half, dense8, half8 = kl.values()
+    exact, half, dense8, half8, dense4, half4 = kl.values()
     # The tiny model's attention is sharp, and its vocabulary small: a real one's figures are in docs/quality.md.
     assert exact < 1e-5 < dense8 < 0.02 and half > 3 * dense8
     assert abs(half8 - half) < 0.25 * half
+    assert dense8 < dense4 < half and half4 < 1.6 * half
 
 
 def test_what_8_bits_store_is_counted(model):
@@ -274,7 +275,7 @@ def test_settings_of_more_elements():
 def test_settings_of_more_elements_and_eviction():
     """Of `dense` nothing is evicted, and `evict` has 16 bits only."""
     kinds, _, _, stored = stores.check_settings(
-        ["hierarchical", "dense", "evict"], None, None, None, [0.5], ["16bit", "fp8"]
+        ["hierarchical", "dense", "evict"], None, None, None, [0.5], (["16bit", "fp8"], None, None)
     )
     found = all_settings(kinds, ["mirror"], [0.5], None, None, evicts=[0.5], elements=stored)
     assert [one.label for one in found] == [
@@ -285,4 +286,4 @@ def test_settings_of_more_elements_and_eviction():
         "dense fp8 0",
     ]
     with pytest.raises(UsageError, match="evict stores 16 bits only"):
-        stores.check_settings(["hierarchical", "evict"], None, None, None, None, ["fp8"])
+        stores.check_settings(["hierarchical", "evict"], None, None, None, None, (["fp8"], None, None))

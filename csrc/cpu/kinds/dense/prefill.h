@@ -20,19 +20,25 @@ constexpr hsb_block_kind unpacked_kind(DenseKind kind) { return kind.kind; }
 
 constexpr std::int64_t unpacked_bytes(DenseKind, int head_dim) { return kBlock * head_dim * sizeof(float); }
 
+// One tile: rows [row, row + 32) and steps [first, first + 64) of `out`, which has `steps` steps a row.
+template <class Isa, class Type>
+void unpack_dense_tile(const std::byte *tile, int row, int first, int steps, float *out) {
+    constexpr int kRows = kDenseRows<Isa>;
+    const auto *value = reinterpret_cast<const typename Type::Value *>(tile);
+    for (int c = first; c < first + kTileSteps; ++c, value += kTileLanes) {
+        float wide[kTileLanes];
+        for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide + l, Isa::load(value + l, Type{}));
+        for (int l = 0; l < kTileLanes; l += kRows)
+            std::memcpy(out + ((row + l) / kRows * steps + c) * kRows, wide + l, kRows * sizeof(float));
+    }
+}
+
 template <class Isa, class Type>
 void unpack_page(DenseKind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
-    constexpr int kRows = kDenseRows<Isa>;
-    auto *out = reinterpret_cast<float *>(unpacked);
-    const auto *value = reinterpret_cast<const typename Type::Value *>(page);
-    for (int lane = 0; lane < rows; lane += kTileLanes)
-        for (int first = 0; first < steps; first += kTileSteps)
-            for (int c = first; c < first + kTileSteps; ++c, value += kTileLanes) {
-                float wide[kTileLanes];
-                for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide + l, Isa::load(value + l, Type{}));
-                for (int l = 0; l < kTileLanes; l += kRows)
-                    std::memcpy(out + ((lane + l) / kRows * steps + c) * kRows, wide + l, kRows * sizeof(float));
-            }
+    constexpr std::int64_t kTileBytes = DenseKind::tile_bytes_of(sizeof(typename Type::Value));
+    for (int row = 0; row < rows; row += kTileLanes)
+        for (int first = 0; first < steps; first += kTileSteps, page += kTileBytes)
+            unpack_dense_tile<Isa, Type>(page, row, first, steps, reinterpret_cast<float *>(unpacked));
 }
 
 template <class Isa, bool accumulate>

@@ -90,12 +90,12 @@ void multiply_sparse_tile(const std::byte *tile, const float *tables, float *y, 
         typename Isa::Float sums[heads][2];
         for (int h = 0; h < heads; ++h)
             for (int v = 0; v < 2; ++v) sums[h][v] = Isa::load(y + h * y_stride + lane + v * width);
-        if (lane == 0) prefetch_patterns<Value>(tile);
+        if (kIsStreamed<Type> && lane == 0) prefetch_patterns<Value>(tile);
         const auto as_stored = [](typename Isa::Word(&)[2]) {};
         for_each_group<Isa>(tile, lane, as_stored, [&](int g, const auto &codes) __attribute__((always_inline)) {
             const float *table = tables + g * heads * kTable;
             const Value *value = values + g * 2 * kTileLanes;
-            if (lane == 0) prefetch_group<Value>(tile, g);
+            if (kIsStreamed<Type> && lane == 0) prefetch_group<Value>(tile, g);
             multiply_slot<Isa, Type, heads, 0>(value, codes, table, sums);
             multiply_slot<Isa, Type, heads, 1>(value + kTileLanes, codes, table, sums);
         });
