@@ -62,7 +62,7 @@ typedef struct hsb_pages {
     int64_t sparse_page_bytes;
     int64_t wide_page_bytes;
     int32_t stored;             /* an hsb_stored */
-    int32_t reserved;
+    int32_t wide_pages;         /* that `wide` has room for: their slots lie below it */
     const float *scale;         /* [batch, kv_heads, head_dim], in the order of the tensor's own channels: what the stored
                                  * values of a channel are multiplied by, powers of 2 from 2^-120 to 2^119. NULL for
                                  * elements of 16 bits */

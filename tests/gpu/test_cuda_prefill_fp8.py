@@ -25,7 +25,7 @@ from hsbench.cache.pruner import CENTERED
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.problem.elements import FP8, STORED_FP8
-from kernel_cases import Case, attention, near_the_largest, scattered, scattered_fp8
+from kernel_cases import Case, attention, near_the_largest, scattered, scattered_fp8, scattered_wide_ends
 from pruner_cases import PARTS
 from test_cuda_prefill import DTYPES, HOSTILE, LENGTHS
 
@@ -76,6 +76,15 @@ def test_every_way_to_cut_the_work(
 ) -> None:
     case = fp8_case(torch.float16, 128, seq, q_len=q_len, batch=batch, kv_heads=kv_heads, group=group, mix=mix)
     check(case, right=fp8_results(case))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_wide_blocks(dtype: torch.dtype, head_dim: int) -> None:
+    """Of 16 bits at both ends, in a mix with all others or alone; they enter the products as e4m3."""
+    for (q_len, seq), mix in itertools.product(((1, 65), (65, 65), (200, 333), (100, 1000), (512, 1024)), MIXES):
+        case = make_case(dtype, head_dim, seq, q_len=q_len, batch=2, mix=mix, pack=scattered_wide_ends)
+        check(case, right=fp8_results(case), message=f"mix {mix}, {q_len} of {seq}")
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

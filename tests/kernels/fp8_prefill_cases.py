@@ -2,19 +2,21 @@
 them, and how far from these the other roundings may take an output.
 
 The bound is of each row, whatever the scores (docs/kernels/cuda-prefill-sm90.md). To first order an output moves by the
-sum of p_i e_i (v_i - out), e_i being what p_i is off by: 2^-4 of it where it is a normal number, 2^-10 of the least
-reference's unit where it is not, and what sums of products in 14 bits do to its score.
+sum of p_i e_i (v_i - out), e_i being what p_i is off by: up to 2^-4 of it where it is a normal number, 2^-10 of the
+least reference's unit where it is not, and what sums of products in 14 bits do to its score. Tokens are rounded each by
+itself, so the squares of these add up; twice that is the bound.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hsbench.cache import e4m3
+from hsbench.cache.block_map import entries_of, is_kind, slots_of
 from hsbench.cache.hierarchical import PagedTensor
 from hsbench.cache.prune import BLOCK
 from hsbench.problem.elements import FP8
@@ -46,8 +48,23 @@ def rounded_queries(q: Tensor, key_scale: Tensor, scale: float, group_queries: i
     return rounded / factor.double()
 
 
-def of_one_kind(pages: PagedTensor) -> bool:
-    return sum(len(pool) > 0 for pool in pages.pools.values()) == 1
+def sparse_alone(pages: PagedTensor) -> bool | None:
+    """Whether all blocks are 2:4 (True) or none is (False); None where some are."""
+    sparse = pages.plan.sparse
+    return None if 0 < sparse < pages.plan.blocks else sparse > 0
+
+
+def narrowed(pages: PagedTensor) -> Tensor:
+    """fp64, what pages hold once their wide blocks are rounded to e4m3, which changes nothing of the others."""
+    assert pages.placed_scale is not None
+    scale, entries, pools = pages.placed_scale.unsqueeze(2), pages.map.flatten(), {}
+    numbered = entries.clone()
+    for kind, pool in pages.pools.items():  # without the poisoned slots
+        of_kind = is_kind(entries, kind)
+        pools[kind] = pool[slots_of(entries[of_kind])]
+        numbered[of_kind] = entries_of(torch.arange(len(pools[kind]), device=entries.device), kind)
+    alone = replace(pages, map=numbered.view(pages.map.shape), pools=pools)
+    return (e4m3.from_bytes(e4m3.to_bytes(alone.unpack() / scale)) * scale).double()
 
 
 @dataclass
@@ -72,23 +89,24 @@ def fp8_results(
     """Of a case whose K and V are pages of e4m3, in K's own order. ``scale``, ``tokens``, ``seq``: as of
     :func:`kernel_cases.attention`."""
     assert isinstance(case.k, PagedTensor) and isinstance(case.v, PagedTensor) and case.k.scale is not None
-    k, v = (pages.unpack().double() for pages in (case.k, case.v))
-    own_kernel = of_one_kind(case.k) and of_one_kind(case.v) and bool(case.k.plan.sparse) == bool(case.v.plan.sparse)
+    k, v = (narrowed(pages) for pages in (case.k, case.v))
+    own_kernel = sparse_alone(case.k) is not None and sparse_alone(case.k) == sparse_alone(case.v)
     scale = 1 / math.sqrt(case.q.shape[-1]) if scale is None else scale
     q = rounded_queries(case.q, case.k.scale, scale, 72 if own_kernel else 96)
     places = {"tokens": tokens, "seq": seq}
     out, lse = attention(q, k, v, scale=1.0, **places)
-    squares, _ = attention(q, k, v.square(), scale=1.0, **places)
+    # Sums over tokens of p^2, p^2 v and p^2 v^2: of a softmax of twice the scores.
+    twice, lse_of_twice = attention(q, k, v, scale=2.0, **places)
+    twice_squares, _ = attention(q, k, v.square(), scale=2.0, **places)
+    of_twice = (lse_of_twice - 2 * lse).exp().nan_to_num()[..., None]
+    apart = (of_twice * (twice_squares - 2 * twice * out + out.square())).clamp_min(0).sqrt()
     magnitudes, _ = attention(q, k, v.abs(), scale=1.0, **places)
-    spread = (squares - out.square()).clamp_min(0).sqrt()  # at least the mean of |v - out|
-    farthest = v.abs().amax(2)[:, :, None, None] + out.abs()
     # Of a score: cuts at 2^-13 of the sum so far.
-    largest = torch.einsum("bhgnd,bhsd->bhgns", q.abs(), k.abs()).amax(-1)
-    of_scores = 2.0**-9 * largest
+    of_scores = 2.0**-9 * torch.einsum("bhgnd,bhsd->bhgns", q.abs(), k.abs()).amax(-1)
     pages = math.ceil(k.shape[2] / BLOCK)
-    small = k.shape[2] * 2.0**-12.5 * farthest
+    small = math.sqrt(k.shape[2]) * 2.0**-12.5 * v.square().mean(2).sqrt()[:, :, None, None]
     moved = min(pages, 64 + pages / 8) * 2.0**-11 * magnitudes
-    room = ((2.0**-4 + of_scores)[..., None] * spread * 1.1 + small.minimum(spread * 16) + moved).norm(dim=-1)
+    room = ((2.0**-3 + of_scores)[..., None] * apart + small + moved).norm(dim=-1)
     half_step = torch.finfo(case.q.dtype).eps * out.norm(dim=-1)
     return Fp8Results(out, lse, room + half_step, of_scores + 1e-4 + 1e-5 * lse.abs())
 

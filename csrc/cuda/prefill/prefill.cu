@@ -8,6 +8,7 @@
 #include "cuda/page_pool.cuh"
 #include "estimate.h"
 #include "sm80/plan.h"
+#include "sm90/fp8/narrow.h"
 #include "sm90/plan.h"
 
 namespace hsb::cuda::prefill {
@@ -72,6 +73,13 @@ hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
     return can && is_sm90_faster(p, device) ? HSB_PATH_SM90 : HSB_PATH_SM80;
 }
 
+// For wide pages, which 8-bit products take as e4m3; no path keeps anything else between its CTAs.
+std::int64_t workspace_bytes(const hsb_prefill_params &p) {
+    for (const hsb_pages *pages : {&p.k, &p.v})
+        HSB_CHECK(!pages->wide || pages->wide_pages > 0, "wide_pages must say how many there are");
+    return narrowed_bytes(p.k, p.head_dim) + narrowed_bytes(p.v, p.head_dim);
+}
+
 void run(const hsb_prefill_params &p) {
     check(p);
     with_stored(p.k.stored, [&](auto stored) {
@@ -79,6 +87,8 @@ void run(const hsb_prefill_params &p) {
         check_pages<decltype(stored)>(p.v, p.head_dim);
     });
     HSB_CHECK(p.q && p.out && p.lse, "q, out and lse are required");
+    HSB_CHECK(workspace_bytes(p) == 0 || (p.workspace && reinterpret_cast<std::uintptr_t>(p.workspace) % 64 == 0),
+              "a workspace is required, 64-byte aligned");
     for (const void *tensor : {p.q, static_cast<const void *>(p.out)})
         HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
@@ -96,9 +106,13 @@ void run(const hsb_prefill_params &p) {
 }  // namespace
 }  // namespace hsb::cuda::prefill
 
-// No path keeps anything between its CTAs.
 extern "C" int64_t hsb_cuda_prefill_workspace(const hsb_prefill_params *p) {
-    return hsb::guarded([&] { hsb::cuda::prefill::check(*p); }) ? -1 : 0;
+    std::int64_t bytes = -1;
+    hsb::guarded([&] {
+        hsb::cuda::prefill::check(*p);
+        bytes = hsb::cuda::prefill::workspace_bytes(*p);
+    });
+    return bytes;
 }
 
 extern "C" int hsb_cuda_prefill(const hsb_prefill_params *p) {

@@ -17,6 +17,11 @@ struct Group {
 
     __device__ __forceinline__ void sync() const { ptx::barrier_sync(kFirstConsumerBarrier + index, kGroupThreads); }
 
+    // Syncs; whether any thread says so.
+    __device__ __forceinline__ bool any(bool mine) const {
+        return ptx::barrier_or(kFirstConsumerBarrier + index, kGroupThreads, mine);
+    }
+
     // Items 0 .. All - 1, dealt to the threads: calls f(n, item) for this one's, which are share(All) at most.
     static constexpr __host__ __device__ int share(int all) { return (all + kGroupThreads - 1) / kGroupThreads; }
     template <int All, class F>

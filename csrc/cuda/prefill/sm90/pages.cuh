@@ -19,28 +19,41 @@ struct RingPosition {
     }
 };
 
+// The pages that a kernel meets: their kinds, the kind whose products one of them takes, and whether all do the same.
+struct Pages16 {
+    using Kinds = BlockKinds;
+    static __device__ __forceinline__ hsb_block_kind multiplied_as(hsb_block_kind kind) { return kind; }
+    static __device__ __forceinline__ bool are_alike(const Arguments &a) { return a.has_one_kind(); }
+};
+
 // By the map's entries.
+template <class Pages = Pages16>
 __device__ __forceinline__ int pair_kind(std::int32_t key, std::int32_t value) {
-    return pair_kind(kind_of(key), kind_of(value));
+    return pair_kind(Pages::multiplied_as(kind_of(key)), Pages::multiplied_as(kind_of(value)));
 }
 // Of page `page`, among all (batch, kv head).
+template <class Pages = Pages16>
 __device__ __forceinline__ int pair_kind_at(const Arguments &a, int page) {
-    return pair_kind(a.k.entry(page), a.v.entry(page));
+    using Kinds = typename Pages::Kinds;
+    return pair_kind<Pages>(a.k.entry<Kinds>(page), a.v.entry<Kinds>(page));
 }
 
 // The whole block counts; the caller has cleared `counts` and syncs afterwards.
-template <int Threads>
+template <int Threads, class Pages>
 __device__ __forceinline__ void count_kinds(const Arguments &a, int first, int pages, int *counts) {
-    if (a.has_one_kind()) {
-        if (threadIdx.x == 0) counts[pair_kind_at(a, first)] = pages;
+    if (Pages::are_alike(a)) {
+        if (threadIdx.x == 0) counts[pair_kind_at<Pages>(a, first)] = pages;
         return;
     }
-    for (int page = threadIdx.x; page < pages; page += Threads) atomicAdd(counts + pair_kind_at(a, first + page), 1);
+    for (int page = threadIdx.x; page < pages; page += Threads)
+        atomicAdd(counts + pair_kind_at<Pages>(a, first + page), 1);
 }
 
-// Into a ring that `Shared` has, of pages of one of Kinds.
-template <class Shared, int HeadDim, class Kinds>
+// Into a ring that `Shared` has.
+template <class Shared, int HeadDim, class Pages>
 class Producer {
+    using Kinds = typename Pages::Kinds;
+
 public:
     __device__ Producer(const Arguments &a, Shared *shared)
         : a_(a), shared_(shared), base_(ptx::shared_address(shared)), policy_(ptx::policy_evict_normal()) {}
@@ -48,7 +61,7 @@ public:
     // One warp: all pages, run by run.
     __device__ __forceinline__ void stream(int first, int pages, int lane) {
         const int *const counts = shared_->counts;
-        const int begin = pair_kind_at(a_, first);
+        const int begin = pair_kind_at<Pages>(a_, first);
         RingPosition stage;
         for (int i = 0; i < kPairKinds; ++i) {
             const int kind = begin ^ i;
@@ -57,10 +70,10 @@ public:
                 std::int32_t key = 0, value = 0, block = 0;
                 bool mine = false;
                 if (page + lane < pages) {
-                    key = a_.k.entry(first + page + lane);
-                    value = a_.v.entry(first + page + lane);
+                    key = a_.k.entry<Kinds>(first + page + lane);
+                    value = a_.v.entry<Kinds>(first + page + lane);
                     block = a_.positions.block(first, page + lane);
-                    mine = pair_kind(key, value) == kind;
+                    mine = pair_kind<Pages>(key, value) == kind;
                 }
                 for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
                     const int at = __ffs(left) - 1;

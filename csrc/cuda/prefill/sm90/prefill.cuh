@@ -26,7 +26,7 @@ struct Parts {
     using Cut = CutFor<Pair>;
     using Shared = SharedMemory<Cut, HeadDim>;
     using Arguments = sm90::Arguments;
-    using Kinds = BlockKinds;
+    using Pages = Pages16;
     using Consumer = sm90::Consumer<T, HeadDim, Pair>;
     static constexpr int kHeadDim = HeadDim;
     static constexpr int kReleases = kGroupThreads;  // arrivals of a group that release a stage

@@ -66,7 +66,7 @@ __device__ __forceinline__ void attend_tile(const typename Parts::Arguments &a, 
     for (int at = Shared::zero_begin() + threadIdx.x * 4; at < Shared::zero_end(); at += Cut::kThreads * 4)
         ptx::store_shared_u32(base + at, 0);
     __syncthreads();
-    count_kinds<Cut::kThreads>(a, first_page, pages, shared->counts);
+    count_kinds<Cut::kThreads, typename Parts::Pages>(a, first_page, pages, shared->counts);
     __syncthreads();
 
     // The same in all lanes of a warp, and known to be.
@@ -74,7 +74,7 @@ __device__ __forceinline__ void attend_tile(const typename Parts::Arguments &a, 
     if (group == Cut::kGroups) {
         ptx::registers_down_to<Cut::kProducerRegisters>();
         if (warp % 4 == 0)
-            Producer<Shared, kHeadDim, typename Parts::Kinds>(a, shared).stream(first_page, pages, lane);
+            Producer<Shared, kHeadDim, typename Parts::Pages>(a, shared).stream(first_page, pages, lane);
         else if (a.key_shift)
             store_taken<typename Parts::T, Cut, Shared, kHeadDim>(a, base, kv_head, head, tile * Cut::kTileQueries,
                                                                   (warp % 4 - 1) * 32 + lane);

@@ -1,12 +1,13 @@
 // A consumer warpgroup: its queries against all pages of the tile.
 //
-//   product with K      |  0  |        |  1  |        |  2  |
-//   softmax             |     | 0   :  0     | 1   :  1     | 2   :  2
-//   product with V      |     |        |     |     :  0     |     :  1
+//   product with K      |  0  |     |  1  |     |  2  |
+//   softmax             |     |  0  |     |  1  |     |  2
+//   product with V      |     |     |     |  0        |  1
+//   barrier                         |  0  |     |  1  |
 //
 // A page's probabilities are published by a barrier, of which the group learns, too, whether one of them passed its reference.
-// Both take a while, stores for the most part, which wait while other groups' products have shared memory. So that nothing waits
-// for them, the next product with K is started before, and the barrier comes after the next page's first exponentials (the colon).
+// That, and all else that a page takes besides its products and its softmax, is done while the next page's product with K is
+// under way: a warp does one thing after the other, so that nothing else could hide it.
 #pragma once
 
 #include "cuda/prefill/sm90/group.cuh"
@@ -35,6 +36,7 @@ public:
     __device__ __forceinline__ void attend(int first_page) {
         load_queries();
         softmax_.clear();
+        until_move_ = a_.moved ? first_move() : 1 << 30;
 #pragma unroll
         for (int i = 0; i < kScores; ++i) s_[i] = 0.0f;
 #pragma unroll
@@ -47,7 +49,7 @@ public:
         // A loop for one kind, too: its start is where the zeroes above are written, and not while the first product is
         // under way.
         const int *const counts = shared_->counts;
-        const int begin = pair_kind_at(a_, first_page);
+        const int begin = pair_kind_at<PagesOf<Pair>>(a_, first_page);
 #pragma unroll 1
         for (int i = 0; i < kPairKinds; ++i) {
             const int kind = begin ^ i, pages = counts[kind];
@@ -74,12 +76,12 @@ private:
 
     __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Shared::key_at(a_.ring, stage); }
     __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Shared::value_at(a_.ring, stage); }
-    // A warp's arrival is that of all of its lanes, which wait for products together.
+    // By one thread of the group, once a barrier has told it that all warps are done.
     __device__ __forceinline__ void release_key(int stage) const {
-        if (ptx::lane() == 0) ptx::mbarrier_arrive(Shared::key_empty_at(base_, stage));
+        if (lane_word_ == 0) ptx::mbarrier_arrive(Shared::key_empty_at(base_, stage));
     }
     __device__ __forceinline__ void release_value(int stage) const {
-        if (ptx::lane() == 0) ptx::mbarrier_arrive(Shared::value_empty_at(base_, stage));
+        if (lane_word_ == 0) ptx::mbarrier_arrive(Shared::value_empty_at(base_, stage));
     }
 
     // In queries.cuh.
@@ -148,10 +150,6 @@ private:
     __device__ __forceinline__ int first_move() const {
         return kMovePages - 1 - group_.index * (kMovePages / Cut::kGroups);
     }
-    __device__ __forceinline__ bool moves_at(int page) const {
-        static_assert((kMovePages & (kMovePages - 1)) == 0, "a power of 2");
-        return ((page - first_move()) & (kMovePages - 1)) == 0;
-    }
 
     // ---- softmax ------------------------------------------------------------------------------------------------
     __device__ __forceinline__ void mask(int stage) {
@@ -172,23 +170,27 @@ private:
         return Shared::shift_at(base_, group_.index, query);
     }
 
-    // The rest of the page's probabilities, into the current buffer. Where this lane stores is derived every time: there is
-    // no register left to keep it.
-    __device__ __forceinline__ bool finish_softmax(float log2_scale) {
+    // The page's probabilities, into the current buffer; whether one is too large. Where this lane stores is derived every
+    // time: there is no register left to keep it.
+    __device__ __forceinline__ bool store_probabilities(float log2_scale) {
         const std::uint32_t to = swizzled_chunk<kBlock>(lane_word_ / 4 % 32, lane_word_ / 128);
-        return softmax_.finish(s_, probability_ + buffer_ * kBuffer + to, log2_scale, a_.never);
+        return Softmax::is_too_large(
+            softmax_.store_probabilities(s_, probability_ + buffer_ * kBuffer + to, log2_scale, a_.never));
     }
 
-    // Whether any thread of the group called say() since the last time; syncs the group.
+    // Whether one of a page's probabilities is too large is what the barrier tells that publishes them. Where ptxas would spill
+    // for that, in kernels for any pair, a thread says so in shared memory before the barrier.
+    static constexpr bool kAnswers = Pair != kAnyPair;
+    __device__ __forceinline__ std::uint32_t flag() const { return Shared::rises_at(base_, group_.index, buffer_); }
     __device__ __forceinline__ void say() const { ptx::store_shared_u32(flag(), 1); }
     __device__ __forceinline__ bool any_said() const {
         group_.sync();
-        if (ptx::load_shared_u32(flag()) == 0) return false;
+        return ptx::load_shared_u32(flag()) != 0;
+    }
+    __device__ __forceinline__ void forget() const {
         group_.sync();  // all have read it
         ptx::store_shared_u32(flag(), 0);
-        return true;
     }
-    __device__ __forceinline__ std::uint32_t flag() const { return Shared::rises_at(base_, group_.index, buffer_); }
 
     template <class Kind>
     __device__ __forceinline__ void scores_again(int stage) {
@@ -202,7 +204,7 @@ private:
     // In references.cuh.
     __device__ __forceinline__ void set_references();
     template <class Kind>
-    __device__ __forceinline__ void raise(int stage, int page);
+    __device__ __forceinline__ void raise(int stage, bool moved);
 
     // ---- pages --------------------------------------------------------------------------------------------------
     // run() for a kind of pair that is known only now, one of First and on.
@@ -232,52 +234,62 @@ private:
         if (pages <= Cut::kEdgePages) mask(stage_.index);
         if (first) set_references();
         float log2_scale = scale();
-        softmax_.begin(s_, log2_scale);
         int before = stage_.index;
+        // The last page stands in for the one after it, whose scores are not used: no product is in a branch.
+        RingPosition next = pages > 1 ? stage_.next(a_.ring.stages) : stage_;
 #pragma unroll 1
         for (int left = pages;;) {
-            // The last page stands in for the one after it, whose scores are not used: no product is in a branch.
-            const RingPosition next = left > 1 ? stage_.next(a_.ring.stages) : stage_;
             // Whether the next pages have come is asked early, for the answer takes a while.
             const bool key_there = ptx::mbarrier_try_wait(Shared::key_full_at(base_, next.index), next.parity);
             const bool value_there = ptx::mbarrier_try_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
-            if (finish_softmax(log2_scale)) say();
+            const bool mine = store_probabilities(log2_scale);
+            if (!kAnswers && mine) say();
             if (!value_there) ptx::mbarrier_wait(Shared::value_full_at(base_, stage_.index), stage_.parity);
             if (!key_there) ptx::mbarrier_wait(Shared::key_full_at(base_, next.index), next.parity);
             load_key<Key>(key_registers, key(next.index));
             wait_output();
-            if (left < pages) release_value(before);
             // Not before: the product that has just ended had them too.
             load_value<Value>(value_registers, value(stage_.index));
             start_scores<Key>(key(next.index), key_registers);
+
+            const bool rises = kAnswers ? group_.any(mine) : any_said();
+            if (left < pages) release_value(before);
+            const RingPosition after = left > 2 ? next.next(a_.ring.stages) : next;
+            --until_move_;
+            ptx::fence_proxy_async_shared();  // for what all warps have stored
             ptx::wgmma_wait<0>(s_);
             if (left <= Cut::kEdgePages + 1) mask(next.index);
-            softmax_.begin(s_, log2_scale);
-            ptx::keep_order(a_.never);
-
-            const int page = (Pair == kAnyPair ? before_ : 0) + pages - left;
-            if (any_said()) {
-                raise<Key>(stage_.index, page);
-                load_value<Value>(value_registers, value(stage_.index));  // none to keep these in meanwhile
-                scores_again<Key>(next.index);
-                log2_scale = scale();
-                softmax_.begin(s_, log2_scale);
+            if (rises || until_move_ < 0) {
+                const int page = before_ + pages - left;  // of the tile's, in the order in which they come
+                if (rises) {
+                    if (!kAnswers) forget();
+                    raise<Key>(stage_.index, page > first_move());
+                    load_value<Value>(value_registers, value(stage_.index));  // none to keep these in meanwhile
+                    scores_again<Key>(next.index);
+                    log2_scale = scale();
+                    ptx::fence_proxy_async_shared();
+                }
+                if (until_move_ < 0) {
+                    move_sums(page == first_move());
+                    until_move_ = kMovePages - 1;
+                }
             }
             release_key(stage_.index);
-            if (a_.moved != 0 && moves_at(page)) move_sums(page == first_move());
-            // For what all warps have stored; after the barrier, when it has come long ago.
-            ptx::fence_proxy_async_shared();
             if (left == 1) break;
             start_output<Value>(value(stage_.index), value_registers);
             before = stage_.index;
             stage_ = next;
+            next = after;
             buffer_ ^= 1;
             --left;
         }
         start_output<Value>(value(stage_.index), value_registers);
         wait_output();
-        release_value(stage_.index);
-        if constexpr (Pair == kAnyPair) before_ += pages;
+        if constexpr (Pair == kAnyPair) {
+            group_.sync();
+            release_value(stage_.index);
+            before_ += pages;
+        }
         stage_ = stage_.next(a_.ring.stages);
         buffer_ ^= 1;
     }
@@ -338,10 +350,14 @@ private:
             }
         group_.sync();
         uint4 *const out = static_cast<uint4 *>(a_.out) + first_chunk();
-        Group::deal<kGroupQueries * kChunks>([&](int, int i) {
-            const int row = i / kChunks, chunk = i % kChunks;
-            if (first_row_ + row < a_.q_len) out[row * kChunks + chunk] = *at_output_chunk(row, chunk);
-        });
+        // As Group::deal(), of a thread number that is not kept since the tile's start.
+        const int thread = ptx::thread_index() % kGroupThreads;
+#pragma unroll
+        for (int n = 0; n < Group::share(kGroupQueries * kChunks); ++n) {
+            const int i = n * kGroupThreads + thread, row = i / kChunks, chunk = i % kChunks;
+            if (i < kGroupQueries * kChunks && first_row_ + row < a_.q_len)
+                out[row * kChunks + chunk] = *at_output_chunk(row, chunk);
+        }
     }
     __device__ __forceinline__ int all_pages() const {
         int all = 0;
@@ -359,7 +375,8 @@ private:
     std::uint32_t lane_word_;                  // a lane's word of a strip's 32
     RingPosition stage_;
     int buffer_ = 0;  // of the two for probabilities
-    int before_ = 0;  // pages of earlier runs, where there may be some
+    int before_ = 0;  // pages of earlier runs
+    int until_move_;  // pages until sums are moved next
     Scores s_;
     Scores out_[kHalves];
     Softmax softmax_;

@@ -2,6 +2,7 @@
 #include "cuda/prefill/prefill.h"
 #include "cuda/score_scale.h"
 #include "launch.h"
+#include "narrow.h"
 
 namespace hsb::cuda::prefill {
 namespace {
@@ -28,9 +29,18 @@ void run_prefill_sm90_fp8(const hsb_prefill_params &p, const Device &device) {
     a.signed_log2_scale = scale.flip ? -scale.log2 : scale.log2;
     a.key_scale = p.k.scale;
     a.value_scale = p.v.scale;
+    unsigned char *room = static_cast<unsigned char *>(p.workspace);
+    for (const bool key : {true, false}) {
+        const hsb_pages &pages = key ? p.k : p.v;
+        if (!pages.wide) continue;
+        narrow_wide_pages(pages, key ? HSB_KEY : HSB_VALUE, p.head_dim, room, p.stream);
+        (key ? a.k : a.v).pools[WideKind::kKind] = room;
+        room += narrowed_bytes(pages, p.head_dim);
+    }
+    const int key_kind = sm90::fp8::multiplied_as(a.k), value_kind = sm90::fp8::multiplied_as(a.v);
     int pair = sm90::kAnyPair;
-    if (a.has_one_kind()) pair = sm90::pair_kind(a.k.one_kind(), a.v.one_kind());
-    if (!sm90::fp8::has_own_kernel(pair)) pair = sm90::kAnyPair;
+    if (key_kind >= 0 && key_kind == value_kind)
+        pair = sm90::pair_kind(static_cast<hsb_block_kind>(key_kind), static_cast<hsb_block_kind>(value_kind));
     dispatch(p.dtype, p.head_dim,
              [&](auto type, auto head_dim) { launch_for<decltype(type), head_dim()>(pair, p, a, device); });
 }

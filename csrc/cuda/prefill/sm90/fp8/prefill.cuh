@@ -22,10 +22,10 @@ struct Parts {
     using Cut = CutFor<Pair>;
     using Shared = SharedMemory<Cut, HeadDim>;
     using Arguments = fp8::Arguments;
-    using Kinds = fp8::Kinds;
+    using Pages = PagesOf<Pair>;
     using Consumer = fp8::Consumer<T, HeadDim, Pair>;
     static constexpr int kHeadDim = HeadDim;
-    static constexpr int kReleases = kGroupThreads / 32;  // arrivals of a group that release a stage
+    static constexpr int kReleases = 1;  // arrivals of a group that release a stage
 };
 
 #endif
@@ -47,8 +47,15 @@ void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &devi
     using Cut = CutFor<Pair>;
     using Shared = SharedMemory<Cut, HeadDim>;
     const int moved_bytes = a.positions.stored >= kMovePages / Cut::kGroups ? Cut::kGroups * Shared::kMovedBytes : 0;
-    a.ring = choose_ring<Shared>(largest_page_bytes<StoredFp8>(p.k, HeadDim),
-                                 largest_page_bytes<StoredFp8>(p.v, HeadDim), device.shared_bytes - moved_bytes);
+    const auto largest = [](const hsb_pages &pages) {
+        int bytes = 0;
+        const auto look = [&](auto kind) {
+            if (kind.pool(pages) && kind.page_bytes(HeadDim) > bytes) bytes = kind.page_bytes(HeadDim);
+        };
+        for_each_kind(look, Kinds());
+        return bytes;
+    };
+    a.ring = choose_ring<Shared>(largest(p.k), largest(p.v), device.shared_bytes - moved_bytes);
     HSB_CHECK(a.ring.stages > 0, "two page pairs do not fit into shared memory");
     a.moved = moved_bytes > 0 ? Shared::bytes(a.ring) : 0;
     a.tiles = tiles_per_head(p, Cut::kTileQueries);

@@ -37,7 +37,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
 // probabilities again. No product is under way, and both buffers of probabilities are free for the exchange.
 template <class T, int HeadDim, int Pair>
 template <class Kind>
-__device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, int page) {
+__device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, bool moved) {
     constexpr int kRow = (kGroupQueries + 2) * 4;  // two more, so that lanes fall into different banks
     const std::uint32_t maxima = probability_, highest = maxima + 16 * kRow, shifts = highest + kRow;
     static_assert(18 * kRow <= 2 * kBuffer, "the exchange's place");
@@ -69,8 +69,10 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, int
         large = max > negative_infinity() && fabsf(max * log2_scale) > References::kLarge;
     }
     const bool was_shifted = is_shifted();
-    if (large) say();
-    const bool shifted = any_said() || was_shifted;
+    // By way of shared memory: of the barrier's own answer ptxas makes spills, here.
+    if (large) ptx::store_shared_u32(Shared::large_at(base_, group_.index), 1);
+    group_.sync();
+    const bool shifted = ptx::load_shared_u32(Shared::large_at(base_, group_.index)) != 0;
     if (shifted && column == 0) ptx::store_shared_f32(Shared::scale_at(base_, group_.index), kShiftedScale);
 
 #pragma unroll
@@ -100,7 +102,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, int
         if (c % 2 == 1) ptx::keep_apart(a_.never);
     }
     group_.sync();
-    if (a_.moved != 0 && page > first_move()) scale_moved(maxima);
+    if (moved) scale_moved(maxima);
     if (shifted) {
         if (column < kGroupQueries) ptx::store_shared_f32(shift_of(column), ptx::load_shared_f32(shifts + column * 4));
         group_.sync();
@@ -109,8 +111,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, int
     if (shifted)
 #pragma unroll
         for (int i = 0; i < kScores; ++i) s_[i] += ptx::load_shared_f32(shift_of(query_of(column_of(i), lane)));
-    softmax_.begin(s_, log2_scale);
-    finish_softmax(log2_scale);
+    store_probabilities(log2_scale);
     if (shifted)
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) softmax_.reference.set(c, kShiftedReference);

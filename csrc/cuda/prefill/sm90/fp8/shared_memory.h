@@ -30,6 +30,7 @@ struct SharedMemory : BarrierAddresses {
     std::int32_t counts[kPairKinds];                  // pages of each kind
     std::int32_t block_at[RingBarriers::kMaxStages];  // which block's pages are in a stage
     std::uint32_t rises[Cut::kGroups][2];             // whether a score passed its reference (softmax.cuh)
+    std::uint32_t large[Cut::kGroups];                // whether a group's scores were ever too large (references.cuh)
     alignas(8) float scale[Cut::kGroups][2];          // of a group's scores: as pages take it, and as it is
     alignas(512) float shift[Cut::kGroups][Cut::kGroupQueries];
     float taken[Cut::kTileQueries];  // what K's shift took from each query's scores
@@ -37,6 +38,9 @@ struct SharedMemory : BarrierAddresses {
 
     HSB_HOST_DEVICE static constexpr std::uint32_t rises_at(std::uint32_t base, int group, int buffer) {
         return base + offsetof(SharedMemory, rises) + (group * 2 + buffer) * 4;
+    }
+    HSB_HOST_DEVICE static constexpr std::uint32_t large_at(std::uint32_t base, int group) {
+        return base + offsetof(SharedMemory, large) + group * 4;
     }
     HSB_HOST_DEVICE static constexpr std::uint32_t scale_at(std::uint32_t base, int group) {
         return base + offsetof(SharedMemory, scale) + group * 8;
@@ -73,7 +77,7 @@ private:
 template <class Cut, int HeadDim>
 constexpr bool fits() {
     using Shared = SharedMemory<Cut, HeadDim>;
-    constexpr int kPage = largest_page_bytes(HeadDim, Kinds());
+    constexpr int kPage = largest_page_bytes(HeadDim, fp8::Kinds());
     constexpr RingShape kLeast{kPage, kPage, 2};
     static_assert(Shared::bytes(kLeast) + Cut::kGroups * Shared::kMovedBytes <= kSharedLimitSm90,
                   "two pairs of the largest pages and moved sums must fit");

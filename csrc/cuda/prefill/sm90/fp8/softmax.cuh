@@ -35,7 +35,7 @@ struct Softmax {
     static constexpr int kScores = Cut::kGroupQueries / 2;  // of a thread
     static constexpr int kColumns = Cut::kGroupQueries / 4;
     static constexpr int kTiles = Cut::kGroupQueries / 8;  // of 8 queries, 4 scores each
-    static constexpr int kAhead = 3;
+    static constexpr int kAhead = 2;
     using Scores = float[kScores];
     using References = std::conditional_t<Cut::kGroups == 2, sm90::References<kColumns>, PackedReferences<kColumns>>;
 
@@ -58,26 +58,23 @@ struct Softmax {
                 power(s[1], 4 * tile + 1, log2_scale) + power(s[3], 4 * tile + 1, log2_scale)};
     }
 
-    // A page's probabilities in two steps: of the first kAhead tiles, which nothing else is done with; and all the rest.
-    __device__ __forceinline__ void begin(Scores &s, float log2_scale) const {
-#pragma unroll
-        for (int i = 0; i < 4 * kAhead; ++i) s[i] = power(s[i], i, log2_scale);
-    }
-    // Adds all to the sums, and stores them as the B tile [queries][64 tokens] of the product with V^T; `to`: where this lane
-    // stores. Returns whether one is 2^kTop or more.
-    __device__ __forceinline__ bool finish(Scores &s, std::uint32_t to, float log2_scale, std::uint32_t never) {
+    // A page's probabilities: adds them to the sums, and stores them as the B tile [queries][64 tokens] of the product with V^T;
+    // `to`: where this lane stores. Returns whether one is 2^kTop or more. Exponentials are kAhead tiles ahead of the rest.
+    __device__ __forceinline__ std::uint32_t store_probabilities(Scores &s, std::uint32_t to, float log2_scale,
+                                                                 std::uint32_t never) {
         constexpr bool kKeepOrder = Cut::kGroups == 2;  // as in ../softmax.cuh
         if constexpr (kKeepOrder)
             ptx::keep_order(never);
         else if (never)
-            return true;
+            return ~0u;  // or what comes before is moved in here, and spills
         std::uint32_t packed[4], seen = 0;
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
+        for (int tile = -kAhead; tile < kTiles; ++tile) {
             const int next = tile + kAhead;
             if (next < kTiles)
 #pragma unroll
                 for (int i = 4 * next; i < 4 * next + 4; ++i) s[i] = power(s[i], i, log2_scale);
+            if (tile < 0) continue;
             const float *const p = s + 4 * tile;
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum[column_of(4 * tile + i)] += p[i];
@@ -86,8 +83,10 @@ struct Softmax {
             store(to + tile / 4 * (32 * kBlock), packed, tile);
             if (kKeepOrder) ptx::keep_order(never);
         }
-        return seen & 0x80808080u;
+        return seen;
     }
+
+    static __device__ __forceinline__ bool is_too_large(std::uint32_t seen) { return seen & 0x80808080u; }
 
 private:
     // From 2^kTop on a byte plus this has its sign bit set, and no carry.
