@@ -121,7 +121,7 @@ class PagedTensor:
             map=None if self.map.is_cuda and one_kind else self.map,
             stored=self.elements.code,
             scale=self.scale,
-            wide_pages=len(self.pools.get(BlockKind.WIDE, ())),
+            wide_pages=len(self.pool_fields.get("wide", ())),
             **self.pool_fields,
             **{f"{field}_page_bytes": pool.shape[1] for field, pool in self.pool_fields.items()},
         )

@@ -1,7 +1,6 @@
 #include "narrow.h"
 
 #include "cuda/element.cuh"
-#include "cuda/kinds/wide.cuh"
 #include "cuda/launch.h"
 #include "cuda/page.cuh"
 #include "cuda/ptx/e4m3.cuh"
@@ -11,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A CTA is a page. A thread has what one lane has of a 16 x 16 tile of the wide page (kinds/wide.cuh): of rows i and i + 8 of
+// A CTA is a page. A thread has what one lane has of a 16 x 16 tile of the wide page: of rows i and i + 8 of
 // a strip two pairs of neighbours each, 4 columns apart.
 template <class Shape>
 __global__ void __launch_bounds__(kThreads) narrow_kernel(const uint4 *from, unsigned char *to) {
@@ -24,8 +23,8 @@ __global__ void __launch_bounds__(kThreads) narrow_kernel(const uint4 *from, uns
         const int lane = at % 32, step = at / 32 % kSteps, strip = at / 32 / kSteps;
         const int row = strip * kStripRows + lane / 4, col = lane % 4 / 2 * 8 + lane % 2 * 2;
         const uint4 x = __ldg(wide + at);
-        const float2 a = Element<__half>::unpack(x.x), b = Element<__half>::unpack(x.y);
-        const float2 c = Element<__half>::unpack(x.z), d = Element<__half>::unpack(x.w);
+        const float2 a = Element<OfE4m3>::unpack(x.x), b = Element<OfE4m3>::unpack(x.y);
+        const float2 c = Element<OfE4m3>::unpack(x.z), d = Element<OfE4m3>::unpack(x.w);
         const auto store = [&](int below, const float2 &near, const float2 &far) {
             const std::uint32_t four = ptx::e4m3x4_of_fp32(near.x, near.y, far.x, far.y);
             unsigned char *const chunk = page + swizzled_chunk<kRowBytes>(row + below, step) + col;

@@ -3,17 +3,11 @@
 
 #include <type_traits>
 
+#include "cuda/kinds/fp8_narrowed.cuh"
 #include "cuda/prefill/sm90/plan.h"
 
 namespace hsb::cuda::prefill::sm90::fp8 {
 
-// A wide block, rounded to e4m3 beforehand (narrow.h): a dense page in a pool of its own, in the place of the wide one's.
-struct NarrowedKind : Fp8DenseWgmma {
-    static constexpr hsb_block_kind kKind = WideKind::kKind;
-    static constexpr bool kStays = false;
-    HSB_HOST_DEVICE static constexpr int page_bytes(int head_dim) { return fp8_dense_page_bytes(head_dim); }
-    static const void *pool(const hsb_pages &pages) { return pages.wide; }
-};
 using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind, NarrowedKind>;
 static_assert(are_in_order<Kinds>() && Kinds::kCount == StoredFp8::Kinds::kCount, "as a map of such pages says");
 

@@ -34,7 +34,7 @@ void run_prefill_sm90_fp8(const hsb_prefill_params &p, const Device &device) {
         const hsb_pages &pages = key ? p.k : p.v;
         if (!pages.wide) continue;
         narrow_wide_pages(pages, key ? HSB_KEY : HSB_VALUE, p.head_dim, room, p.stream);
-        (key ? a.k : a.v).pools[WideKind::kKind] = room;
+        (key ? a.k : a.v).pools[NarrowedKind::kKind] = room;
         room += narrowed_bytes(pages, p.head_dim);
     }
     const int key_kind = sm90::fp8::multiplied_as(a.k), value_kind = sm90::fp8::multiplied_as(a.v);
