@@ -23,10 +23,10 @@ __device__ __forceinline__ void scaled(float (&y)[8], const uint4 &x, const floa
     y[4] = c.x * high.x * by, y[5] = c.y * high.y * by, y[6] = d.x * high.z * by, y[7] = d.y * high.w * by;
 }
 
-// Group `g` (0 .. 7) of 4 places in mirror order, from chunk `side` of 8 channels on (cuda/queries.cuh): y[0] is near's chunk
+// Group `g` (0 .. 7) of 4 places in mirror order, of the chunks of 8 channels that give 8 groups (cuda/queries.cuh): y[0] is near's
 // of the lower half, y[1] far's, y[2] and y[3] those of the upper half.
-__device__ __forceinline__ std::uint32_t mirror_group(const float (&y)[4][8], int side, int g) {
-    return ptx::e4m3x4_of_fp32(y[side][g], y[1 - side][7 - g], y[2 + side][g], y[3 - side][7 - g]);
+__device__ __forceinline__ std::uint32_t mirror_group(const float (&y)[4][8], int g) {
+    return ptx::e4m3x4_of_fp32(y[0][g], y[1][7 - g], y[2][g], y[3][7 - g]);
 }
 
 // A thread takes 4 chunks of 8 channels of a query, the same 4 of all of its queries, whose places are 2 chunks of 16.
@@ -83,12 +83,10 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::load_queries() const
         for (int j = 0; j < kTaken; ++j) scaled<T>(y[j], x[n][j], scales + chunk[j] * 8, by);
         if (a_.mirror) {
 #pragma unroll
-            for (int side = 0; side < 2; ++side)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    *at_query_chunk(row, (side ? far : near) * 2 + half) =
-                        make_uint4(mirror_group(y, side, half * 4), mirror_group(y, side, half * 4 + 1),
-                                   mirror_group(y, side, half * 4 + 2), mirror_group(y, side, half * 4 + 3));
+            for (int half = 0; half < 2; ++half)
+                *at_query_chunk(row, near * 2 + half) =
+                    make_uint4(mirror_group(y, half * 4), mirror_group(y, half * 4 + 1), mirror_group(y, half * 4 + 2),
+                               mirror_group(y, half * 4 + 3));
         } else {
             const auto four = [&](int j, int k) {
                 return ptx::e4m3x4_of_fp32(y[j][k], y[j][k + 1], y[j][k + 2], y[j][k + 3]);
