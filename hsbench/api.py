@@ -60,7 +60,7 @@ def compress(
             each channel; or ``int4``, with a scale for each channel of a block of K and each 64 channels of a token of
             V. Before fp8 and int4 the means of K and of V are taken off, whatever the pruner; what may not be pruned
             stays fp16. CUDA's prefill reads no fp8, and neither of its kernels int4.
-        key_elements: overrides ``elements`` for K. No kernel reads K and V of different elements yet.
+        key_elements: overrides ``elements`` for K. On CUDA no kernel reads K and V of different elements yet.
         value_elements: overrides ``elements`` for V.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.

@@ -383,8 +383,19 @@ def test_values_of_4_bits(dtype: torch.dtype) -> None:
     assert_close(hsbench.prefill(q, kv), attention(q, *unpacked), q)
     same = hsbench.compress(k + 9, v, key_elements="int4", value_elements=STORED_INT4)
     assert all(torch.equal(a, b) for a, b in zip(same.unpack(), unpacked, strict=True))
-    with pytest.raises(UnsupportedError, match="no kernel reads K and V of int4/16bit yet: store both alike"):
-        hsbench.compress(k, v, key_elements="int4")
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_k_and_v_of_different_elements(dtype: torch.dtype) -> None:
+    q, k, v = tensors(dtype, q_heads=4, kv_heads=2, seq=333, q_len=70)
+    for key, value in itertools.permutations(("16bit", "fp8", "int4"), 2):
+        kv = hsbench.compress(k + 9, v, key_elements=key, value_elements=value)
+        assert (kv.k.elements.name, kv.v.elements.name) == (key, value)
+        unpacked = kv.unpack()
+        last = q[:, :, -1:].contiguous()
+        assert_close(hsbench.decode(last, kv), attention(last, *unpacked), last)
+        assert_close(hsbench.prefill(q, kv), attention(q, *unpacked), q)
 
 
 @needs_native

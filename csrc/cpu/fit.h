@@ -39,15 +39,15 @@ template <class Put>
 // out * factor * scale * unit + shift, of this kv head; scale and shift may be null, for 1 and nothing. A mean of V lies within
 // the type's range, but what is stored of V was rounded, so that it, or it and its shift, may pass the largest number: then
 // that is the result. NaN stays NaN.
-template <class Isa, class Type, class Stored>
-void finish_output(float *out, float factor, const float *scale, const float *shift, int head_dim) {
+template <class Isa, class Type>
+void finish_output(float *out, float factor, const float *scale, float unit, const float *shift, int head_dim) {
     const float bound = to_float(infinity_bits(Type::dtype) - 1, Type{});
     const auto largest = Isa::set(bound), lowest = Isa::set(-bound), both = Isa::set(factor);
     for (int d = 0; d < head_dim; d += Isa::width) {
         const auto added = shift ? Isa::load(shift + d) : Isa::zero();
-        const auto sum = scale ? Isa::fma(Isa::mul(Isa::load(out + d), both),
-                                          Isa::mul(Isa::load(scale + d), Isa::set(Stored::unit)), added)
-                               : Isa::fma(Isa::load(out + d), both, added);
+        const auto sum =
+            scale ? Isa::fma(Isa::mul(Isa::load(out + d), both), Isa::mul(Isa::load(scale + d), Isa::set(unit)), added)
+                  : Isa::fma(Isa::load(out + d), both, added);
         Isa::store(out + d, Isa::max(lowest, Isa::min(largest, sum)));
     }
 }

@@ -18,6 +18,6 @@ def why_no_pages(elements: CacheElements, device: Device) -> str | None:
     """Why a device stores no such elements, or its kernels do not read them; None if it does."""
     if missing := [one for one in (elements.key, elements.value) if one not in LAYOUTS[device.kind]]:
         return f"no {device.kind.upper()} kernel reads {missing[0]} pages yet: the CPU's do"
-    if elements.key != elements.value:
-        return f"no kernel reads K and V of {elements} yet: store both alike"
+    if elements.key != elements.value and device.is_cuda:
+        return f"no CUDA kernel reads K and V of {elements} yet: store both alike"
     return None

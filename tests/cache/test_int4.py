@@ -10,11 +10,12 @@ from torch import Tensor
 
 from hsbench.cache import cpu_int4, cpu_layout, int4, wide
 from hsbench.cache.fitted import compress_kv
+from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import BlockKind, Operand, keep_2_of_4
 from hsbench.cache.pruner import CENTERED, MAGNITUDE, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
-from hsbench.errors import UnsupportedError
 from hsbench.kernels import library
+from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.elements import (
     INT4,
     SIXTEEN_BIT,
@@ -155,5 +156,7 @@ def test_k_and_v_apart() -> None:
     assert 2 * each[mixed].nbytes == each[STORED_INT4].nbytes + each[STORED_FP8].nbytes
     only_k = simulate(k, v, elements=elements_of(STORED_INT4, SIXTEEN_BIT), **how)
     assert torch.equal(only_k.v, each[SIXTEEN_BIT].v) and only_k.fits[1].scale is None
-    with pytest.raises(UnsupportedError, match="no kernel reads K and V of int4/fp8 yet"):
-        compress_kv(k, v, key_sparsity=0.0, value_sparsity=0.0, elements=mixed)
+    assert str(why_no_pages(mixed, CUDA)).startswith("no CUDA kernel reads int4 pages yet")
+    other = elements_of(STORED_FP8, SIXTEEN_BIT)
+    assert str(why_no_pages(other, CUDA)).startswith("no CUDA kernel reads K and V of fp8/16bit yet")
+    assert why_no_pages(mixed, CPU) is None is why_no_pages(STORED_FP8, CUDA)

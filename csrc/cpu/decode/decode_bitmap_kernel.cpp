@@ -74,7 +74,7 @@ public:
           v_(p.v_bitmap, unit.head * p.seq + first_, tokens_, parts_) {}
 
     void run() {
-        start_unit<Isa, Type, Type>(p_, unit_, s_);
+        start_unit<Isa, Type>(p_, unit_, s_);
         for (std::int64_t first = 0; first < tokens_; first += kRunTokens) {
             const int tokens = static_cast<int>(tokens_ - first < kRunTokens ? tokens_ - first : kRunTokens);
             for_each_chunk<Isa>(group_, [&](auto chunk, int head) {

@@ -23,8 +23,8 @@ struct Pages {
 // One unit. Pages are read in runs, K of a run and then V of it:
 //
 //   K0 K1 ... K7 | softmax | V0 V1 ... V7 | K8 K9 ... K15 | softmax | V8 V9 ... V15 | ...
-// Stored: of the pages' values; Type: of everything else.
-template <class Isa, class Type, class Stored>
+// Type: of all but the values of pages, of which K and V may have different ones.
+template <class Isa, class Type>
 class Decode {
 public:
     Decode(const hsb_decode_params &p, const DecodeUnit &unit)
@@ -33,22 +33,27 @@ public:
           k_(p.k, unit.head, ceil_div(p.seq, kBlock)), v_(p.v, unit.head, ceil_div(p.seq, kBlock)) {}
 
     void run() {
-        start_unit<Isa, Type, Stored>(p_, unit_, s_);
-        make_tables();
+        start_unit<Isa, Type>(p_, unit_, s_);
+        with_stored<Type>(p_.k.stored, [&](auto stored) { make_tables(stored); });
         for (std::int64_t first = unit_.first_block; first < unit_.last_block; first += kRun) {
             const std::int64_t last = first + kRun < unit_.last_block ? first + kRun : unit_.last_block;
-            for (std::int64_t block = first; block < last; ++block) score_block(block, first);
+            with_stored<Type>(p_.k.stored, [&](auto stored) {
+                for (std::int64_t block = first; block < last; ++block) score_block(stored, block, first);
+            });
             const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
             update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), score_factor(p_),
                                 reserve_);
-            for (std::int64_t block = first; block < last; ++block) weigh_block(block, first);
+            with_stored<Type>(p_.v.stored, [&](auto stored) {
+                for (std::int64_t block = first; block < last; ++block) weigh_block(stored, block, first);
+            });
         }
         finish_unit<Isa>(p_, unit_, s_);
     }
 
 private:
     // What kinds that the unit has blocks of make of its queries.
-    void make_tables() {
+    template <class Stored>
+    void make_tables(Stored) {
         const auto make = [&](auto kind) {
             if constexpr (kind.query_floats(kTileSteps) > 0) {
                 bool any = false;
@@ -65,7 +70,8 @@ private:
     }
 
     // scores[head][block's tokens] = q . k
-    void score_block(std::int64_t block, std::int64_t first) {
+    template <class Stored>
+    void score_block(Stored, std::int64_t block, std::int64_t first) {
         const StoredPage page = k_[block];
         float *scores = s_.scores + (block - first) * kBlock;
         for (int h = 0; h < group_; ++h)
@@ -80,7 +86,8 @@ private:
     }
 
     // out[head][...] += p . v
-    void weigh_block(std::int64_t block, std::int64_t first) {
+    template <class Stored>
+    void weigh_block(Stored, std::int64_t block, std::int64_t first) {
         const StoredPage page = v_[block];
         const float *probabilities = s_.scores + (block - first) * kBlock;
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
@@ -117,10 +124,7 @@ float shift_of_scores(const hsb_decode_params &p, std::int64_t kv_head, const st
 
 template <class Isa>
 void attend_pages(const hsb_decode_params &p, const DecodeUnit &unit) {
-    with_type(p.dtype, [&](auto type) {
-        with_stored(p.k.stored, p.dtype,
-                    [&](auto stored) { Decode<Isa, decltype(type), decltype(stored)>(p, unit).run(); });
-    });
+    with_type(p.dtype, [&](auto type) { Decode<Isa, decltype(type)>(p, unit).run(); });
 }
 
 template <class Isa>
@@ -150,9 +154,7 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
         const auto of_head = [&](const float *x) { return x ? x + kv_head * p.head_dim : nullptr; };
         if (p.value_shift || p.v.scale) {
             const float *shift = of_head(p.value_shift), *scale = of_head(p.v.scale);
-            with_stored(p.v.stored, p.dtype, [&](auto stored) {
-                finish_output<Isa, Type, decltype(stored)>(partials, 1.0f / sum, scale, shift, p.head_dim);
-            });
+            finish_output<Isa, Type>(partials, 1.0f / sum, scale, unit_of(p.v.stored), shift, p.head_dim);
             sum = 1.0f;
         }
         for (int d = 0; d < p.head_dim; ++d) out[d] = from_float(partials[d] / sum, type);

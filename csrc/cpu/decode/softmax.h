@@ -27,7 +27,7 @@ inline float score_factor(const hsb_decode_params &p) {
 }
 
 // Queries, K's scale included, in the order of K's channels, and nothing seen yet.
-template <class Isa, class Type, class Stored>
+template <class Isa, class Type>
 void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
     const int group = p.q_heads / p.kv_heads;
     const auto *q = static_cast<const std::uint16_t *>(p.q) + unit.head * group * p.head_dim;
@@ -43,7 +43,8 @@ void start_unit(const hsb_decode_params &p, const DecodeUnit &unit, const Decode
         for (int h = 0; h < group; ++h)
             for (int d = 0; d < p.head_dim; d += Isa::width) {
                 float *x = wide + h * p.head_dim + d;
-                Isa::store(x, Isa::mul(Isa::load(x), Isa::mul(Isa::load(of_channel + d), Isa::set(Stored::unit))));
+                Isa::store(x,
+                           Isa::mul(Isa::load(x), Isa::mul(Isa::load(of_channel + d), Isa::set(unit_of(p.k.stored)))));
             }
     }
     if (mirror)

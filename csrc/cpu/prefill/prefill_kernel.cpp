@@ -74,13 +74,12 @@ struct Rows {
 };
 
 // Of each channel, what its scores get by K's scale; all 1 where there is none.
-template <class Stored>
-float key_factor(const hsb_prefill_params &p, std::int64_t kv_head, int channel) {
-    return p.k.scale ? p.k.scale[kv_head * p.head_dim + channel] * Stored::unit : 1.0f;
+inline float key_factor(const hsb_prefill_params &p, std::int64_t kv_head, int channel) {
+    return p.k.scale ? p.k.scale[kv_head * p.head_dim + channel] * unit_of(p.k.stored) : 1.0f;
 }
 
 // Q rows to a tile's Q^T, with scale, K's own scale and log2(e), in the order of K's channels; padding lanes are zero.
-template <class Isa, class Type, class Stored>
+template <class Isa, class Type>
 void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
     constexpr int kLanes = Tile<Isa>::lanes;
     const int head_dim = rows.p.head_dim;
@@ -92,7 +91,7 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
         for (int d = 0; d < head_dim; d += Isa::width)
             Isa::store(line + d, lane < used ? Isa::mul(factor, Isa::load(q + d, Type{})) : Isa::zero());
         if (rows.p.k.scale)
-            for (int d = 0; d < head_dim; ++d) line[d] *= key_factor<Stored>(rows.p, rows.kv_head, d);
+            for (int d = 0; d < head_dim; ++d) line[d] *= key_factor(rows.p, rows.kv_head, d);
         const auto put = [=](int place, int channel) { queries[place * kLanes + lane] = line[channel]; };
         if (rows.p.key_order == HSB_ORDER_MIRROR)
             for_each_mirrored(head_dim, put);
@@ -107,7 +106,7 @@ void load_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t firs
 }
 
 // What K's shift took from every score of a tile's queries [lanes], from Q^T, which is at hand: q itself is far by now.
-template <class Isa, class Stored>
+template <class Isa>
 void shift_of_scores(const Rows &rows, const Scratch<Isa> &s, int t, float *taken) {
     using T = Tile<Isa>;
     const hsb_prefill_params &p = rows.p;
@@ -116,7 +115,7 @@ void shift_of_scores(const Rows &rows, const Scratch<Isa> &s, int t, float *take
     typename Isa::Float sum[T::vectors];
     for (auto &x : sum) x = Isa::zero();
     const auto add = [&](int place, int channel) {
-        const auto factor = Isa::set(shift[channel] / key_factor<Stored>(p, rows.kv_head, channel));
+        const auto factor = Isa::set(shift[channel] / key_factor(p, rows.kv_head, channel));
         const float *query = queries + place * T::lanes;
         for (int v = 0; v < T::vectors; ++v) sum[v] = Isa::fma(factor, Isa::load(query + v * Isa::width), sum[v]);
     };
@@ -128,7 +127,7 @@ void shift_of_scores(const Rows &rows, const Scratch<Isa> &s, int t, float *take
 }
 
 // O^T over the sums to out, and the log-sum-exp.
-template <class Isa, class Type, class Stored>
+template <class Isa, class Type>
 void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t first, int used) {
     constexpr int kLanes = Tile<Isa>::lanes;
     const hsb_prefill_params &p = rows.p;
@@ -136,7 +135,7 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
     const float *output = s.output(t);
     float *line = s.at(s.line);
     float taken[kLanes];
-    if (p.key_shift) shift_of_scores<Isa, Stored>(rows, s, t, taken);
+    if (p.key_shift) shift_of_scores<Isa>(rows, s, t, taken);
     for (int lane = 0; lane < used; ++lane) {
         const std::int64_t index = rows.index(first + lane);
         const float sum = s.sum(t)[lane];
@@ -153,7 +152,8 @@ void store_tile(const Rows &rows, const Scratch<Isa> &s, int t, std::int64_t fir
         const auto of_head = [&](const float *x) { return x ? x + rows.kv_head * head_dim : nullptr; };
         const bool finish = p.value_shift || p.v.scale;
         if (finish)
-            finish_output<Isa, Type, Stored>(line, 1.0f / sum, of_head(p.v.scale), of_head(p.value_shift), head_dim);
+            finish_output<Isa, Type>(line, 1.0f / sum, of_head(p.v.scale), unit_of(p.v.stored), of_head(p.value_shift),
+                                     head_dim);
         const auto factor = Isa::set(finish ? 1.0f : 1.0f / sum);
         for (int d = 0; d < head_dim; d += Isa::width)
             Isa::store(out + d, Isa::mul(factor, Isa::load(line + d)), Type{});
@@ -184,8 +184,8 @@ void attend(const Scratch<Isa> &s, int t, const Matrix &k, const Matrix &v, std:
     multiply_add<Isa>(v, scores, s.output(t), raised ? rescale : nullptr);
 }
 
-// Stored: of the pages' values; Type: of everything else.
-template <class Isa, class Type, class Stored>
+// Type: of all but the values of pages, of which K and V may have different ones.
+template <class Isa, class Type>
 void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
     constexpr int kLanes = Tile<Isa>::lanes;
     const Scratch<Isa> s(p.head_dim, scratch);
@@ -196,7 +196,7 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
         const std::int64_t left = unit.last_row - first_row(t);
         return static_cast<int>(left < kLanes ? left : kLanes);
     };
-    for (int t = 0; t < tiles; ++t) load_tile<Isa, Type, Stored>(rows, s, t, first_row(t), used(t));
+    for (int t = 0; t < tiles; ++t) load_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
 
     const std::int32_t *k_map = p.k.map + unit.head * rows.blocks;
     const std::int32_t *v_map = p.v.map + unit.head * rows.blocks;
@@ -206,8 +206,8 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
     for (std::int64_t block = 0; block < seen; ++block) {
         const std::int64_t start = rows.start(block);
         while (rows.last_token(first_row(from) + used(from) - 1) < start) ++from;
-        const Matrix k = unpack<Isa, Stored>(stored_page(p.k, k_map[block]), kBlock, p.head_dim, scratch + s.k);
-        const Matrix v = unpack<Isa, Stored>(stored_page(p.v, v_map[block]), p.head_dim, kBlock, scratch + s.v);
+        const Matrix k = unpack<Isa, Type>(p.k, k_map[block], kBlock, p.head_dim, scratch + s.k);
+        const Matrix v = unpack<Isa, Type>(p.v, v_map[block], p.head_dim, kBlock, scratch + s.v);
         const std::int64_t next = block + 1 < seen ? block + 1 : block;
         for (int t = from; t < tiles; ++t) {
             // Between tiles, so that memory has all of this block's time to bring the next one.
@@ -216,7 +216,7 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
             attend<Isa>(s, t, k, v, start, rows.last_token(first_row(t)), block == 0, reserve);
         }
     }
-    for (int t = 0; t < tiles; ++t) store_tile<Isa, Type, Stored>(rows, s, t, first_row(t), used(t));
+    for (int t = 0; t < tiles; ++t) store_tile<Isa, Type>(rows, s, t, first_row(t), used(t));
 }
 
 }  // namespace
@@ -234,10 +234,7 @@ std::size_t prefill_scratch_bytes(int head_dim, int tiles) {
 
 template <class Isa>
 void prefill_unit(const hsb_prefill_params &p, const PrefillUnit &unit, std::byte *scratch) {
-    with_type(p.dtype, [&](auto type) {
-        with_stored(p.k.stored, p.dtype,
-                    [&](auto stored) { prefill_unit_of<Isa, decltype(type), decltype(stored)>(p, unit, scratch); });
-    });
+    with_type(p.dtype, [&](auto type) { prefill_unit_of<Isa, decltype(type)>(p, unit, scratch); });
 }
 
 template int prefill_tile_lanes<Isa>();

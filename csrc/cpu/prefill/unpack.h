@@ -22,11 +22,16 @@ inline void prefetch(const StoredPage &page, int part, int parts) {
         __builtin_prefetch(page.data + line * kLine, 0, 2);
 }
 
+// The page of a map's entry; Type: of the tensor.
 template <class Isa, class Type>
-Matrix unpack(const StoredPage &page, int rows, int steps, std::byte *out) {
-    return with_kind<KindsOf<Type>>(page.kind, [&](auto kind) {
-        unpack_page<Isa, Type>(kind, page.data, rows, steps, out);
-        return Matrix{rows, steps, unpacked_kind(kind), out};
+Matrix unpack(const hsb_pages &pages, std::int32_t entry, int rows, int steps, std::byte *out) {
+    const StoredPage page = stored_page(pages, entry);
+    return with_stored<Type>(pages.stored, [&](auto stored) {
+        using Stored = decltype(stored);
+        return with_kind<KindsOf<Stored>>(page.kind, [&](auto kind) {
+            unpack_page<Isa, Stored>(kind, page.data, rows, steps, out);
+            return Matrix{rows, steps, unpacked_kind(kind), out};
+        });
     });
 }
 

@@ -67,13 +67,16 @@ template <class Function>
     return function(Bf16{});
 }
 
-// Calls function(tag) of what pages hold: an hsb_stored that has been checked, of tensors of an hsb_dtype.
-template <class Function>
-[[gnu::always_inline]] inline decltype(auto) with_stored(int stored, int dtype, Function &&function) {
+// Calls function(tag) of what pages hold: an hsb_stored that has been checked, of tensors of a type.
+template <class Type, class Function>
+[[gnu::always_inline]] inline decltype(auto) with_stored(int stored, Function &&function) {
     if (stored == HSB_STORED_FP8) return function(E4m3{});
     if (stored == HSB_STORED_INT4) return function(Int4{});
-    return with_type(dtype, function);
+    return function(Type{});
 }
+
+// What a loaded value counts of pages that hold an hsb_stored.
+inline float unit_of(int stored) { return stored == HSB_STORED_16 ? 1.0f : WideFp16::unit; }
 
 inline std::uint32_t bits_of(float x) {
     std::uint32_t bits;
