@@ -55,8 +55,10 @@ class PagesMethod(Method):
         self, phase: Phase, device: Device, path: str = "auto", elements: StoredElements = SIXTEEN_BIT
     ) -> None:
         self.phase, self.device, self.path, self.elements = phase, device, path, elements
-        self.on_request = path != "auto"
-        variants = [elements.name] * elements.has_scale + [path] * self.on_request
+        named = path != "auto"
+        # Nor does a row come with its family that no kernel of the device could ever run.
+        self.on_request = named or why_no_pages(elements, device) is not None
+        variants = [elements.name] * elements.has_scale + [path] * named
         self.name = ":".join([self.family, *variants])
 
     def sparsities(self, workload: Workload) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hsbench.cache.fitted import PACKED_BY_TORCH
+from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import PRUNERS
 from hsbench.cache.simulate import simulate
@@ -402,11 +403,13 @@ def test_a_variant_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("family", ["dense", "hierarchical"])
 def test_a_family_of_more_elements(family: str) -> None:
-    """Its name stands for both, but for a row's that a plan has; and each can be asked for alone."""
+    """Its name stands for all that the device has pages for, but for a row's that a plan has; and each can be asked for
+    alone."""
     for phase, device in itertools.product(PHASES.values(), (CPU, CUDA)):
         found = find_methods([family], phase, device)
-        assert [method.name for method in found] == [family, *narrow_rows(family)]
-        assert [method.dense for method in found] == [family == "dense", False, False]
+        stored = [one for one in STORED.values() if one.has_scale and why_no_pages(one, device) is None]
+        assert [method.name for method in found] == [family, *(f"{family}:{one}" for one in stored)]
+        assert [method.dense for method in found] == [family == "dense", *[False] * len(stored)]
         for name, row in ((f"{family}:16bit", family), *((row, row) for row in narrow_rows(family))):
             assert [method.name for method in find_methods([name], phase, device)] == [row]
         assert [method.name for method in find_methods([family], phase, device, rows_alone=True)] == [family]
