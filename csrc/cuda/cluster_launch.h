@@ -26,7 +26,7 @@ public:
         const void *const code = reinterpret_cast<const void *>(kernel);
         const std::lock_guard<std::mutex> lock(mutex);
         const auto [found, is_new] = known.try_emplace({code, device, ranks_, threads_, shared_bytes_}, 0);
-        if (is_new) {
+        if (is_new && is_compiled_for_clusters(code)) {
             allow(kernel);
             Configuration asked(*this, nullptr);
             if (cudaOccupancyMaxActiveClusters(&found->second, code, &asked.config) != cudaSuccess)
@@ -60,6 +60,13 @@ private:
         }
         Configuration(const Configuration &) = delete;
     };
+
+    // Of older chips' PTX, which newer ones run, a kernel has no body.
+    static bool is_compiled_for_clusters(const void *code) {
+        cudaFuncAttributes attributes{};
+        HSB_CUDA(cudaFuncGetAttributes(&attributes, code));
+        return attributes.ptxVersion >= 90;
+    }
 
     // More shared memory, and more blocks to a cluster, than is had without asking.
     template <class Kernel>
