@@ -15,7 +15,7 @@ from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch, write_map
 from hsbench.cache.layouts import why_no_pages
-from hsbench.cache.prune import BlockKind, BlockPlan, Operand, check_finite, plan_blocks
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
@@ -44,10 +44,10 @@ class QuantisingCompressor:
         self._native.run()
         found, to = self._native.pages, self.pages
         with forks.torch_operations():
-            is_sparse = kinds_of(found.map) == int(BlockKind.SPARSE_2_4)
-            write_map(to, is_sparse)
+            chosen = chosen_of_kinds(kinds_of(found.map))
+            write_map(to, chosen)
             for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
-                pack_torch(found.head(b, h).unpack(), to.head(b, h), is_sparse[b : b + 1, h : h + 1])
+                pack_torch(found.head(b, h).unpack(), to.head(b, h), chosen[b : b + 1, h : h + 1])
 
     def check(self) -> None:
         """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""

@@ -200,6 +200,11 @@ def kinds_of_chosen(chosen: Tensor, plan: BlockPlan) -> Tensor:
     return kinds
 
 
+def chosen_of_kinds(kinds: Tensor) -> Tensor:
+    """The inverse of :func:`kinds_of_chosen`."""
+    return kinds == int(BlockKind.SPARSE_2_4)
+
+
 def prune_hierarchical(
     x: Tensor, operand: Operand, chosen: Tensor, *, scores: Tensor | None = None, fold: float = 0.0
 ) -> Tensor:
