@@ -30,6 +30,7 @@ namespace hsb::cuda {
 //   keep_group<place>(choice, x, w, g)    two groups of 4 tokens, 4 g and on of those 16, pruned
 struct AsItIs {
     static constexpr bool kIsPlain = true;
+    static constexpr bool kIsScaled = false;
     struct Args {
         std::uint32_t infinity;  // infinity_bits(dtype)
     };
@@ -90,6 +91,7 @@ class Fitted {
 
 public:
     static constexpr bool kIsPlain = false;
+    static constexpr bool kIsScaled = Scaled;
     using Type = T;
     using Args = FitArgs;
     struct TokenWeights {

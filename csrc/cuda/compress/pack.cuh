@@ -37,9 +37,17 @@ struct PackArgs {
 
 constexpr int kPackWarps = 4;
 
-// On a multiprocessor: a pruner's own values take registers.
+// On a multiprocessor: a pruner's own values take registers, and so does e4m3 where older chips convert to it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kScaledKeyCtas = 3;
+#else
+constexpr int kScaledKeyCtas = 6;
+#endif
 template <int Operand, class Source>
-constexpr int kPackCtas = Source::kIsPlain ? (Operand == HSB_KEY ? 8 : 4) : (Operand == HSB_KEY ? 6 : 3);
+constexpr int kPackCtas = Source::kIsPlain     ? (Operand == HSB_KEY ? 8 : 4)
+                          : Operand != HSB_KEY ? 3
+                          : Source::kIsScaled  ? kScaledKeyCtas
+                                               : 6;
 
 template <int HeadDim, int Operand>
 constexpr int kPackParts = Operand == HSB_KEY ? kBlock / kStripRows : HeadDim / 64;  // warps that share a block
