@@ -146,8 +146,8 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
             CUDA takes an fp8 cache on compute capability 9.0 alone, of whole blocks in K's own order, none evicted.
             There q and the probabilities are rounded to e4m3, too.
     """
-    arguments.tensor("q", q)
-    if reason := calls.why_not_unchecked_prefill(arguments.cache("kv", kv), Device.of(kv.device)):
+    q, kv = arguments.tensor("q", q), arguments.cache("kv", kv)
+    if reason := calls.why_not_unchecked_prefill(kv, Device.of(kv.device)):
         raise UnsupportedError(reason)
     call = calls.prefill_call(q, kv)
     call.run()
