@@ -68,12 +68,11 @@ private:
         return attributes.ptxVersion >= 90;
     }
 
-    // More shared memory, and more blocks to a cluster, than is had without asking.
+    // More shared memory than is had without asking.
     template <class Kernel>
     void allow(Kernel *kernel) const {
         const void *const code = reinterpret_cast<const void *>(kernel);
         HSB_CUDA(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_));
-        HSB_CUDA(cudaFuncSetAttribute(code, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
     }
 
     int clusters_, ranks_, threads_, shared_bytes_;

@@ -157,24 +157,10 @@ public:
 
     // What K's shift takes off the scores of the query heads whose lse this rank writes; a warp for each.
     __device__ __forceinline__ void score_key_shift(int warp, int warps, int lane) const {
-        constexpr int kDims = HeadDim / 32;
         const int mine = outputs();
         for (int head = (first() + HeadDim - 1) / HeadDim + warp; head * HeadDim < first() + mine; head += warps) {
-            float sum = 0.0f;
-            if (a_.key_shift) {
-                const T *const q =
-                    static_cast<const T *>(a_.q) + (static_cast<std::int64_t>(head_) * a_.group + head) * HeadDim;
-                float shift[kDims];
-                load_dims(shift, a_.key_shift + static_cast<std::int64_t>(head_) * HeadDim + lane * kDims);
-#pragma unroll
-                for (int i = 0; i < kDims / 2; ++i) {
-                    const float2 pair =
-                        Element<T>::unpack(__ldg(reinterpret_cast<const std::uint32_t *>(q + lane * kDims) + i));
-                    sum += pair.x * shift[2 * i] + pair.y * shift[2 * i + 1];
-                }
-                for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-            }
-            if (lane == 0) ptx::store_shared_f32(base_ + score_at(head), sum * a_.given_scale);
+            const float taken = Shifts<T, HeadDim, Stored>(a_, head_, head, lane).score() * a_.given_scale;
+            if (lane == 0) ptx::store_shared_f32(base_ + score_at(head), taken);
         }
     }
 
