@@ -15,8 +15,6 @@ from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, check_kv
 from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
-from hsbench.errors import UnsupportedError
-from hsbench.kernels.device import Device
 from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 
 __all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
@@ -143,12 +141,9 @@ def prefill(q: Tensor, kv: HierarchicalKV) -> tuple[Tensor, Tensor]:
 
     Raises:
         UsageError, UnsupportedError, UnavailableError: as :func:`decode`, but for the number of queries: 1 to seq; and
-            CUDA takes an fp8 cache on compute capability 9.0 alone, of whole blocks in K's own order, none evicted.
-            There q and the probabilities are rounded to e4m3, too.
+            CUDA takes an fp8 cache on compute capability 9.0 alone. There q and the probabilities are rounded to e4m3,
+            too.
     """
-    q, kv = arguments.tensor("q", q), arguments.cache("kv", kv)
-    if reason := calls.why_not_unchecked_prefill(kv, Device.of(kv.device)):
-        raise UnsupportedError(reason)
-    call = calls.prefill_call(q, kv)
+    call = calls.prefill_call(arguments.tensor("q", q), arguments.cache("kv", kv))
     call.run()
     return call.out, call.lse

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 import hsbench
-from hsbench.attention import calls
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import BALANCED, DEFAULT_PRUNER, MIRROR, PRUNERS
 from hsbench.errors import HsbenchError, NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.kernels import library
-from hsbench.kernels.device import CPU, CUDA
 from hsbench.problem.elements import STORED_FP8, STORED_INT4
 
 MISSING = library.why_missing("cpu")
@@ -453,19 +451,3 @@ def test_a_pruner_that_no_kernel_reads() -> None:
     _, k, v = tensors()
     with pytest.raises(UnsupportedError, match="pruner mirror:hd: no kernel reads V in groups along head_dim yet"):
         hsbench.compress(k, v, pruner="mirror:hd")
-
-
-def test_prefill_of_8_bits_is_handed_out_where_it_was_seen_right() -> None:
-    _, k, v = tensors(torch.float16, q_len=1, q_heads=2, kv_heads=2, seq=256)
-    own = {"elements": "fp8", "pruner": "magnitude"}
-    plain = hsbench.compress(k, v, 0.5, **own)
-    assert calls.why_not_unchecked_prefill(plain, CUDA) is None and plain.k.plan.wide == 0
-    for how, word in (
-        ({"local": 64}, "wide"),
-        ({"pruner": "mirror"}, "mirror order"),
-        ({"evict": 0.5}, "evicted"),
-    ):
-        kv = hsbench.compress(k, v, 0.5, **(own | how))
-        reason = calls.why_not_unchecked_prefill(kv, CUDA)
-        assert reason is not None and word in reason and calls.why_not_unchecked_prefill(kv, CPU) is None
-    assert calls.why_not_unchecked_prefill(hsbench.compress(k, v, 0.5, pruner="mirror"), CUDA) is None

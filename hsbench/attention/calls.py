@@ -156,23 +156,6 @@ def prefill_products(elements: CacheElements, device: Device) -> Element | None:
     return FP8 if device.is_cuda and elements.has_scale else None
 
 
-def why_not_unchecked_prefill(kv: HierarchicalKV, device: Device) -> str | None:
-    """Why what prefill makes of a cache on a device is not handed out unchecked, with the remedy; None if it is. A
-    benchmark's rows are held against fp32 and need no such promise."""
-    if not (device.is_cuda and kv.k.elements.has_scale):
-        return None
-    unseen = []
-    if kv.k.plan.wide or kv.v.plan.wide:
-        unseen.append("wide blocks (take whole blocks of 64 tokens, sink=0 and local=0)")
-    if kv.key_fit.order != "adjacent":
-        unseen.append(f"K's channels in {kv.key_fit.order} order (take pruner='magnitude')")
-    if kv.eviction is not None:
-        unseen.append("evicted blocks (take evict=0)")
-    if not unseen:
-        return None
-    return f"prefill over {kv.k.elements} on CUDA has not been seen right yet with {', '.join(unseen)}; or take 16bit"
-
-
 def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""

@@ -137,7 +137,7 @@ def test_long_sums_of_one_sign(mix: tuple[float, float], rises: bool) -> None:
         out, _ = prefill(case).run()
         error = (out.double() - case.out).norm(dim=-1) / case.out.norm(dim=-1)
         assert error.max() <= 0.06, f"head_dim {head_dim}: {error.max():.4f}"
-        assert error.mean() <= 0.04, f"head_dim {head_dim}: {error.mean():.4f} in the mean"
+        assert error.mean() <= 0.05, f"head_dim {head_dim}: {error.mean():.4f} in the mean"
 
 
 # ---- What a pruner stores, and what is evicted ---------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_order_and_shifts(pruner: Any, mix: tuple[float, float]) -> None:
         seeing = torch.arange(q_len, device=DEVICE) + seq - q_len >= 100
         if pruner.key_shift:
             assert seeing.sum() == 0 or error[..., seeing].max() <= 0.25, f"{where}: {error[..., seeing].max():.3f}"
-            assert error.mean() <= 0.08, f"{where}: {error.mean():.3f}"
+            assert error.mean() <= FP8.tolerance, f"{where}: {error.mean():.3f}"
         off = (lse - case.lse).abs() - 2.0**-4 * 0.1 * case.taken
         assert off.max() <= 0.4 + (0 if pruner.key_shift else 2.0**-5 * case.lse.abs().max()), where
 

@@ -2,9 +2,10 @@
 them, and how far from these the other roundings may take an output.
 
 The bound is of each row, whatever the scores (docs/kernels/cuda-prefill-sm90.md). To first order an output moves by the
-sum of p_i e_i (v_i - out), e_i being what p_i is off by: up to 2^-4 of it where it is a normal number, 2^-10 of the
-least reference's unit where it is not, and what sums of products in 14 bits do to its score. Tokens are rounded each by
-itself, so the squares of these add up; twice that is the bound.
+sum of p_i (r_i v_i + ds_i (v_i - out)): r_i is what the rounding takes of p_i, up to 2^-4 of it where it is a normal
+number, 2^-10 of the least reference's unit where it is not, while the sum that divides is of probabilities before they
+are rounded; ds_i is what sums of products in 14 bits do to its score. Tokens are rounded each by itself, so the squares
+of these add up; twice that is the bound.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def fp8_results(
     pages = math.ceil(k.shape[2] / BLOCK)
     small = math.sqrt(k.shape[2]) * 2.0**-12.5 * v.square().mean(2).sqrt()[:, :, None, None]
     moved = min(pages, 64 + pages / 8) * 2.0**-11 * magnitudes
-    room = ((2.0**-3 + of_scores)[..., None] * apart + small + moved).norm(dim=-1)
+    rounded = (of_twice * twice_squares).clamp_min(0).sqrt()
+    room = (2.0**-3 * rounded + of_scores[..., None] * apart + small + moved).norm(dim=-1)
     half_step = torch.finfo(case.q.dtype).eps * out.norm(dim=-1)
     return Fp8Results(out, lse, room + half_step, of_scores + 1e-4 + 1e-5 * lse.abs())
 
