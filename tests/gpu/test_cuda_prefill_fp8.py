@@ -110,7 +110,7 @@ def test_hostile_scores(q_len: int, seq: int, what: str) -> None:
 def test_values_near_the_largest(dtype: torch.dtype) -> None:
     for (what, change), mix in itertools.product(near_the_largest(), ((0.0, 0.0), (0.5, 0.5), (0.3, 0.3))):
         case = fp8_case(dtype, 128, 704, q_len=130, kv_heads=1, group=2, mix=mix, change=change)
-        check(case, right=fp8_results(case), message=f"{what}, mix {mix}")
+        check(case, right=fp8_results(case, alike=True), message=f"{what}, mix {mix}")
 
 
 @pytest.mark.parametrize("scale", [-0.2, 0.0, 1.5])
@@ -153,13 +153,13 @@ def test_order_and_shifts(pruner: Any, mix: tuple[float, float]) -> None:
         # Without K's shift its mean is rounded with all else, and with V's there is little else.
         shift = case.value_shift.double()[:, :, None, None]
         size = (case.out - shift).norm(dim=-1) if pruner.key_shift else case.out.norm(dim=-1)
-        room = size + torch.finfo(dtype).eps * case.out.norm(dim=-1)
-        error = (out - case.out).norm(dim=-1) / room
+        half_step = 0.51 * torch.finfo(dtype).eps * case.out.norm(dim=-1)  # of the sum with V's shift
+        error = ((out - case.out).norm(dim=-1) - half_step).clamp_min(0) / size
         where = f"{dtype}, head_dim {head_dim}, {q_len} of {seq}"
         seeing = torch.arange(q_len, device=DEVICE) + seq - q_len >= 100
         if pruner.key_shift:
             assert seeing.sum() == 0 or error[..., seeing].max() <= 0.25, f"{where}: {error[..., seeing].max():.3f}"
-            assert error.mean() <= FP8.tolerance, f"{where}: {error.mean():.3f}"
+            assert error.mean() <= 0.08, f"{where}: {error.mean():.3f}"
         off = (lse - case.lse).abs() - 2.0**-4 * 0.1 * case.taken
         assert off.max() <= 0.4 + (0 if pruner.key_shift else 2.0**-5 * case.lse.abs().max()), where
 

@@ -85,10 +85,16 @@ class Fp8Results:
 
 
 def fp8_results(
-    case: Case, *, scale: float | None = None, tokens: Tensor | None = None, seq: int | None = None
+    case: Case,
+    *,
+    scale: float | None = None,
+    tokens: Tensor | None = None,
+    seq: int | None = None,
+    alike: bool = False,
 ) -> Fp8Results:
     """Of a case whose K and V are pages of e4m3, in K's own order. ``scale``, ``tokens``, ``seq``: as of
-    :func:`kernel_cases.attention`."""
+    :func:`kernel_cases.attention`. ``alike``: scores are so alike that their probabilities are rounded alike, and V has
+    one sign: what is off adds up."""
     assert isinstance(case.k, PagedTensor) and isinstance(case.v, PagedTensor) and case.k.scale is not None
     k, v = (narrowed(pages) for pages in (case.k, case.v))
     own_kernel = sparse_alone(case.k) is not None and sparse_alone(case.k) == sparse_alone(case.v)
@@ -107,8 +113,10 @@ def fp8_results(
     pages = math.ceil(k.shape[2] / BLOCK)
     small = math.sqrt(k.shape[2]) * 2.0**-12.5 * v.square().mean(2).sqrt()[:, :, None, None]
     moved = min(pages, 64 + pages / 8) * 2.0**-11 * magnitudes
-    rounded = (of_twice * twice_squares).clamp_min(0).sqrt()
-    room = (2.0**-3 * rounded + of_scores[..., None] * apart + small + moved).norm(dim=-1)
+    rounded = 2.0**-3 * (of_twice * twice_squares).clamp_min(0).sqrt()
+    if alike:
+        rounded = 2.0**-4 * magnitudes
+    room = (rounded + of_scores[..., None] * apart + small + moved).norm(dim=-1)
     half_step = torch.finfo(case.q.dtype).eps * out.norm(dim=-1)
     return Fp8Results(out, lse, room + half_step, of_scores + 1e-4 + 1e-5 * lse.abs())
 
