@@ -53,7 +53,7 @@ BF16 = Element("bf16", 16, 7, "bfloat16", "BF16", code=1, tolerance=8e-3)
 FP32 = Element("fp32", 32, 23, "float32", "F32")
 FP8 = Element("fp8", 8, 3, "float8_e4m3fn", "F8_E4M3", tolerance=0.1)
 """e4m3: 4 bits of exponent, 3 of fraction; 448 at most, no infinity. What rounding q and probabilities to it does to an
-output is derived in docs/kernels/cuda-prefill-sm90.md: 0.0375 where scores vary by a nat."""
+output is derived in docs/kernels/cuda-prefill-sm90.md: 0.0375 to 0.042 of a row where scores vary by a nat."""
 INT4 = Element("int4", 4, 3, "int4", "I4")
 """A sign and 3 bits, in units of a scale that a few of them share (:mod:`hsbench.cache.int4`)."""
 

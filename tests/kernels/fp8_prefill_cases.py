@@ -5,7 +5,8 @@ The bound is of each row, whatever the scores (docs/kernels/cuda-prefill-sm90.md
 sum of p_i (r_i v_i + ds_i (v_i - out)): r_i is what the rounding takes of p_i, up to 2^-4 of it where it is a normal
 number, 2^-10 of the least reference's unit where it is not, while the sum that divides is of probabilities before they
 are rounded; ds_i is what sums of products in 14 bits do to its score. Tokens are rounded each by itself, so the squares
-of these add up; twice that is the bound.
+of these add up; twice that is the bound. Where all pages are 2:4, head_dim 128, a third of the queries have
+exponentials that are off by up to LINEAR, and divide by the sum of the same: p_i e_i (v_i - out).
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from hsbench.problem.elements import FP8
 from kernel_cases import Case, attention
 
 MEAN_ERROR = 0.045
-"""Of all rows in the mean, where scores vary by about a nat; 0.0375 is expected."""
+"""Of all rows in the mean, where scores vary by about a nat; 0.0375 to 0.0390 is expected."""
+
+LINEAR = 0.04
+"""How far a line is from 2^f in an octave, less its mean: -0.0391 to 0.0200 of it."""
 
 LARGEST_POWER = 8
 """A group's largest value is in [2^7, 2^8)."""
@@ -98,6 +102,7 @@ def fp8_results(
     assert isinstance(case.k, PagedTensor) and isinstance(case.v, PagedTensor) and case.k.scale is not None
     k, v = (narrowed(pages) for pages in (case.k, case.v))
     own_kernel = sparse_alone(case.k) is not None and sparse_alone(case.k) == sparse_alone(case.v)
+    linear = LINEAR if own_kernel and sparse_alone(case.k) and case.q.shape[-1] == 128 else 0.0
     scale = 1 / math.sqrt(case.q.shape[-1]) if scale is None else scale
     q = rounded_queries(case.q, case.k.scale, scale, 72 if own_kernel else 96)
     places = {"tokens": tokens, "seq": seq}
@@ -111,14 +116,15 @@ def fp8_results(
     # Of a score: cuts at 2^-13 of the sum so far.
     of_scores = 2.0**-9 * torch.einsum("bhgnd,bhsd->bhgns", q.abs(), k.abs()).amax(-1)
     pages = math.ceil(k.shape[2] / BLOCK)
-    small = math.sqrt(k.shape[2]) * 2.0**-12.5 * v.square().mean(2).sqrt()[:, :, None, None]
+    # A reference may be half a power of 2 low, of the linear exponentials a whole one.
+    small = math.sqrt(k.shape[2]) * 2.0 ** (-12 if linear else -12.5) * v.square().mean(2).sqrt()[:, :, None, None]
     moved = min(pages, 64 + pages / 8) * 2.0**-11 * magnitudes
     rounded = 2.0**-3 * (of_twice * twice_squares).clamp_min(0).sqrt()
     if alike:
         rounded = 2.0**-4 * magnitudes
-    room = (rounded + of_scores[..., None] * apart + small + moved).norm(dim=-1)
+    room = (rounded + (of_scores[..., None] + 2 * linear) * apart + small + moved).norm(dim=-1)
     half_step = torch.finfo(case.q.dtype).eps * out.norm(dim=-1)
-    return Fp8Results(out, lse, room + half_step, of_scores + 1e-4 + 1e-5 * lse.abs())
+    return Fp8Results(out, lse, room + half_step, of_scores + linear + 1e-4 + 1e-5 * lse.abs())
 
 
 def assert_fp8_close(got: tuple[Tensor, Tensor], right: Fp8Results, *, message: str = "") -> None:

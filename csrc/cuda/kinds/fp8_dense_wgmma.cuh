@@ -33,12 +33,12 @@ struct Fp8DenseWgmma {
                                                           const ValueRegisters<HeadDim> &,
                                                           const ptx::WgmmaTile<kBlock> &probabilities) {
         constexpr int kRowBytes = kFp8DenseRowBytes<ValuePage<HeadDim>>;
+        const ptx::WgmmaTile<kRowBytes> v(page);
 #pragma unroll
         for (int half = 0; half < HeadDim / 64; ++half) {
-            const ptx::WgmmaTile<kRowBytes> v(page + half * 64 * kRowBytes);
 #pragma unroll
             for (int step = 0; step < kBlock / 32; ++step)
-                ptx::wgmma_k32(out[half], v.at(step * 32), probabilities.at(step * 32), true);
+                ptx::wgmma_k32(out[half], v.at(half * 64 * kRowBytes + step * 32), probabilities.at(step * 32), true);
         }
     }
 #endif

@@ -53,10 +53,11 @@ struct Fp8Sparse24Wgmma {
                                                           const ValueRegisters<HeadDim> &registers,
                                                           const ptx::WgmmaTile<kBlock> &probabilities) {
         constexpr int kRowBytes = kFp8SparseRowBytes<ValuePage<HeadDim>>;
+        const ptx::WgmmaTile<kRowBytes> v(page);
 #pragma unroll
         for (int half = 0; half < HeadDim / 64; ++half) {
-            const ptx::WgmmaTile<kRowBytes> v(page + half * 64 * kRowBytes);
-            ptx::wgmma_sp_k64(out[half], v.at(0), probabilities.at(0), registers.metadata[half], true);
+            ptx::wgmma_sp_k64(out[half], v.at(half * 64 * kRowBytes), probabilities.at(0), registers.metadata[half],
+                              true);
         }
     }
 #endif

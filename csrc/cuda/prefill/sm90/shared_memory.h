@@ -102,11 +102,15 @@ constexpr bool fits() {
 }
 static_assert(fits<TwoGroups, 64>() && fits<TwoGroups, 128>() && fits<ThreeGroups, 64>() && fits<ThreeGroups, 128>());
 
+// What a stage takes for pages of so many bytes.
+HSB_HOST_DEVICE constexpr int stage_bytes(int page_bytes) {
+    return (page_bytes + kSwizzleAlign - 1) / kSwizzleAlign * kSwizzleAlign;
+}
+
 // As many stages as fit; 0 where not even two do.
 template <class Shared>
 RingShape choose_ring(int key_page_bytes, int value_page_bytes, int shared_bytes) {
-    const auto whole = [](int bytes) { return (bytes + kSwizzleAlign - 1) / kSwizzleAlign * kSwizzleAlign; };
-    RingShape ring{whole(key_page_bytes), whole(value_page_bytes), RingShape::kMaxStages};
+    RingShape ring{stage_bytes(key_page_bytes), stage_bytes(value_page_bytes), RingShape::kMaxStages};
     while (ring.stages > 0 && Shared::bytes(ring) > shared_bytes) --ring.stages;
     if (ring.stages < 2) ring.stages = 0;
     return ring;

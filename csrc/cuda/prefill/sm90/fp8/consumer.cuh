@@ -65,7 +65,7 @@ public:
 private:
     using Cut = CutFor<Pair>;
     using Shared = SharedMemory<Cut, HeadDim>;
-    using Softmax = fp8::Softmax<Cut>;
+    using Softmax = fp8::Softmax<Cut, kLinearTiles<HeadDim, Pair>>;
     using Scores = typename Softmax::Scores;
     using References = typename Softmax::References;
     static constexpr int kGroupQueries = Cut::kGroupQueries;
@@ -74,8 +74,16 @@ private:
     static constexpr int kChunks = HeadDim / 8;   // of 16 bytes, in a query as it is given
     static constexpr int kBuffer = Shared::kProbabilityBytes;
 
-    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Shared::key_at(a_.ring, stage); }
-    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Shared::value_at(a_.ring, stage); }
+    // Of a kernel for one kind, whose pages' bytes are known, all but the number of stages is a constant.
+    __device__ __forceinline__ RingShape ring() const {
+        if constexpr (Pair == kAnyPair)
+            return a_.ring;
+        else
+            return {stage_bytes(KeyKind<Pair>::page_bytes(HeadDim)), stage_bytes(ValueKind<Pair>::page_bytes(HeadDim)),
+                    a_.ring.stages};
+    }
+    __device__ __forceinline__ std::uint32_t key(int stage) const { return base_ + Shared::key_at(ring(), stage); }
+    __device__ __forceinline__ std::uint32_t value(int stage) const { return base_ + Shared::value_at(ring(), stage); }
     // By one thread of the group, once a barrier has told it that all warps are done.
     __device__ __forceinline__ void release_key(int stage) const {
         if (lane_word_ == 0) ptx::mbarrier_arrive(Shared::key_empty_at(base_, stage));
@@ -316,7 +324,7 @@ private:
             for (int c = 0; c < kColumns; ++c) {
                 constexpr float kLn2 = 0.69314718056f;
                 const int query = query_of(c, lane), row = first_row_ + query;
-                const float reference = is_shifted() ? -kMargin : softmax_.reference.at(c);
+                const float reference = is_shifted() ? -kMargin : softmax_.reference(c);
                 const float shift = ptx::load_shared_f32(shift_of(query)) * own_scale();
                 const float lse = (ptx::log2_approx(softmax_.sum[c]) - reference - shift) * kLn2;
                 const float taken = ptx::load_shared_f32(Shared::taken_at(base_, group_.index * kGroupQueries + query));

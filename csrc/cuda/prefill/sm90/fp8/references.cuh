@@ -29,7 +29,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::set_references() {
 #pragma unroll
         for (int c = 0; c < kPart; ++c)
             if (fabsf(max[c] * log2_scale) <= References::kLarge)
-                softmax_.reference.set(begin + c, References::rounded(-fmaf(max[c], log2_scale, kMargin)));
+                softmax_.refer(begin + c, Softmax::rounded(begin + c, -fmaf(max[c], log2_scale, kMargin)));
     }
 }
 
@@ -78,8 +78,8 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, boo
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
         const int query = query_of(c, lane);
-        const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference.at(c);
-        float now = References::rounded(fminf(old, -fmaf(max, log2_scale, kMargin))), down = old - now;
+        const float max = ptx::load_shared_f32(highest + query * 4), old = softmax_.reference(c);
+        float now = Softmax::rounded(c, fminf(old, -fmaf(max, log2_scale, kMargin))), down = old - now;
         if (shifted) {
             // The shift is the negative of a maximum, exactly, so that what it leaves of that score is 0.
             const float before = was_shifted ? -ptx::load_shared_f32(shift_of(query)) : -(old + kMargin) * units;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, boo
         // Sums may have become infinite; where the old reference was so low, they do not count any more.
         const float factor = ptx::exp2_approx(-down);
         softmax_.sum[c] = down > kForgotten ? 0.0f : softmax_.sum[c] * factor;
-        softmax_.reference.set(c, now);
+        softmax_.refer(c, now);
         const int i = c / 2 * 4 + c % 2;
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void Consumer<T, HeadDim, Pair>::raise(int stage, boo
     store_probabilities(log2_scale);
     if (shifted)
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) softmax_.reference.set(c, kShiftedReference);
+        for (int c = 0; c < kColumns; ++c) softmax_.refer(c, kShiftedReference);
     group_.sync();
 }
 
