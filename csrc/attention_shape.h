@@ -18,6 +18,12 @@ void check_attention_shape(const P &p) {
     HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
 }
 
+// Prefill's products contract tokens, and so its V has groups along them.
+inline void check_prefill_axes(const hsb_prefill_params &p) {
+    HSB_CHECK(p.k.value_axis == HSB_AXIS_TOKENS && p.v.value_axis == HSB_AXIS_TOKENS,
+              "prefill reads V in groups along tokens alone");
+}
+
 // Blocks of a (batch, kv head) that prefill's pages hold.
 inline std::int64_t stored_blocks(const hsb_prefill_params &p, int block) {
     const std::int64_t blocks = (p.seq + block - 1) / block;

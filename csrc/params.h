@@ -36,6 +36,10 @@ enum hsb_map_entry { HSB_KIND_BITS = 3 };
 /* Which tensor a page belongs to: K contracts along head_dim, V along tokens. */
 enum hsb_operand { HSB_KEY = 0, HSB_VALUE = 1 };
 
+/* Along which dimension of V its groups of 4 run, of which 2:4 keeps 2: along tokens, which V contracts, or along head_dim.
+ * K's run along head_dim, which K contracts, and have AXIS_TOKENS's 0. */
+enum hsb_axis { HSB_AXIS_TOKENS = 0, HSB_AXIS_HEAD_DIM = 1 };
+
 /* How the channels of K stand in its pages, and so how q is read: place 4 g + i of MIRROR holds channel g, h - 1 - g,
  * g + h, d - 1 - g for i = 0, 1, 2, 3, with h = d / 2 (hsbench/cache/fit.py). */
 enum hsb_order { HSB_ORDER_ADJACENT = 0, HSB_ORDER_MIRROR = 1 };
@@ -66,6 +70,9 @@ typedef struct hsb_pages {
     const float *scale;         /* [batch, kv_heads, head_dim], in the order of the tensor's own channels: what the stored
                                  * values of a channel are multiplied by, powers of 2 from 2^-120 to 2^119. NULL for
                                  * elements of 16 bits */
+    int32_t value_axis;         /* V: an hsb_axis. Pages of all kinds are made for it. Decode only: prefill takes none but
+                                 * HSB_AXIS_TOKENS */
+    int32_t reserved;
 } hsb_pages;
 
 /* K or V with per-token unstructured sparsity: MUSTAFAR's bitmap format. */
@@ -168,6 +175,8 @@ typedef struct hsb_compress_params {
     float fold;                 /* V: each of the two that a 2:4 group keeps gets half of this share of the sum of
                                  * the two that it drops. 0: nothing */
     int32_t stored;             /* an hsb_stored */
+    int32_t value_axis;         /* an hsb_axis: of V's groups, which are neither weighed nor folded along head_dim */
+    int32_t reserved;
 } hsb_compress_params;
 
 /* The mean of some successive tokens of K or V, which a pruner takes off: sums in fp64. */

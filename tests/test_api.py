@@ -447,7 +447,14 @@ def test_queries_to_look_at_that_do_not_fit(change: Callable[[Tensor], Tensor], 
 
 
 @needs_native
-def test_a_pruner_that_no_kernel_reads() -> None:
-    _, k, v = tensors()
-    with pytest.raises(UnsupportedError, match="pruner mirror:hd: no kernel reads V in groups along head_dim yet"):
-        hsbench.compress(k, v, pruner="mirror:hd")
+def test_v_along_head_dim_is_for_decode() -> None:
+    q, k, v = tensors()
+    kv = hsbench.compress(k, v, pruner="mirror:hd")
+    keys, values = kv.unpack()
+    assert ((values[:, :, :64].unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all()
+    last = q[:, :, -1:].contiguous()
+    assert_close(hsbench.decode(last, kv), attention(last, keys, values), last)
+    with pytest.raises(UnsupportedError, match="prefill reads V in groups along tokens alone.*without :hd"):
+        hsbench.prefill(q, kv)
+    with pytest.raises(UnsupportedError, match="no CPU kernel reads V of int4 in groups along head_dim yet"):
+        hsbench.compress(k, v, pruner="mirror:hd", elements="int4")

@@ -17,6 +17,7 @@
 #include "cpu/kinds/dense.h"
 #include "cpu/kinds/int4.h"
 #include "cpu/kinds/sparse_2_4.h"
+#include "cpu/kinds/sparse_2_4_rows.h"
 #include "cpu/kinds/wide.h"
 #include "cpu/simd/half.h"
 
@@ -35,6 +36,14 @@ static_assert(AllKinds::size == kBlockKinds && Int4Kinds::size == kBlockKinds, "
 template <class Type>
 using KindsOf = std::conditional_t<std::is_same_v<Type, Int4>, Int4Kinds,
                                    std::conditional_t<Type::is_narrow, AllKinds, BlockKinds>>;
+
+// Of V in groups along head_dim (hsb_axis), whose 2:4 pages are of rows. There is none of int4.
+using HeadDimKinds = KindList<DenseKind, Sparse24RowsKind>;
+using AllHeadDimKinds = KindList<DenseKind, Sparse24RowsKind, WideKind>;
+template <class Type>
+using HeadDimKindsOf = std::conditional_t<Type::is_narrow, AllHeadDimKinds, HeadDimKinds>;
+template <class Type>
+constexpr bool kHasHeadDimPages = !std::is_same_v<Type, Int4>;
 
 template <class Function, class Last>
 [[gnu::always_inline]] inline decltype(auto) with_kind_of(KindList<Last>, hsb_block_kind, Function &function) {

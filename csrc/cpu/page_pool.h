@@ -28,9 +28,11 @@ constexpr std::int64_t value_bytes(int stored) { return stored == HSB_STORED_FP8
 
 // Where the page of an entry is to be written.
 inline std::byte *page_to_pack(const hsb_compress_params &p, std::int32_t entry) {
-    return with_kind<AllKinds>(kind_of(entry), [&](auto of_kind) {
+    const auto page_of = [&](auto of_kind) {
         return of_kind.pool(p) + slot_of(entry) * of_kind.page_bytes(p.head_dim, value_bytes(p.stored));
-    });
+    };
+    return p.value_axis == HSB_AXIS_HEAD_DIM ? with_kind<AllHeadDimKinds>(kind_of(entry), page_of)
+                                             : with_kind<AllKinds>(kind_of(entry), page_of);
 }
 
 // Throws Error unless these are pages of this layout.
@@ -39,6 +41,9 @@ inline void check_pages(const hsb_pages &pages, int head_dim) {
     HSB_CHECK(pages.stored >= HSB_STORED_16 && pages.stored <= HSB_STORED_INT4, "stored is no hsb_stored");
     const std::int64_t bytes = value_bytes(pages.stored);
     HSB_CHECK(pages.stored == HSB_STORED_16 || pages.scale, "these elements need a scale");
+    HSB_CHECK(pages.value_axis == HSB_AXIS_TOKENS ||
+                  (pages.value_axis == HSB_AXIS_HEAD_DIM && pages.stored != HSB_STORED_INT4),
+              "value_axis is no hsb_axis that such pages have");
     bool any = false;
     const auto check = [&](auto kind) {
         const Pool pool = kind.pool(pages);
@@ -48,11 +53,14 @@ inline void check_pages(const hsb_pages &pages, int head_dim) {
     };
     if (pages.stored == HSB_STORED_INT4)
         for_each_kind_of(Int4Kinds{}, check);
+    else if (pages.value_axis == HSB_AXIS_HEAD_DIM)
+        for_each_kind_of(AllHeadDimKinds{}, check);
     else
         for_each_kind(check);
     HSB_CHECK(any, "no pages");
 }
 inline void check_pages(const hsb_pages &k, const hsb_pages &v, int head_dim) {
+    HSB_CHECK(k.value_axis == HSB_AXIS_TOKENS, "K has no value_axis");
     check_pages(k, head_dim);
     check_pages(v, head_dim);
 }

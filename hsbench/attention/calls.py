@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.pruner import ALONG_HEAD_DIM, Axis
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, forks, library
@@ -142,13 +143,23 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
     return NativeCall("decode_bitmap", "hsb_decode_params", q, kv.k.shape, {"k_bitmap": kv.k, "v_bitmap": kv.v})
 
 
-def why_not_prefill(elements: CacheElements, device: Device) -> str | None:
-    """Why no prefill kernel reads such values on a device, with the remedy; None if one does, or if there is no such
-    device, which is said elsewhere."""
+def why_not_prefill(elements: CacheElements, device: Device, axis: Axis = "tokens") -> str | None:
+    """Why no prefill kernel reads such values on a device, with V's groups along ``axis``, with the remedy; None if one
+    does, or if there is no such device, which is said elsewhere."""
+    if reason := why_not_prefill_along(axis):
+        return reason
     if not (device.is_cuda and elements.has_scale and torch.cuda.is_available()):
         return None
     reason = _why_not_sm90("take elements 16bit")
     return reason and f"prefill reads {elements} pages by the sm90 kernel alone: {reason}"
+
+
+def why_not_prefill_along(axis: Axis) -> str | None:
+    """Why no device's prefill kernel reads V in groups along ``axis``, with the remedy; None if they do."""
+    if axis == "tokens":
+        return None
+    wants = "prefill reads V in groups along tokens alone, which sparse tensor cores contract"
+    return f"{wants}: take a pruner without {ALONG_HEAD_DIM}"
 
 
 def prefill_products(elements: CacheElements, device: Device) -> Element | None:
@@ -161,7 +172,7 @@ def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
     names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
     check_query(q, kv.shape, kv.dtype, kv.device)
     device = Device.of(kv.device)
-    if reason := why_not_prefill(kv.k.elements, device):
+    if reason := why_not_prefill(kv.k.elements, device, kv.v.value_axis):
         raise UnsupportedError(reason)
     stored = {} if kv.eviction is None else {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
     how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}

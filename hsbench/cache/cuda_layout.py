@@ -4,19 +4,24 @@ Each operand is the matrix A of its product, ``[rows, cols]`` with cols the cont
 and V transposed (head_dim x tokens). ``csrc/cuda/page.cuh`` draws the bytes:
 
 - dense: panels of 64 cols, row-major, 128 bytes a row, the 16-byte chunks of a row swizzled;
-- 2:4: the kept values ``[rows, cols / 2]``, swizzled likewise, then the metadata in the register order of
+- 2:4: the kept values ``[rows, cols / 2]``, in panels and swizzled likewise, then the metadata in the register order of
   ``mma.sp.m16n8k32``: per strip of 16 rows and pair of k32 steps, 32 lanes of 32 bits.
 
-Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have one panel of rows of bytes, K's rows are tokens dealt over the
+Pages of e4m3 (``csrc/cuda/kinds/fp8_page.cuh``) have panels of rows of bytes, K's rows are tokens dealt over the
 halves of each strip of 16, and the metadata is in the register order of ``wgmma.sp`` m64nNk64. Wide pages among these
 (``csrc/cuda/kinds/wide.cuh``) have such rows, too: fp16 in the order of the registers that ``mma.m16n8k16`` takes.
+
+V in groups along head_dim (:data:`ALONG_HEAD_DIM`) is another matrix in pages of the same bytes: ``[head_dim / 4, 64 x
+4]``, whose col 4 t + i is element i of the group in token t. 2 of 4 along its cols is 2 of 4 along head_dim.
 
 Works on tensors of any device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,14 +31,20 @@ from hsbench.cache.layout import PageFormat, PageLayout, no_metadata
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
 from hsbench.problem.elements import WIDE, Element
 
-PANEL = 64
-"""Columns of a dense panel: 128 bytes."""
+Matrix = Literal["k", "v", "v:hd"]
+"""Which matrix A a page holds: that of an operand, or V's in groups along head_dim."""
+
+PANEL_BYTES = 128
+"""Of a row of a panel, at most."""
 
 CHUNK_BYTES = 16
 """What a swizzle moves together."""
 
 STRIP = 16
 """Rows of one mma."""
+
+GROUP = 4
+"""Elements of which 2:4 keeps 2."""
 
 PAIR_GROUPS = 16
 """Groups of 4 that one row contributes to a strip's 32 metadata registers: 64 columns."""
@@ -52,21 +63,18 @@ def sparse_page_bytes(head_dim: int, element: Element) -> int:
     return element.nbytes(BLOCK * head_dim // 2) + metadata_bytes(head_dim)
 
 
-def pack_dense(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+def pack_dense(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``. All stays,
     whatever the scores."""
-    panels = _to_matrix(blocks, operand).unflatten(-1, (-1, PANEL)).transpose(1, 2)  # [pages, panel, row, 64]
-    return _bytes(_swizzled(panels))
+    return _bytes(_to_panels(_to_matrix(blocks, operand)))
 
 
-def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+def unpack_dense(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_dense` made."""
-    rows, cols = _matrix_shape(operand, head_dim)
-    panels = pages.contiguous().view(dtype).view(-1, cols // PANEL, rows, PANEL)
-    return _from_matrix(_swizzled(panels).transpose(1, 2).flatten(-2), operand)
+    return _from_matrix(_from_panels(pages.contiguous().view(dtype), *_matrix_shape(operand, head_dim)), operand)
 
 
-def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+def pack_sparse(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of ``blocks [pages, 64, head_dim]``: uint8 ``[pages, sparse_page_bytes]``; prunes as it packs, by
     ``scores``, of the shape of ``blocks``, or by the blocks themselves."""
     matrix = _to_matrix(blocks, operand)
@@ -81,10 +89,10 @@ def _pack_matrix(scores: Tensor, stored: Tensor) -> Tensor:
     values = stored.unflatten(-1, (-1, 4)).gather(-1, positions).flatten(-2)
     codes = positions[..., 0] | positions[..., 1] << 2
     # The registers are those of instructions on 16-bit or on 8-bit values.
-    return torch.cat([_bytes(_swizzled(values)), _bytes(_metadata_words(codes, values.dtype.itemsize))], -1)
+    return torch.cat([_bytes(_to_panels(values)), _bytes(_metadata_words(codes, values.dtype.itemsize))], -1)
 
 
-def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+def unpack_sparse(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
     return _from_matrix(_unpack_matrix(pages, dtype, *_matrix_shape(operand, head_dim)), operand)
 
@@ -92,33 +100,33 @@ def unpack_sparse(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim:
 def _unpack_matrix(pages: Tensor, dtype: torch.dtype, rows: int, cols: int) -> Tensor:
     """``[pages, rows, cols]`` of 2:4 pages."""
     value_bytes = dtype.itemsize * rows * cols // 2
-    values = pages[:, :value_bytes].contiguous().view(dtype).view(-1, rows, cols // 2)
+    values = _from_panels(pages[:, :value_bytes].contiguous().view(dtype), rows, cols // 2)
     words = pages[:, value_bytes:].contiguous().view(torch.int32)
     codes = _metadata_codes(words, rows, cols, dtype.itemsize)
     positions = torch.stack([codes & 3, codes >> 2], -1)
     groups = torch.zeros(*codes.shape, 4, dtype=dtype, device=pages.device)
-    groups.scatter_(-1, positions, _swizzled(values).unflatten(-1, (-1, 2)))
+    groups.scatter_(-1, positions, values.unflatten(-1, (-1, 2)))
     return groups.flatten(-2)
 
 
-def pack_dense_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+def pack_dense_fp8(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """Dense pages of e4m3 of ``blocks [pages, 64, head_dim]``, in units of their scales."""
-    return _bytes(_swizzled(_to_dealt_matrix(e4m3.to_bytes(blocks), operand)))
+    return _bytes(_to_panels(_to_dealt_matrix(e4m3.to_bytes(blocks), operand)))
 
 
-def unpack_dense_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+def unpack_dense_fp8(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
-    matrix = _swizzled(pages.view(-1, *_matrix_shape(operand, head_dim)))
+    matrix = _from_panels(pages, *_matrix_shape(operand, head_dim))
     return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
 
 
-def pack_sparse_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+def pack_sparse_fp8(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of e4m3 of ``blocks [pages, 64, head_dim]``, pruned, in units of their scales."""
     by = _to_dealt_matrix(blocks if scores is None else scores, operand)
     return _pack_matrix(by, _to_dealt_matrix(e4m3.to_bytes(blocks), operand))
 
 
-def unpack_sparse_fp8(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+def unpack_sparse_fp8(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
     matrix = _unpack_matrix(pages, torch.uint8, *_matrix_shape(operand, head_dim))
     return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
@@ -128,7 +136,7 @@ def wide_page_bytes(head_dim: int, element: Element) -> int:
     return WIDE.nbytes(BLOCK * head_dim)
 
 
-def pack_wide(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+def pack_wide(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """Wide pages of ``blocks [pages, 64, head_dim]``, in units of their scales: uint8 ``[pages, wide_page_bytes]``. All
     stays, whatever the scores."""
     matrix = _to_dealt_matrix(wide.rounded(blocks), operand)
@@ -137,7 +145,7 @@ def pack_wide(blocks: Tensor, operand: Operand, scores: Tensor | None = None) ->
     return _bytes(split.permute(0, 1, 4, 3, 5, 7, 6, 2, 8))
 
 
-def unpack_wide(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+def unpack_wide(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
     rows, cols = _matrix_shape(operand, head_dim)
     registers = pages.contiguous().view(WIDE.torch_dtype).view(-1, rows // STRIP, cols // 16, 8, 2, 2, 2, 2, 2)
@@ -150,28 +158,44 @@ def token_of_row() -> Tensor:
     return torch.arange(BLOCK, device="cpu").view(-1, STRIP // 2, 2).mT.flatten()
 
 
-def _to_dealt_matrix(blocks: Tensor, operand: Operand) -> Tensor:
+def _to_dealt_matrix(blocks: Tensor, operand: Matrix) -> Tensor:
     """As :func:`_to_matrix`, K's rows dealt over the halves of a strip."""
     matrix = _to_matrix(blocks, operand)
     return matrix[:, token_of_row().to(matrix.device)] if operand == "k" else matrix
 
 
-def _from_dealt_matrix(matrix: Tensor, operand: Operand) -> Tensor:
+def _from_dealt_matrix(matrix: Tensor, operand: Matrix) -> Tensor:
     if operand == "k":
         matrix = matrix[:, token_of_row().argsort().to(matrix.device)]
     return _from_matrix(matrix, operand)
 
 
-def _matrix_shape(operand: Operand, head_dim: int) -> tuple[int, int]:
-    return (BLOCK, head_dim) if operand == "k" else (head_dim, BLOCK)
+def _matrix_shape(operand: Matrix, head_dim: int) -> tuple[int, int]:
+    return {"k": (BLOCK, head_dim), "v": (head_dim, BLOCK), "v:hd": (head_dim // GROUP, BLOCK * GROUP)}[operand]
 
 
-def _to_matrix(blocks: Tensor, operand: Operand) -> Tensor:
+def _to_matrix(blocks: Tensor, operand: Matrix) -> Tensor:
+    if operand == "v:hd":
+        return blocks.unflatten(-1, (-1, GROUP)).transpose(1, 2).flatten(2)
     return blocks if operand == "k" else blocks.mT
 
 
-def _from_matrix(matrix: Tensor, operand: Operand) -> Tensor:
+def _from_matrix(matrix: Tensor, operand: Matrix) -> Tensor:
+    if operand == "v:hd":
+        return matrix.unflatten(-1, (-1, GROUP)).transpose(1, 2).flatten(2)
     return (matrix if operand == "k" else matrix.mT).contiguous()
+
+
+def _to_panels(matrix: Tensor) -> Tensor:
+    """``[pages, rows, cols]`` as ``[pages, panels, rows, cols of a panel]``, swizzled."""
+    cols = min(matrix.shape[-1], PANEL_BYTES // matrix.dtype.itemsize)
+    return _swizzled(matrix.unflatten(-1, (-1, cols)).transpose(1, 2))
+
+
+def _from_panels(panels: Tensor, rows: int, cols: int) -> Tensor:
+    """The inverse, of the values of pages ``[pages, rows * cols]``."""
+    of_panel = min(cols, PANEL_BYTES // panels.dtype.itemsize)
+    return _swizzled(panels.view(-1, cols // of_panel, rows, of_panel)).transpose(1, 2).flatten(-2)
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -229,3 +253,23 @@ FP8_PAGES: PageLayout = {
     BlockKind.WIDE: PageFormat("wide", "wide", wide_page_bytes, no_metadata, pack_wide, unpack_wide),
 }
 """The pages of e4m3, and those that stay wide among them."""
+
+
+def _along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Callable[..., Tensor]) -> PageFormat:
+    """Of V in groups along head_dim, by the functions that make and read a page of any matrix."""
+    matrix: Matrix = "v:hd"
+
+    def pack_values(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
+        return pack(blocks, matrix, scores)
+
+    def unpack_values(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
+        return unpack(pages, matrix, dtype, head_dim)
+
+    return replace(page, pack=pack_values, unpack=unpack_values)
+
+
+ALONG_HEAD_DIM: PageLayout = {kind: _along_head_dim(page, page.pack, page.unpack) for kind, page in PAGES.items()}
+FP8_ALONG_HEAD_DIM: PageLayout = {
+    kind: _along_head_dim(page, page.pack, page.unpack) for kind, page in FP8_PAGES.items()
+}
+"""Both, of V in groups along head_dim."""

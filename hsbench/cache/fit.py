@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hsbench.cache import e4m3
 from hsbench.cache.prune import BlockPlan, Operand
-from hsbench.cache.pruner import Order, Pruner, check_sources
+from hsbench.cache.pruner import Axis, Order, Pruner, check_sources
 from hsbench.cache.shift import eligible_tokens, shift_of
 from hsbench.cache.statistics import has_kernel, squared_norms, squared_norms_torch
 from hsbench.problem.elements import SIXTEEN_BIT, CacheElements
@@ -55,6 +55,7 @@ class Fit:
         token_weights: V: what the weights of the first tokens are multiplied by, fp32 ``[batch, kv_heads, known]``: the
             attention that was paid them, in units of an even share, to the power of attention_power.
         scale: of elements that have one: fp32 ``[batch, kv_heads, head_dim]``, contiguous, in the tensor's own order.
+        value_axis: V: along which groups run, see :class:`Pruner`.
     """
 
     operand: Operand
@@ -67,6 +68,12 @@ class Fit:
     token_weights: Tensor | None = None
     attention_power: float = 0.0
     scale: Tensor | None = None
+    value_axis: Axis = "tokens"
+
+    @property
+    def groups(self) -> Operand:
+        """The operand whose groups these are: V's along head_dim are as K's."""
+        return "k" if self.value_axis == "head_dim" else self.operand
 
     @property
     def is_plain(self) -> bool:
@@ -270,7 +277,7 @@ def fit_value(v: Tensor, pruner: Pruner, plan: BlockPlan, *, attention: Tensor |
         attention: fp32 ``[batch, kv_heads, seq]``, see :func:`pooled_attention`, for a pruner that weighs by it, or
             whose shift looks at it.
     """
-    fit = Fit("v", fold=pruner.fold)
+    fit = Fit("v", fold=pruner.fold, value_axis=pruner.value_axis)
     if pruner.value_shift:
         fit = replace(fit, shift=_shift(v, fit, plan, attention, pruner.value_shift_steps))
     if pruner.value_weights == "none":

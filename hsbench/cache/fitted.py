@@ -13,7 +13,14 @@ from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, PagedTensor, pack_torch, write_map
+from hsbench.cache.hierarchical import (
+    HierarchicalKV,
+    PageCompressor,
+    PagedTensor,
+    empty_pages,
+    pack_torch,
+    write_map,
+)
 from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
@@ -98,7 +105,7 @@ class KVCompressor(PairCompressor):
         elements: CacheElements = SIXTEEN_BIT,
     ) -> None:
         pruner = pruner_for(pruner, elements)
-        if reason := pruner.why_simulated or why_no_pages(elements, Device.of(k.device)):
+        if reason := why_no_pages(elements, Device.of(k.device), pruner.value_axis):
             raise UnsupportedError(reason)
         sparsities = key_sparsity, value_sparsity
         plans = [plan_blocks(k.shape[2], s, sink=sink, local=local) for s in sparsities]
@@ -146,7 +153,7 @@ class _NothingLeft:
     """A tensor of which all blocks are evicted: no pages, and nothing to run."""
 
     def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
-        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
+        self.pages = empty_pages(x, operand, plan, fit, elements)
 
     def run(self) -> None: ...
 

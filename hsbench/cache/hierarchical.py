@@ -19,7 +19,7 @@ from hsbench.cache.compressor import TensorCompressor
 from hsbench.cache.evict import Eviction
 from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.layout import PageLayout
-from hsbench.cache.layouts import LAYOUTS
+from hsbench.cache.layouts import LAYOUTS, layouts_of
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,
@@ -31,7 +31,7 @@ from hsbench.cache.prune import (
     prune_hierarchical,
     split_blocks,
 )
-from hsbench.cache.pruner import MAGNITUDE, Order, Pruner
+from hsbench.cache.pruner import MAGNITUDE, Axis, Order, Pruner
 from hsbench.cache.storage import Shape, StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
@@ -45,6 +45,11 @@ from hsbench.problem.elements import (
 )
 
 HEAD_DIMS = (64, 128)
+
+
+def axis_code(axis: Axis) -> int:
+    """The ``hsb_axis`` of params.h."""
+    return library.constants()[f"HSB_AXIS_{axis.upper()}"]
 
 
 def page_bytes(device: str, head_dim: int, element: Element) -> tuple[int, int]:
@@ -64,6 +69,7 @@ class PagedTensor:
         elements: what the values of its pages are; those of wide pages have 16 bits all the same.
         scale: of elements that have one, fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order of channels.
         order: of the channels in its pages (:func:`hsbench.cache.fit.channel_order`), where there is a scale.
+        value_axis: of V: along which groups run (:class:`hsbench.cache.pruner.Pruner`).
     """
 
     operand: Operand
@@ -75,10 +81,18 @@ class PagedTensor:
     elements: StoredElements = SIXTEEN_BIT
     scale: Tensor | None = None
     order: Order = "adjacent"
+    value_axis: Axis = "tokens"
 
     @classmethod
     def empty(
-        cls, x: Tensor, operand: Operand, plan: BlockPlan, elements: StoredElements = SIXTEEN_BIT, **of_scale: Any
+        cls,
+        x: Tensor,
+        operand: Operand,
+        plan: BlockPlan,
+        elements: StoredElements = SIXTEEN_BIT,
+        *,
+        value_axis: Axis = "tokens",
+        **of_scale: Any,
     ) -> PagedTensor:
         """Uninitialised pages for a tensor like ``x``; ``of_scale``: ``scale`` and ``order``."""
         batch, kv_heads, seq, head_dim = x.shape
@@ -87,10 +101,12 @@ class PagedTensor:
             kind: memory.empty(
                 (batch * kv_heads * plan.count(kind), page.nbytes(head_dim, element)), torch.uint8, x.device
             )
-            for kind, page in LAYOUTS[x.device.type][elements].items()
+            for kind, page in layouts_of(value_axis)[x.device.type][elements].items()
         }
         entries = torch.empty(batch, kv_heads, plan.blocks, dtype=torch.int32, device=x.device)
-        return cls(operand, (batch, kv_heads, seq, head_dim), x.dtype, plan, entries, pools, elements, **of_scale)
+        shape = batch, kv_heads, seq, head_dim
+        more = {"value_axis": value_axis, **of_scale}
+        return cls(operand, shape, x.dtype, plan, entries, pools, elements, **more)
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +114,7 @@ class PagedTensor:
 
     @property
     def layout(self) -> PageLayout:
-        return LAYOUTS[self.device.type][self.elements]
+        return layouts_of(self.value_axis)[self.device.type][self.elements]
 
     @property
     def placed_scale(self) -> Tensor | None:
@@ -122,6 +138,7 @@ class PagedTensor:
             stored=self.elements.code,
             scale=self.scale,
             wide_pages=len(self.pool_fields.get("wide", ())),
+            value_axis=axis_code(self.value_axis),
             **self.pool_fields,
             **{f"{field}_page_bytes": pool.shape[1] for field, pool in self.pool_fields.items()},
         )
@@ -281,7 +298,7 @@ class PageCompressor(TensorCompressor):
         elements: StoredElements = SIXTEEN_BIT,
     ) -> None:
         fit = fit or Fit(operand)
-        self.pages = pages = _empty_pages(x, operand, plan, fit, elements)
+        self.pages = pages = empty_pages(x, operand, plan, fit, elements)
         self._fit, self._shift = fit, None if fit.shift is None else fit.shift.to(x.device).contiguous()
         # Only 2:4 blocks are chosen by weights. Those of V's tokens depend on the tensor: each run makes them.
         self._weights: Tensor | None = None
@@ -300,6 +317,7 @@ class PageCompressor(TensorCompressor):
             fold=fit.fold if plan.sparse > 0 else 0.0,
             stored=elements.code,
             scale=pages.scale,
+            value_axis=axis_code(fit.value_axis),
             **plan.fields(),
             **pages.pool_fields,
         )
@@ -320,12 +338,13 @@ def compress_tensor(x: Tensor, operand: Operand, plan: BlockPlan) -> PagedTensor
     return compressor.pages
 
 
-def _empty_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> PagedTensor:
+def empty_pages(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> PagedTensor:
     """For a tensor under a fit; elements that have a scale take the fit's."""
-    if not elements.has_scale:
-        return PagedTensor.empty(x, operand, plan, elements)
-    assert fit.scale is not None
-    return PagedTensor.empty(x, operand, plan, elements, scale=fit.scale.to(x.device).contiguous(), order=fit.order)
+    of_scale: dict[str, Any] = {}
+    if elements.has_scale:
+        assert fit.scale is not None
+        of_scale = {"scale": fit.scale.to(x.device).contiguous(), "order": fit.order}
+    return PagedTensor.empty(x, operand, plan, elements, value_axis=fit.value_axis, **of_scale)
 
 
 def compress_tensor_torch(
@@ -336,9 +355,9 @@ def compress_tensor_torch(
     fit = fit or Fit(operand)
     stored = fit.stored(x)
     scores = fit.scores(stored)
-    chosen = choose_blocks(scores, operand, plan)
-    pages = _empty_pages(x, operand, plan, fit, elements)
-    pack_torch(prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold), pages, chosen, scores)
+    chosen = choose_blocks(scores, fit.groups, plan)
+    pages = empty_pages(x, operand, plan, fit, elements)
+    pack_torch(prune_hierarchical(stored, fit.groups, chosen, scores=scores, fold=fit.fold), pages, chosen, scores)
     return pages
 
 

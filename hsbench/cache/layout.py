@@ -15,6 +15,9 @@ from torch import Tensor
 from hsbench.cache.prune import BlockKind, Operand
 from hsbench.problem.elements import Element
 
+Pack = Callable[[Tensor, Operand, Tensor | None], Tensor]
+Unpack = Callable[[Tensor, Operand, torch.dtype, int], Tensor]
+
 
 @dataclass(frozen=True)
 class PageFormat:
@@ -37,8 +40,8 @@ class PageFormat:
     component: str
     nbytes: Callable[[int, Element], int]
     metadata_bytes: Callable[[int], int]
-    pack: Callable[[Tensor, Operand, Tensor | None], Tensor]
-    unpack: Callable[[Tensor, Operand, torch.dtype, int], Tensor]
+    pack: Pack
+    unpack: Unpack
     scale_bytes: Callable[[int], int] = lambda head_dim: 0
 
 

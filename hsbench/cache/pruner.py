@@ -45,8 +45,8 @@ class Pruner:
         fold: each of the two that stay of a group of V gets half of this share of the sum of the two that go; at 1 a
             group's sum is kept, so that flat attention over it is exact.
         norm_power, attention_power: see ``value_weights``.
-        value_axis: along which V's groups run. Sparse tensor cores want tokens; along head_dim no token's whole value
-            can vanish.
+        value_axis: along which V's groups run. Along head_dim no token's whole value can vanish, and decode reads it as
+            fast; prefill has no kernel for it, since sparse tensor cores want the groups along what they contract.
     """
 
     name: str
@@ -72,18 +72,6 @@ class Pruner:
         """Whether it must see the last queries of the context."""
         steps = self.key_shift_steps + self.value_shift_steps
         return self.key_weights == "queries" or self.value_weights == "attention" or steps > 0
-
-    @property
-    def is_simulated(self) -> bool:
-        """Whether no kernel can read what it stores yet."""
-        return self.why_simulated is not None
-
-    @property
-    def why_simulated(self) -> str | None:
-        """Why no kernel can; None where one can."""
-        if self.value_axis == "tokens":
-            return None
-        return f"pruner {self.name}: no kernel reads V in groups along head_dim yet; take one without {ALONG_HEAD_DIM}"
 
     def __str__(self) -> str:
         return self.name

@@ -24,18 +24,15 @@ ROUNDED: dict[StoredElements, Callable[[Tensor, Operand], Tensor]] = {
 """What comes back of blocks ``[pages, 64, head_dim]``, in units of their channels' scales, fp32, by their elements."""
 
 
-def quantised(
-    stored: Tensor, fit: Fit, plan: BlockPlan, chosen: Tensor, groups: Operand, elements: StoredElements
-) -> Tensor:
+def quantised(stored: Tensor, fit: Fit, plan: BlockPlan, chosen: Tensor, elements: StoredElements) -> Tensor:
     """What a cache of narrow elements gives back, fp32; itself where elements are not.
 
     Args:
         stored: ``[batch, kv_heads, seq, head_dim]``, as the fit stores it, pruned.
-        fit: with the scales of the channels.
+        fit: with the scales of the channels, and along which dimension groups run.
         plan: of the blocks: those that are not eligible stay wide.
         chosen: which are 2:4, as of :func:`hsbench.cache.prune.choose_blocks`. As in pages, what is left says what is
             kept.
-        groups: the operand whose groups these have.
     """
     if fit.scale is None:
         return stored
@@ -46,6 +43,6 @@ def quantised(
     blocks = split_blocks(units[:, :, eligible])
     if blocks.numel():
         left = ROUNDED[elements](blocks.flatten(0, 2), fit.operand).view_as(blocks)
-        dropped = ~keep_2_of_4(blocks, contraction_dim(groups)) & chosen[..., plan.first : plan.last, None, None]
+        dropped = ~keep_2_of_4(blocks, contraction_dim(fit.groups)) & chosen[..., plan.first : plan.last, None, None]
         out[:, :, eligible] = left.masked_fill_(dropped, 0.0).flatten(2, 3)
     return torch.mul(out, scale)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.layouts import LAYOUTS
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, choose_blocks, plan_blocks, prune_hierarchical
+from hsbench.cache.prune import BlockPlan, check_finite, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Pruner, pruner_for
 from hsbench.cache.quantise import quantised
 from hsbench.kernels.device import CPU, CUDA
@@ -58,11 +58,9 @@ def simulate(
         check_finite(fit.operand, x)
         stored = fit.stored(x)
         scores = fit.scores(stored)
-        # Groups along head_dim are what K's are, whatever the tensor.
-        operand: Operand = "k" if pruner.value_axis == "head_dim" else fit.operand
-        chosen = choose_blocks(scores, operand, plan)
-        left = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
-        pruned.append(fit.restored(quantised(left, fit, plan, chosen, operand, narrow)))
+        chosen = choose_blocks(scores, fit.groups, plan)
+        left = prune_hierarchical(stored, fit.groups, chosen, scores=scores, fold=fit.fold)
+        pruned.append(fit.restored(quantised(left, fit, plan, chosen, narrow)))
         nbytes += _page_bytes(x, plan, narrow) + fit.nbytes
         nbytes += 0 if fit.scale is None else fit.scale.nbytes
     eligible = sum(plan.eligible for plan in plans)

@@ -83,10 +83,10 @@ class PagesMethod(Method):
         pruner = self._pruner(workload)
         if pruner.needs_queries and workload.is_synthetic:
             return _NEEDS_QUERIES.format(pruner)
-        without_kernel = why_no_pages(self.elements, device)
+        without_kernel = why_no_pages(self.elements, device, pruner.value_axis)
         if self.phase.causal:
-            without_kernel = without_kernel or calls.why_not_prefill(self.elements, device)
-        return why_not_native(workload) or without_kernel or pruner.why_simulated
+            without_kernel = without_kernel or calls.why_not_prefill(self.elements, device, pruner.value_axis)
+        return why_not_native(workload) or without_kernel
 
     def estimate_bytes(self, workload: Workload) -> int:
         return self.held_bytes(workload) + self._pruning_bytes(workload)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache import cuda_layout
-from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
+from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
 from hsbench.problem.elements import element_by
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -100,6 +100,22 @@ def test_a_tensor_core_reads_the_sparse_page(dtype: torch.dtype, head_dim: int, 
         torch.testing.assert_close(got, matrix @ b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_core_reads_v_along_head_dim(dtype: torch.dtype, head_dim: int) -> None:
+    """out[4 g + j, h] is the sum over tokens t and places i of A[g, 4 t + i] times p[t, h] where i = j."""
+    x = blocks_of(dtype, head_dim)
+    pages = cuda_layout.ALONG_HEAD_DIM[BlockKind.SPARSE_2_4].pack(x, "v", None)
+    pruned = torch.where(keep_2_of_4(x, -1), x, 0.0).double()
+    p = torch.rand(BLOCK, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    spread = torch.einsum("th,ij->tihj", p, torch.eye(4, dtype=torch.float64)).reshape(BLOCK * 4, 8)
+    groups = head_dim // 4
+    for page, block in zip(pages, pruned, strict=True):
+        got = torch.cat([strip_product(page, dtype, groups, BLOCK * 4, strip, spread) for strip in range(groups // 16)])
+        out = got.view(groups, 2, 4).permute(1, 0, 2).flatten(1)  # [head, dim]
+        torch.testing.assert_close(out, p.mT @ block, rtol=1e-12, atol=1e-12)
+
+
 def strip_product(page: Tensor, dtype: torch.dtype, rows: int, cols: int, strip: int, b: Tensor) -> Tensor:
     """16 rows of A times ``b [cols, 8]`` by mma.sp steps, on registers loaded as a warp loads them."""
     values = page[: rows * cols].view(dtype).double()
@@ -109,17 +125,23 @@ def strip_product(page: Tensor, dtype: torch.dtype, rows: int, cols: int, strip:
         pair, selector = divmod(step, 2)
         first = (strip * (cols // 64) + pair) * 32
         metadata = [int(word) & 0xFFFFFFFF for word in words[first : first + 32]]
-        a = [[ldmatrix_pair(values, cols, strip, step, lane, register) for register in range(4)] for lane in range(32)]
+        a = [
+            [ldmatrix_pair(values, rows, cols, strip, step, lane, register) for register in range(4)]
+            for lane in range(32)
+        ]
         total += mma_sp_m16n8k32(a, metadata, selector, b[step * 32 : step * 32 + 32])
     return total
 
 
-def ldmatrix_pair(values: Tensor, cols: int, strip: int, step: int, lane: int, register: int) -> tuple[float, float]:
+def ldmatrix_pair(
+    values: Tensor, rows: int, cols: int, strip: int, step: int, lane: int, register: int
+) -> tuple[float, float]:
     """The two values of one A register: registers 0..3 are the 8 x 8 tiles (rows 0-7, 8-15) x (kept cols 0-7, 8-15)."""
     row = strip * 16 + lane // 4 + register % 2 * 8
-    chunk = step * 2 + register // 2
-    key = row % 8 if cols == 128 else row // 2 % 4  # a row of kept values is `cols` bytes
-    at = row * (cols // 2) + (chunk ^ key) * 8 + lane % 4 * 2
+    panel, chunk = divmod(step * 2 + register // 2, 8)
+    of_row = min(cols, 128)  # bytes of kept values, in a panel
+    key = row % 8 if of_row == 128 else row // 2 % 4
+    at = (panel * rows + row) * (of_row // 2) + (chunk ^ key) * 8 + lane % 4 * 2
     return float(values[at]), float(values[at + 1])
 
 

@@ -40,6 +40,7 @@ from hsbench.cache.pruner import (
 )
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
 from hsbench.kernels import library
+from hsbench.problem.elements import STORED_INT4
 
 DTYPES = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in (torch.float16, torch.bfloat16)]
 MISSING = library.why_missing("cpu")
@@ -505,8 +506,10 @@ def test_a_cache_unpacks_to_what_the_definition_leaves() -> None:
 def test_what_no_kernel_reads_and_what_lacks_its_sources() -> None:
     k, v = tensors(torch.float16)
     how = dict(key_sparsity=0.5, value_sparsity=0.5)
-    with pytest.raises(UnsupportedError, match="mirror:hd: no kernel reads V in groups along head_dim"):
-        compress_kv(k, v, pruner=replace(MIRROR, name="mirror:hd", value_axis="head_dim"), **how)
+    with pytest.raises(
+        UnsupportedError, match="no CPU kernel reads V of int4 in groups along head_dim yet: take a pruner"
+    ):
+        compress_kv(k, v, pruner=pruner_of("mirror:hd"), elements=STORED_INT4, **how)
     for pruner in (ATTENTIVE, CALIBRATED):
         with pytest.raises(UsageError, match=f"pruner {pruner}: needs"):
             compress_kv(k, v, pruner=pruner, **how)

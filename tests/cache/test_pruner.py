@@ -52,8 +52,6 @@ def test_along_head_dim_only_what_knows_of_queries_shifts_v() -> None:
         assert pruner.needs_queries == looks
         for part in ("order", "key_shift", "key_shift_steps", "key_weights", "needs_calibration"):
             assert getattr(pruner, part) == getattr(tokens, part)
-        assert pruner.is_simulated and pruner.why_simulated and name + ALONG_HEAD_DIM in pruner.why_simulated
-        assert not tokens.is_simulated and tokens.why_simulated is None
 
 
 def test_what_each_needs() -> None:

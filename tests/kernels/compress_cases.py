@@ -5,7 +5,7 @@ whose losses are told apart in the last place only. The definition in torch is t
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit
+from hsbench.cache.hierarchical import axis_code
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
-from hsbench.problem.elements import INPUTS, STORED_FP8, element_by
+from hsbench.problem.elements import INPUTS, STORED_FP8, StoredElements, element_by
 
 DTYPES = tuple(element.torch_dtype for element in INPUTS.values())
 OPERANDS: tuple[Operand, ...] = ("k", "v")
@@ -130,12 +131,22 @@ def fp8_data(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -
 FP8_KINDS = ("channels", *KINDS)
 
 
+ALONG_HEAD_DIM = ("none", "shift", "beyond")
+"""What a pruner may do to V in groups along head_dim, of :data:`FITS` and :data:`FP8_FITS`."""
+
+
+def make_head_dim_fit(kind: str, x: Tensor, elements: StoredElements, seed: int = 0) -> Fit:
+    fit = replace(make_fit(kind, x, "v", seed), value_axis="head_dim")
+    return fit.scaled_to(x) if elements.has_scale else fit
+
+
 def fit_fields(fit: Fit, x: Tensor) -> dict[str, Any]:
     """What ``hsb_compress_params`` says of a fit of ``x``; the caller keeps the tensors."""
     weights = fit.weights(fit.stored(x)).contiguous() if fit.weighs else None
     order = library.constants()[f"HSB_ORDER_{fit.order.upper()}"]
     of_scale = {} if fit.scale is None else dict(scale=fit.scale, stored=STORED_FP8.code)
-    return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold, **of_scale)
+    axis = axis_code(fit.value_axis)
+    return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold, value_axis=axis, **of_scale)
 
 
 # ---- Buffers and parameters --------------------------------------------------------------------------------------

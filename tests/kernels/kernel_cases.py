@@ -19,10 +19,10 @@ from torch import Tensor
 from hsbench.cache import e4m3
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
 from hsbench.cache.block_map import entries_of, is_kind, slots_of
-from hsbench.cache.fit import channel_order
+from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch, pack_torch
 from hsbench.cache.prune import Operand, choose_blocks, plan_blocks, prune_hierarchical
-from hsbench.cache.pruner import Order
+from hsbench.cache.pruner import Axis, Order
 from hsbench.problem.elements import STORED_FP8, STORED_INT4, StoredElements
 from hsbench.run.check import TOLERANCE
 
@@ -75,9 +75,12 @@ def attention(
     return out, lse
 
 
-def scattered(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor, Tensor]:
+def scattered(
+    x: Tensor, operand: Operand, sparsity: float, *, value_axis: Axis = "tokens"
+) -> tuple[PagedTensor, Tensor]:
     """Pages in random slots of pools twice as large, all ones (NaNs) elsewhere; and the pruned tensor they hold."""
-    return _scattered(compress_tensor_torch(x, operand, plan_blocks(x.shape[2], sparsity)))
+    fit = Fit(operand, value_axis=value_axis if operand == "v" else "tokens")
+    return _scattered(compress_tensor_torch(x, operand, plan_blocks(x.shape[2], sparsity), fit))
 
 
 def scattered_narrow(
@@ -89,14 +92,17 @@ def scattered_narrow(
     order: Order = "adjacent",
     sink: int = 0,
     local: int = 0,
+    value_axis: Axis = "tokens",
 ) -> tuple[PagedTensor, Tensor]:
     """The same of elements that have a scale, without any shift, and of fp16 where blocks stay wide; all ones are NaN
     there, too, or scales that are. ``order``: of the channels of ``x``."""
     plan = plan_blocks(x.shape[2], sparsity, sink=sink, local=local)
-    chosen = choose_blocks(x, operand, plan)
+    fit = Fit(operand, value_axis=value_axis if operand == "v" else "tokens")
+    chosen = choose_blocks(x, fit.groups, plan)
     scale = e4m3.scale_of(x.abs().amax(2))[..., channel_order(order, x.shape[-1]).argsort().to(x.device)]
-    pages = PagedTensor.empty(x, operand, plan, elements, scale=scale.contiguous(), order=order)
-    pack_torch(prune_hierarchical(x, operand, chosen), pages, chosen)
+    of_scale = {"scale": scale.contiguous(), "order": order}
+    pages = PagedTensor.empty(x, operand, plan, elements, value_axis=fit.value_axis, **of_scale)
+    pack_torch(prune_hierarchical(x, fit.groups, chosen), pages, chosen)
     return _scattered(pages)
 
 
@@ -104,9 +110,14 @@ scattered_fp8 = partial(scattered_narrow, elements=STORED_FP8)
 scattered_int4 = partial(scattered_narrow, elements=STORED_INT4)
 
 
-def scattered_wide_ends(x: Tensor, operand: Operand, sparsity: float) -> tuple[PagedTensor, Tensor]:
-    """Of e4m3 with wide blocks at both ends, or, of up to 200 tokens, with none but wide ones."""
-    return scattered_fp8(x, operand, sparsity, sink=64, local=130)
+scattered_wide_ends = partial(scattered_fp8, sink=64, local=130)
+"""Of e4m3 with wide blocks at both ends, or, of up to 200 tokens, with none but wide ones."""
+
+ALONG_HEAD_DIM: dict[str, Pack] = {
+    f"{name}, V along head_dim": partial(pack, value_axis="head_dim")
+    for name, pack in {"16bit": scattered, "fp8": scattered_fp8, "fp8 with wide ends": scattered_wide_ends}.items()
+}
+"""The same with V in groups along head_dim."""
 
 
 def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:

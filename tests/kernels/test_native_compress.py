@@ -15,6 +15,7 @@ from torch import Tensor
 
 import compress_cases
 from compress_cases import (
+    ALONG_HEAD_DIM,
     BAD_PARAMETERS,
     DTYPES,
     FITS,
@@ -36,6 +37,7 @@ from compress_cases import (
     make_data,
     make_fit,
     make_fp8_fit,
+    make_head_dim_fit,
     plans,
     with_non_finite,
 )
@@ -44,8 +46,9 @@ from hsbench.cache import bitmap
 from hsbench.cache.block_map import is_kind
 from hsbench.cache.fit import Fit
 from hsbench.cache.hierarchical import PagedTensor, compress_tensor_torch
-from hsbench.cache.layouts import LAYOUTS
+from hsbench.cache.layouts import layouts_of
 from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, plan_blocks
+from hsbench.cache.pruner import Axis
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU
 from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8, StoredElements, element_by
@@ -84,7 +87,8 @@ def compress(
     """Pages of ``x`` and the index of the first non-finite element (-1: none), from the native library."""
     batch, kv_heads, _, head_dim = x.shape
     heads = batch * kv_heads
-    layout, plan = LAYOUTS[CPU.kind][elements], plan.stored_as(elements)
+    axis: Axis = "head_dim" if (fit or {}).get("value_axis") else "tokens"
+    layout, plan = layouts_of(axis)[CPU.kind][elements], plan.stored_as(elements)
     sizes = {kind: page.nbytes(head_dim, elements.of(element_by(x.dtype))) for kind, page in layout.items()}
     pools = {kind: Buffer(heads * plan.count(kind) * size) for kind, size in sizes.items()}
     block_map, bad = Buffer(heads * plan.blocks * 4), Buffer(8)
@@ -104,6 +108,7 @@ def compress(
         map=block_map.bytes.view(torch.int32).view(batch, kv_heads, plan.blocks),
         pools={kind: pool.bytes.view(-1, sizes[kind]) for kind, pool in pools.items()},
         elements=elements,
+        value_axis=axis,
     )
     return pages, int(bad.bytes.view(torch.int64))
 
@@ -179,6 +184,20 @@ def test_fp8_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, he
         for sparsity in (0.0, 0.3, 0.5):
             plan = plan_blocks(seq, sparsity, sink=1, local=70 * (seed % 2))
             check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), STORED_FP8)
+
+
+@pytest.mark.parametrize("elements", [SIXTEEN_BIT, STORED_FP8], ids=str)
+@pytest.mark.parametrize("kind", FP8_KINDS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@every_dtype
+def test_v_along_head_dim_equals_the_definition(
+    dtype: torch.dtype, head_dim: int, kind: str, elements: StoredElements
+) -> None:
+    for seed, (fit, seq) in enumerate(itertools.product(ALONG_HEAD_DIM, SEQS)):
+        x = fp8_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
+        for sparsity in (0.0, 0.3, 0.5):
+            plan = plan_blocks(seq, sparsity, sink=seed % 3, local=70 * (seed % 2))
+            check_pages(x, "v", plan, make_head_dim_fit(fit, x, elements, seed), elements)
 
 
 @settings(max_examples=30, deadline=None)

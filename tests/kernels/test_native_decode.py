@@ -23,6 +23,7 @@ from hsbench.cache.prune import Operand
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 from kernel_cases import (
+    ALONG_HEAD_DIM,
     BAD_DECODE_SHAPES,
     DEGENERATE,
     Case,
@@ -47,6 +48,7 @@ PACKS: dict[str, Pack] = {
     "decode_fp8": scattered_fp8,
     "decode_fp8_wide_ends": scattered_wide_ends,
     "decode_int4": scattered_int4,
+    **{f"decode_{name}": pack for name, pack in ALONG_HEAD_DIM.items()},
     "decode_bitmap": padded_bitmap,
 }
 """What each operation reads; decode of all that pages may hold."""
@@ -56,7 +58,7 @@ MIXES = {operation: _PAGED for operation in PACKS} | {"decode_bitmap": ((0.5, 0.
 
 
 def run(operation: str, *args: Any, **fields: Any) -> tuple[Tensor, Tensor]:
-    return cpu_calls.run(re.sub("_(fp8|int4).*", "", operation), *args, **fields)
+    return cpu_calls.run(re.sub("_(16bit|fp8|int4).*", "", operation), *args, **fields)
 
 
 def check(operation: str, case: Case, isa: str) -> None:

@@ -28,7 +28,7 @@ from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
 from hsbench.methods.pages import PagesMethod
-from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, StoredElements
+from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, STORED_INT4, StoredElements
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
 from hsbench.problem.synthetic import make_inputs
@@ -294,10 +294,17 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
             assert (dear > 0) == (family in PRUNER_FAMILIES and not cheap)
 
 
-def test_a_pruner_that_no_kernel_reads_says_why() -> None:
-    workload = make_workload("decode", seq=300, pruner="balanced:hd")
-    for hierarchical in rows_of("hierarchical", DECODE, CPU):
-        assert str(hierarchical.unsupported(workload, CPU)).startswith("pruner balanced:hd: no kernel reads V")
+def test_v_along_head_dim_is_for_decode() -> None:
+    for phase in (DECODE, PREFILL):
+        workload = make_workload(phase.name, seq=300, pruner="balanced:hd")
+        for hierarchical in rows_of("hierarchical", phase, CPU):
+            reason = hierarchical.unsupported(workload, CPU)
+            if hierarchical.elements == STORED_INT4:
+                assert str(reason).startswith("no CPU kernel reads V of int4 in groups along head_dim yet")
+            elif phase.causal:
+                assert str(reason).startswith("prefill reads V in groups along tokens alone")
+            else:
+                assert reason is None
     assert rows_of("dense", DECODE, CPU)[0].unsupported(workload, CPU) is None
 
 

@@ -39,7 +39,7 @@ struct Plan {
         : heads(std::int64_t{p.batch} * p.kv_heads), full(p.seq / kBlock), blocks(divided_up(p.seq, kBlock)),
           eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head),
           wide(p.stored == HSB_STORED_16 ? 0 : blocks - eligible), dense(blocks - sparse - wide),
-          shape{p.head_dim, p.operand, p.dtype}, seq(p.seq),
+          shape{p.head_dim, p.operand, p.dtype, p.value_axis}, seq(p.seq),
           is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
         HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
         HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
@@ -52,6 +52,9 @@ struct Plan {
                   "order must be an hsb_order, and adjacent for V");
         HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
                   "fold must be from 0 to 1, and 0 for K");
+        HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
+                      (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
+                  "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
         HSB_CHECK(p.stored == HSB_STORED_16 || p.stored == HSB_STORED_FP8, "stored is not an hsb_stored");
         HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
@@ -177,9 +180,9 @@ public:
             pack_page<Isa>(HSB_DENSE, units_, page, shape);
             return largest;
         }
-        const bool is_key = shape.operand == HSB_KEY;
-        if (is_key) scale_block<Isa>(this->stored_, fit, shape, units_);
-        this->fill(entry, is_key ? units_ : this->stored_, page_);
+        const bool in_units = shape.of_groups().operand == HSB_KEY;
+        if (in_units) scale_block<Isa>(this->stored_, fit, shape, units_);
+        this->fill(entry, in_units ? units_ : this->stored_, page_);
         narrow_page<Isa>(kind_of(entry), page_, fit, shape, page);
         return largest;
     }
@@ -199,7 +202,7 @@ void find_losses(const hsb_compress_params &p, const Plan &plan, const Scratch &
             const std::uint16_t *scores = blocks.scores(head, p.first_eligible + i);
             const DroppedSum dropped = sum_dropped<typename Blocks::Isa>(scores, plan.shape);
             scratch.loss[head * plan.eligible + i] =
-                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss(scores, plan.shape);
+                is_exact(dropped, p.dtype) ? loss_of(dropped.sum) : exact_loss(scores, plan.shape.of_groups());
         }
     });
 }

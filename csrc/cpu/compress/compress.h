@@ -17,6 +17,10 @@ struct BlockShape {
     int head_dim;
     int operand;  // an hsb_operand
     int dtype;    // an hsb_dtype
+    int axis;     // an hsb_axis: of V
+
+    // The same as of the operand whose groups these are: V's along head_dim are as K's.
+    BlockShape of_groups() const { return {head_dim, axis == HSB_AXIS_HEAD_DIM ? HSB_KEY : operand, dtype, axis}; }
 };
 
 // What a pruner that was fitted to the tensor says of a block: hsb_compress_params, hsbench/cache/fit.py.
@@ -92,8 +96,9 @@ template <class Isa>
 void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const std::uint16_t *scores, float fold,
                       std::byte *page, BlockShape shape);
 
-// Narrow pages are made of 16-bit ones: K's of a block in units of its scales, of which a page no longer tells the channels;
-// V's, whose folds are of what is stored, are brought to units as they are made narrow.
+// Narrow pages are made of 16-bit ones: K's of a block in units of its scales, of which a page no longer tells the channels,
+// and so V's in groups along head_dim; others of V, whose folds are of what is stored, are brought to units as they are made
+// narrow.
 //
 // What is stored, [64, head_dim], in units of its scales: as its own type, in which all is exact that e4m3 does not take for
 // zero or its largest; or as wide pages have it, saturating.
@@ -102,7 +107,7 @@ void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape sh
 template <class Isa>
 void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
 
-// A page of e4m3 of one of the block's type, of K in units of its scales.
+// A page of e4m3 of one of the block's type, of K and of V in groups along head_dim in units of its scales.
 template <class Isa>
 void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow);
 

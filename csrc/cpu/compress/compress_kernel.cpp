@@ -63,6 +63,14 @@ DroppedSum sum_dropped_of(const std::uint16_t *block, int head_dim, int operand)
     return dropped.result();
 }
 
+// Calls function(Kind{}) of the kinds that the block's pages have.
+template <class Function>
+[[gnu::always_inline]] inline decltype(auto) with_kind_along(hsb_block_kind kind, BlockShape shape,
+                                                             Function &&function) {
+    if (shape.axis == HSB_AXIS_HEAD_DIM) return with_kind<HeadDimKinds>(kind, function);
+    return with_kind(kind, function);
+}
+
 // A function for each kind: with all of them in one, GCC vectorises worse.
 template <class Isa, class Kind>
 [[gnu::noinline]] std::uint16_t pack_page_of(Kind kind, const std::uint16_t *block, std::byte *page, BlockShape shape) {
@@ -151,7 +159,7 @@ void narrow_page_of(Kind, const std::byte *page, const BlockFit &fit, BlockShape
         std::byte *to = narrow + tile * Kind::tile_bytes_of(1);
         std::memcpy(to, from, Kind::values_at);
         // V: lanes are channels, and a tile has all tokens.
-        if (shape.operand == HSB_VALUE) invert(fit.scale + tile * kTileLanes, kTileLanes, inverse);
+        if (shape.of_groups().operand == HSB_VALUE) invert(fit.scale + tile * kTileLanes, kTileLanes, inverse);
         const auto *values = reinterpret_cast<const std::uint16_t *>(from + Kind::values_at);
         auto *bytes = reinterpret_cast<std::uint8_t *>(to + Kind::values_at);
         for (std::int64_t i = 0; i < kValues; i += kTileLanes) {
@@ -167,13 +175,13 @@ void narrow_page_of(Kind, const std::byte *page, const BlockFit &fit, BlockShape
 template <class Isa>
 DroppedSum sum_dropped(const std::uint16_t *block, BlockShape shape) {
     return with_type(shape.dtype, [&](auto type) {
-        return sum_dropped_of<Isa, decltype(type)>(block, shape.head_dim, shape.operand);
+        return sum_dropped_of<Isa, decltype(type)>(block, shape.head_dim, shape.of_groups().operand);
     });
 }
 
 template <class Isa>
 std::uint16_t pack_page(hsb_block_kind kind, const std::uint16_t *block, std::byte *page, BlockShape shape) {
-    return with_kind(kind, [&](auto of_kind) { return pack_page_of<Isa>(of_kind, block, page, shape); });
+    return with_kind_along(kind, shape, [&](auto of_kind) { return pack_page_of<Isa>(of_kind, block, page, shape); });
 }
 
 template <class Isa>
@@ -188,7 +196,7 @@ template <class Isa>
 void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const std::uint16_t *scores, float fold,
                       std::byte *page, BlockShape shape) {
     with_type(shape.dtype, [&](auto type) {
-        with_kind(kind, [&](auto of_kind) {
+        with_kind_along(kind, shape, [&](auto of_kind) {
             pack_chosen_page_of<Isa, decltype(type)>(of_kind, stored, scores, fold, page, shape);
         });
     });
@@ -209,7 +217,8 @@ void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape sh
 template <class Isa>
 void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow) {
     with_type(shape.dtype, [&](auto type) {
-        with_kind(kind, [&](auto of_kind) { narrow_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, narrow); });
+        with_kind_along(kind, shape,
+                        [&](auto of_kind) { narrow_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, narrow); });
     });
 }
 

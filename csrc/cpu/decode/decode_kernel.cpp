@@ -90,12 +90,17 @@ private:
     void weigh_block(Stored, std::int64_t block, std::int64_t first) {
         const StoredPage page = v_[block];
         const float *probabilities = s_.scores + (block - first) * kBlock;
-        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            with_kind<KindsOf<Stored>>(page.kind, [&](auto kind) {
+        const auto weigh = [&](auto kinds, auto chunk, int head) {
+            with_kind<decltype(kinds)>(page.kind, [&](auto kind) {
                 weigh_page<Isa, Stored, decltype(chunk)::value>(kind, page.data, head_dim_,
                                                                 probabilities + head * kStride, kStride, s_.weights,
                                                                 s_.out + head * head_dim_);
             });
+        };
+        for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
+            if constexpr (kHasHeadDimPages<Stored>)
+                if (p_.v.value_axis == HSB_AXIS_HEAD_DIM) return weigh(HeadDimKindsOf<Stored>{}, chunk, head);
+            weigh(KindsOf<Stored>{}, chunk, head);
         });
     }
 

@@ -41,6 +41,7 @@ struct Plan {
 
 void check(const hsb_prefill_params &p) {
     check_attention_shape(p);
+    check_prefill_axes(p);
     check_fit(p);
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.threads > 0, "threads must be positive");

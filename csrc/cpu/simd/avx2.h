@@ -7,9 +7,10 @@
 
 namespace hsb::cpu {
 
-// Byte shuffles that spread packed 16-bit values over 8 lanes, by the 8 bits of the lanes that get one.
+// Byte shuffles that spread packed values of 16 or of 8 bits over 8 lanes, by the 8 bits of the lanes that get one.
 struct ExpandTable {
     alignas(16) std::uint8_t order[256][16];
+    alignas(16) std::uint8_t order_of_bytes[256][8];
 };
 constexpr ExpandTable make_expand_table() {
     ExpandTable table{};
@@ -18,6 +19,7 @@ constexpr ExpandTable make_expand_table() {
             const bool kept = mask >> lane & 1;
             table.order[mask][2 * lane] = static_cast<std::uint8_t>(kept ? 2 * next : 0x80);
             table.order[mask][2 * lane + 1] = static_cast<std::uint8_t>(kept ? 2 * next + 1 : 0x80);
+            table.order_of_bytes[mask][lane] = static_cast<std::uint8_t>(kept ? next : 0x80);
             next += kept;
         }
     return table;
@@ -68,7 +70,10 @@ struct Avx2 {
     }
 
     static Float load(const std::uint8_t *p, E4m3) {
-        const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));  // signs spread
+        return widened_e4m3(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    }
+    static Float widened_e4m3(__m128i x) {
+        const __m128i wide = _mm_cvtepi8_epi16(x);  // signs spread
         return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xbfff))));
     }
 
@@ -141,6 +146,20 @@ struct Avx2 {
         const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(values));
         const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i *>(kExpand.order[mask]));
         return widened(_mm_shuffle_epi8(packed, order), type);
+    }
+
+    // The same of a mask that keeps half of the lanes, as 2:4 does: reads 4 values.
+    template <class Type>
+    static Float expand_half(const std::uint16_t *values, std::uint32_t mask, Type type) {
+        const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(values));
+        const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i *>(kExpand.order[mask]));
+        return widened(_mm_shuffle_epi8(packed, order), type);
+    }
+    static Float expand_half(const std::uint8_t *values, std::uint32_t mask, E4m3) {
+        std::int32_t packed;
+        std::memcpy(&packed, values, sizeof packed);
+        const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(kExpand.order_of_bytes[mask]));
+        return widened_e4m3(_mm_shuffle_epi8(_mm_cvtsi32_si128(packed), order));
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

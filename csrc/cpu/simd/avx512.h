@@ -43,8 +43,10 @@ struct Avx512 {
     }
 
     static Float load(const std::uint8_t *p, E4m3) {
-        const __m256i wide =
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));  // signs spread
+        return widened_e4m3(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    }
+    static Float widened_e4m3(__m128i x) {
+        const __m256i wide = _mm256_cvtepi8_epi16(x);  // signs spread
         const __m256i half =
             _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbfff)));
         return _mm512_cvtph_ps(half);
@@ -133,6 +135,17 @@ struct Avx512 {
     static Float expand(const std::uint16_t *values, std::uint32_t mask, Type type) {
         const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(values));
         return widened(_mm256_maskz_expand_epi16(static_cast<__mmask16>(mask), packed), type);
+    }
+
+    // The same of a mask that keeps half of the lanes, as 2:4 does: reads 8 values.
+    template <class Type>
+    static Float expand_half(const std::uint16_t *values, std::uint32_t mask, Type type) {
+        const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i *>(values));
+        return widened(_mm256_maskz_expand_epi16(static_cast<__mmask16>(mask), _mm256_castsi128_si256(packed)), type);
+    }
+    static Float expand_half(const std::uint8_t *values, std::uint32_t mask, E4m3) {
+        const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(values));
+        return widened_e4m3(_mm_maskz_expand_epi8(static_cast<__mmask16>(mask), packed));
     }
 
     // 2^x for x <= 0, relative error about 2e-7; results below 2^-126 become 0.

@@ -138,6 +138,12 @@ struct Portable {
         return each<Float>([&](int i) { return mask >> i & 1 ? to_float(*values++, type) : 0.0f; });
     }
 
+    // The same of a mask that keeps half of the lanes, as 2:4 does.
+    template <class Value, class Type>
+    static Float expand_half(const Value *values, std::uint32_t mask, Type type) {
+        return each<Float>([&](int i) { return mask >> i & 1 ? to_float(*values++, type) : 0.0f; });
+    }
+
     // 2^x for x <= 0; results below 2^-126 become 0.
     static Float exp2(Float x) {
         return each<Float>([&](int i) { return x.lane[i] < -126.0f ? 0.0f : std::exp2(x.lane[i]); });

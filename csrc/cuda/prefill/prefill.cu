@@ -16,6 +16,7 @@ namespace {
 
 void check(const hsb_prefill_params &p) {
     check_paged_shape(p);
+    check_prefill_axes(p);
     stored_blocks(p, kBlock);  // checks them
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.seq < (1 << 30), "seq must be below 2^30");

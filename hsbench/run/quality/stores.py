@@ -172,11 +172,12 @@ class Hierarchical:
 def why_simulated(pruner: Pruner, k: Tensor, group: int, elements: CacheElements = SIXTEEN_BIT) -> str | None:
     """Why no kernel can attend to what a pruner stores; None where ours does."""
     device = Device.of(k.device)
-    without_kernel = calls.why_not_shape(k.shape[-1], group) or why_no_pages(elements, device)
+    without_kernel = calls.why_not_shape(k.shape[-1], group) or why_no_pages(elements, device, pruner.value_axis)
+    # Many queries at once, which prefill takes, stand for one at a time.
+    without_kernel = without_kernel or calls.why_not_prefill_along(pruner.value_axis)
     if products := calls.prefill_products(elements, device):
-        # Many queries at once stand for one at a time.
         without_kernel = without_kernel or f"prefill on {device} rounds q to {products}, which decode does not"
-    return pruner.why_simulated or without_kernel or library.why_missing(device.kind)
+    return without_kernel or library.why_missing(device.kind)
 
 
 class Unstructured:
