@@ -7,6 +7,11 @@
 //   V   A = V^T   [head_dim     x 64 tokens]     out^T   += A p^T           groups of 4 run along tokens
 //        rows ----^          ^---- cols: the contraction
 //
+// V in groups along head_dim (hsb_axis) has them along cols, too, as A of a product that is the same once it is written out:
+//
+//   A [head_dim / 4 groups x 64 * 4], col 4 t + i: element i of the group in token t
+//   out[4 g + j] = sum over t, i of A[g][4 t + i] * (i == j ? p[t] : 0)      four columns of B for each query head
+//
 // Each kind of block draws its bytes in a file of its own: kinds/dense_page.cuh, kinds/sparse_2_4_page.cuh, and both kinds
 // of e4m3 pages in kinds/fp8_page.cuh. All are made of 16-byte chunks in rows of 128, 64 or 32 bytes, and swizzled: so that
 // 8 rows' chunks of one column fall into 8 bank groups.
@@ -24,8 +29,9 @@ namespace hsb::cuda {
 
 HSB_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-constexpr int kBlock = 64;       // tokens
-constexpr int kPanelCols = 64;   // 128 bytes
+constexpr int kBlock = 64;      // tokens
+constexpr int kPanelCols = 64;  // 128 bytes
+constexpr int kPanelBytes = 128;
 constexpr int kChunkBytes = 16;  // what a swizzle moves: 8 values
 constexpr int kStripRows = 16;   // rows of one mma
 constexpr int kStepCols = 32;    // cols of one mma.sp
@@ -64,5 +70,9 @@ template <int HeadDim>
 using KeyPage = Page<kBlock, HeadDim>;
 template <int HeadDim>
 using ValuePage = Page<HeadDim, kBlock>;
+
+constexpr int kGroup = 4;  // elements of which 2:4 keeps two
+template <int HeadDim>
+using HeadDimValuePage = Page<HeadDim / kGroup, kBlock * kGroup>;
 
 }  // namespace hsb::cuda

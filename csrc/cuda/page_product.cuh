@@ -1,7 +1,8 @@
-// c += A b for a page A in shared memory: K [64 tokens x head_dim], or V^T [head_dim x 64 tokens], of any kind.
+// c += A b for a page A in shared memory: K [64 tokens x head_dim], or V^T [head_dim x 64 tokens], or V in groups along
+// head_dim (page.cuh), of any kind.
 //
-// One warp, tensor core strips of 16 rows. `b` holds, per step of 32 cols, the four registers of a B fragment [32 x 8]
-// (ptx/mma.cuh); the dense product takes the same registers two by two. `Tiles` such columns of 8 share each A read.
+// One warp, tensor core strips of 16 rows. `b` gives, per step of 32 cols, the four registers of a B fragment [32 x 8]
+// (kinds/operand_b.cuh; ptx/mma.cuh); the dense product takes the same registers two by two. Columns of 8 share each A read.
 //
 // ldmatrix addresses of A's 16 x 16 tiles: lane l gives row l % 16, chunk l / 16 of the tile's two. The swizzle depends
 // on the row within the strip only, so a strip further down is a constant away; and as rows are aligned to their 64 or
@@ -12,10 +13,11 @@
 
 namespace hsb::cuda {
 
-template <class T, class Shape, class Kinds = BlockKinds, int Tiles, int Strips, int Steps>
+template <class T, class Shape, class Kinds = BlockKinds, class B, int Tiles, int Strips>
 __device__ __forceinline__ void multiply(hsb_block_kind kind, float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                         const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
-    static_assert(Strips == Shape::kStrips && Steps * kStepCols == Shape::kCols, "the whole of A");
+                                         const B &b, int lane) {
+    static_assert(Strips == Shape::kStrips && B::kSteps * kStepCols == Shape::kCols, "the whole of A");
+    static_assert(B::kTiles <= Tiles, "sums for all columns");
     with_kind<Kinds>(kind, [&](auto of_kind) { of_kind.template multiply<T, Shape>(c, page, b, lane); });
 }
 

@@ -16,6 +16,7 @@ from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 from kernel_cases import (
+    ALONG_HEAD_DIM,
     BAD_DECODE_SHAPES,
     DEGENERATE,
     Case,
@@ -38,9 +39,8 @@ MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.3, 0.15))
 SHAPES = ((1, 1), (2, 3))
 """Batch and kv heads."""
 
-of_all_elements = pytest.mark.parametrize(
-    "pack", [scattered, scattered_fp8, scattered_wide_ends], ids=["16bit", "fp8", "fp8 with wide ends"]
-)
+PACKS = {"16bit": scattered, "fp8": scattered_fp8, "fp8 with wide ends": scattered_wide_ends, **ALONG_HEAD_DIM}
+of_all_elements = pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 
 
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:

@@ -40,6 +40,9 @@ void run(const hsb_decode_params &p) {
         check_pages<decltype(stored)>(p.k, p.head_dim);
         check_pages<decltype(stored)>(p.v, p.head_dim);
     });
+    HSB_CHECK(p.k.value_axis == HSB_AXIS_TOKENS, "K has no value_axis");
+    HSB_CHECK(p.v.value_axis == HSB_AXIS_TOKENS || p.v.value_axis == HSB_AXIS_HEAD_DIM,
+              "value_axis is not an hsb_axis");
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
     HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
@@ -65,12 +68,19 @@ void run(const hsb_decode_params &p) {
     a.value_scale = p.v.scale;
     with_stored(p.k.stored, [&](auto stored) {
         using Stored = decltype(stored);
-        dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
-            if (a.group <= 8)
-                launch_decode<decltype(type), head_dim(), 1, Stored>(p, a, device);
-            else
-                launch_decode<decltype(type), head_dim(), 2, Stored>(p, a, device);
-        });
+        const auto launch_along = [&](auto axis) {
+            using Axis = typename decltype(axis)::Type;
+            dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
+                if (a.group <= 8)
+                    launch_decode<decltype(type), head_dim(), 1, Stored, Axis>(p, a, device);
+                else
+                    launch_decode<decltype(type), head_dim(), 2, Stored, Axis>(p, a, device);
+            });
+        };
+        if (p.v.value_axis == HSB_AXIS_HEAD_DIM)
+            launch_along(Tag<AlongHeadDim>());
+        else
+            launch_along(Tag<AlongTokens>());
     });
 }
 

@@ -36,21 +36,17 @@ template <int HeadDim, int Tiles, class Stored>
 constexpr bool kResultTakesStage = sizeof(WarpResult<HeadDim, Tiles>) >
                                    smallest_page_bytes(HeadDim, typename Stored::Kinds());
 
-template <int HeadDim, int Tiles, class Stored>
+template <class Stored, int HeadDim, int Tiles, class Axis>
 __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
-                                                  const Running<HeadDim, Tiles> &running, int lane) {
+                                                  const Running<HeadDim, Tiles, Axis> &running, int lane) {
     static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= 2 * smallest_page_bytes(HeadDim, typename Stored::Kinds()),
                   "must fit into the smallest stage");
+    running.for_each_output(lane, [&](int head, int dim, float x) { to.out[head][dim] = x; });
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
         for (int head = 0; head < 2; ++head) {
             const int column = tile * 8 + lane % 4 * 2 + head;
-#pragma unroll
-            for (int strip = 0; strip < HeadDim / kStripRows; ++strip) {
-                to.out[column][strip * kStripRows + lane / 4] = running.out[tile][strip][head];
-                to.out[column][strip * kStripRows + lane / 4 + 8] = running.out[tile][strip][head + 2];
-            }
             const float sum = sum_over_rows(running.sum[tile][head]);
             if (lane / 4 == 0) {
                 to.max[column] = running.max[tile][head];
@@ -108,7 +104,7 @@ struct PartialResults {
     }
 };
 
-template <class T, int HeadDim, int Tiles, class Stored>
+template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const __grid_constant__ Arguments a) {
     using Kinds = typename Stored::Kinds;
     using Product = typename Stored::template Product<T>;
@@ -136,14 +132,15 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         const auto units = queries_of_head<Stored, T, HeadDim>(q, head, a, lane);
         prefetch_shifts<HeadDim>(a, head);
 
-        Running<HeadDim, Tiles> running;
+        Running<HeadDim, Tiles, Axis> running;
         running.clear();
         bool refill_later = false;
         for (; page < high; page += warps) {
             // The last V page of a segment, or its last stage, makes room for the warp's result first.
             refill_later = page + warps >= high;
             const int valid = page == head_end - 1 ? a.last_valid : kBlock;
-            attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, lane, [&] {
+            const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
+            attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane, [&] {
                 if (!kTakesStage || !refill_later) pages.refill_key();
             });
             if (!refill_later) {
@@ -160,8 +157,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             const std::uint32_t room = kTakesStage ? pages.stage_address() : pages.value_address();
             at = static_cast<std::int32_t>(room - ptx::shared_address(shared));
             __syncwarp();
-            store_warp_result<HeadDim, Tiles, Stored>(*reinterpret_cast<WarpResult<HeadDim, Tiles> *>(shared + at),
-                                                      running, lane);
+            store_warp_result<Stored>(*reinterpret_cast<WarpResult<HeadDim, Tiles> *>(shared + at), running, lane);
         }
         if (lane == 0) result_at[warp] = at;
         __syncthreads();
@@ -214,15 +210,16 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     }
 }
 
-template <class T, int HeadDim, int Tiles, class Stored>
+template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
-    if (launch_decode_heads<T, HeadDim, Tiles, Stored>(p, a, device)) return;
+    if (launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
     a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
                          device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),
-                         a.group);
+                         a.group, Axis::template room_bytes<Stored>(a.group));
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
-    launch(decode_kernel<T, HeadDim, Tiles, Stored>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream, a);
+    launch(decode_kernel<T, HeadDim, Tiles, Stored, Axis>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream,
+           a);
 }
 
 }  // namespace hsb::cuda::decode

@@ -37,9 +37,13 @@ struct Arguments {
     bool mirror;        // K's channels are in the mirror order
 };
 
+// Along which dimension V's groups run (value_axis.cuh).
+struct AlongTokens;
+struct AlongHeadDim;
+
 // Launches the kernel for groups of up to Tiles * 8 query heads and pages stored as Stored says. `a` lacks only what depends
 // on the pages' bytes: stages.
-template <class T, int HeadDim, int Tiles, class Stored>
+template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device);
 
 }  // namespace hsb::cuda::decode

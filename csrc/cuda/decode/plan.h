@@ -60,6 +60,7 @@ HSB_HOST_DEVICE constexpr int partial_floats(int group, int head_dim) { return (
 // ---- shared memory ------------------------------------------------------------------------------------------------
 //
 //   | warp 0: stage 0, stage 1, .. | warp 1: .. | ..                     stage = K page, V page
+//   | rooms [warps] |                                                    of V in groups along head_dim (value_axis.cuh)
 //   | StageBarriers [warps][stages] | MergePlaces |
 
 constexpr int kMaxWarps = 12;
@@ -88,9 +89,11 @@ struct RingShape {
     std::int32_t value_bytes;
     std::int32_t warps;
     std::int32_t stages;  // per warp
+    std::int32_t room_bytes;
 
     HSB_HOST_DEVICE int stage_bytes() const { return key_bytes + value_bytes; }
-    HSB_HOST_DEVICE int ring_bytes() const { return warps * stages * stage_bytes(); }
+    HSB_HOST_DEVICE int ring_bytes() const { return room_at(warps); }
+    HSB_HOST_DEVICE int room_at(int warp) const { return warps * stages * stage_bytes() + warp * room_bytes; }
     HSB_HOST_DEVICE int shared_bytes() const { return ring_bytes() + tail_bytes(warps * stages); }
 
     HSB_HOST_DEVICE static constexpr int tail_bytes(int all_stages) {
@@ -103,10 +106,11 @@ struct RingShape {
 // for no other page's arithmetic. Warps are no more than there are page pairs in a part, or query heads in a group
 // (each head is merged by a warp of its own); what is left then goes to more stages. Where a third of what fits would be
 // left because it is less than one for each, fewer warps have one more each, a multiple of four, as there are schedulers.
+// `room_bytes`: of each warp, beside its stages; counted as if each stage had a warp.
 constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
-                                int group) {
+                                int group, int room_bytes = 0) {
     int all = kMaxWarps * kMaxStages;
-    while (all > 1 && all * (key_bytes + value_bytes) + RingShape::tail_bytes(all) > shared_limit) --all;
+    while (all > 1 && all * (key_bytes + value_bytes + room_bytes) + RingShape::tail_bytes(all) > shared_limit) --all;
     int warps = all;
     if (warps > max_warps) warps = max_warps;
     const int useful = pages_per_part > group ? pages_per_part : group;
@@ -115,8 +119,8 @@ constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit
     if (stages > kMaxStages) stages = kMaxStages;
     const bool left = warps * stages * 3 < all * 2 && stages < kMaxStages && pages_per_part > warps;
     const int fewer = all / (stages + 1) / 4 * 4;
-    if (left && fewer >= group) return {key_bytes, value_bytes, fewer, stages + 1};
-    return {key_bytes, value_bytes, warps, stages};
+    if (left && fewer >= group) return {key_bytes, value_bytes, fewer, stages + 1, room_bytes};
+    return {key_bytes, value_bytes, warps, stages, room_bytes};
 }
 static_assert(RingShape::tail_bytes(1) + 2 * largest_page_bytes(128) <= kSharedLimitSm89,
               "one stage must fit anywhere");
@@ -130,6 +134,10 @@ static_assert(choose_ring(5120, 5120, kSharedLimitSm90, 12, 100, 4).warps == 8,
               "2:4 pages of e4m3 on sm_90: 8 warps of 2 stages of 10 KiB");
 static_assert(choose_ring(8192, 8192, kSharedLimitSm90, 12, 100, 4).warps == 12,
               "dense pages of e4m3 on sm_90: 12 stages of 16 KiB");
+
+static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4, 320).warps == 12 &&
+                  choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4, 320).warps == 7,
+              "with V along head_dim as many, for groups of 4");
 
 // ---- clusters for each kv head (sm_90 and newer) ---------------------------------------------------------------------
 //

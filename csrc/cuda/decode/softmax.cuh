@@ -1,8 +1,8 @@
 // Online softmax of one warp over S^T tiles, and the warp's running result.
 //
 // S^T is 4 strips of 16 rows, tokens in the order of K's pages, x Tiles * 8 heads in C fragments (ptx/mma.cuh): a thread
-// holds rows i and i + 8 of each strip, heads 2t and 2t + 1. The output's fragments have the same heads in the same threads, so that rescaling
-// needs no exchange.
+// holds rows i and i + 8 of each strip, heads 2t and 2t + 1. The output's fragments have the same heads in the same threads,
+// so that rescaling needs no exchange, unless V's groups run along head_dim (value_axis.cuh).
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
 // it by kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at most,
@@ -17,37 +17,52 @@
 #include "cuda/ptx/place.cuh"
 #include "cuda/reserve.cuh"
 #include "cuda/softmax_margin.h"
+#include "value_axis.cuh"
 
 namespace hsb::cuda::decode {
 
 constexpr float kMargin = kDecodeMargin;
 
-template <int HeadDim, int Tiles>
+template <int HeadDim, int Tiles, class Axis>
 struct Running {
-    static constexpr int kStrips = HeadDim / kStripRows;
+    static constexpr int kStrips = Axis::template Page<HeadDim>::kStrips, kOutTiles = Axis::tiles(Tiles);
 
-    float out[Tiles][kStrips][4];  // C fragments of O^T, not yet divided by the sum
-    float max[Tiles][2];           // reference of heads 2t, 2t + 1; the same in all lanes of one t
-    float limit[Tiles][2];         // max + kMargin, in units of the scores
-    float sum[Tiles][2];           // over this thread's tokens only
+    float out[kOutTiles][kStrips][4];  // C fragments of O^T, as Axis has them, not yet divided by the sum
+    float max[Tiles][2];               // reference of heads 2t, 2t + 1; the same in all lanes of one t
+    float limit[Tiles][2];             // max + kMargin, in units of the scores
+    float sum[Tiles][2];               // over this thread's tokens only
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile) {
+        for (int tile = 0; tile < kOutTiles; ++tile)
 #pragma unroll
             for (int strip = 0; strip < kStrips; ++strip)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) out[tile][strip][i] = 0.0f;
 #pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
             for (int head = 0; head < 2; ++head) {
                 max[tile][head] = limit[tile][head] = negative_infinity();
                 sum[tile][head] = 0.0f;
             }
-        }
+    }
+
+    // visit(query head, head dim, output) for all of this thread's.
+    template <class Visit>
+    __device__ __forceinline__ void for_each_output(int lane, Visit &&visit) const {
+#pragma unroll
+        for (int tile = 0; tile < kOutTiles; ++tile)
+#pragma unroll
+            for (int strip = 0; strip < kStrips; ++strip)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    visit(Axis::head(tile, i, lane), Axis::dim(strip, i, lane), out[tile][strip][i]);
     }
 
     // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; margin is kMargin in scores.
     __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float log2_scale, float margin) {
+        float factors[Tiles][2];
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -58,12 +73,17 @@ struct Running {
                 max[tile][head] = higher;
                 limit[tile][head] = __fadd_rd(higher, margin);  // where scores are so large that it rounds: down
                 sum[tile][head] *= factor;
-#pragma unroll
-                for (int strip = 0; strip < kStrips; ++strip) {
-                    out[tile][strip][head] *= factor;
-                    out[tile][strip][head + 2] *= factor;
-                }
+                factors[tile][head] = factor;
             }
+#pragma unroll
+        for (int tile = 0; tile < kOutTiles; ++tile) {
+            float of[2];
+            Axis::factors_of(of, factors, tile);
+#pragma unroll
+            for (int strip = 0; strip < kStrips; ++strip)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) out[tile][strip][i] *= of[i % 2];
+        }
     }
 };
 
@@ -79,12 +99,11 @@ __device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, in
                 for (int tile = 0; tile < Tiles; ++tile) s[tile][strip][i] = negative_infinity();
 }
 
-// Scores to probabilities, as B fragments [64 tokens x 8 heads] for the product with V^T: p[tile][step of 32 tokens].
-// A C fragment's tile of 8 rows x 8 heads, transposed, is exactly a B register, where rows are tokens in order; and where they
-// are not (kinds/fp8_page.cuh), neighbouring threads put them in order. T: of P.
-template <class T, class Stored, int HeadDim, int Tiles>
-__device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (&s)[Tiles][4][4],
-                                        Running<HeadDim, Tiles> &running, float log2_scale, float margin,
+// Scores to probabilities: words of two of them, those of query heads 2t and 2t + 1, of rows i and i + 8 of each strip in turn;
+// or, of groups along tokens, the same of the transposed tile. T: of P.
+template <class T, int HeadDim, int Tiles, class Axis>
+__device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][8], float (&s)[Tiles][4][4],
+                                        Running<HeadDim, Tiles, Axis> &running, float log2_scale, float margin,
                                         float reserve) {
     float highest[Tiles][2];
     bool rises = false;
@@ -111,16 +130,11 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][2][4], float (
                 running.sum[tile][i % 2] += probability;
                 s[tile][strip][i] = probability;
             }
-            std::uint32_t *const b = p[tile][strip / 2];
-            std::uint32_t rows[2];
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-                rows[half] =
-                    ptx::movmatrix_trans(Element<T>::pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]));
-            if constexpr (Stored::token_of_row(1) == 1)
-                b[strip % 2 * 2] = rows[0], b[strip % 2 * 2 + 1] = rows[1];
-            else
-                fp8_tokens(b[strip % 2], b[strip % 2 + 2], rows[0], rows[1], ptx::lane());
+            for (int half = 0; half < 2; ++half) {
+                const std::uint32_t word = Element<T>::pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]);
+                p[tile][strip * 2 + half] = Axis::kTransposes ? ptx::movmatrix_trans(word) : word;
+            }
         }
 }
 

@@ -10,20 +10,23 @@
 namespace hsb::cuda {
 
 struct DenseMma {
-    template <class T, class Shape, int Tiles, int Strips, int Steps>
-    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                    const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
+    template <class T, class Shape, class B, int Tiles, int Strips>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
+                                                    int lane) {
+        static_assert(!B::kByStrip, "strips of a step share its registers");
         const std::uint32_t first = page + swizzled_chunk<128>(lane % 16, lane / 16);
+        std::uint32_t own[B::kTiles][4];
 #pragma unroll
-        for (int step = 0; step < Steps * 2; ++step) {  // of 16 cols
+        for (int step = 0; step < B::kSteps * 2; ++step) {  // of 16 cols
+            if (step % 2 == 0) b.step(own, step / 2, 0);
             const std::uint32_t of_lane = (first ^ step % 4 * 2 * kChunkBytes) + step / 4 * (Shape::kRows * 128);
 #pragma unroll
             for (int strip = 0; strip < Strips; ++strip) {
                 std::uint32_t a[4];
                 ptx::ldmatrix_x4(a, of_lane + strip * (kStripRows * 128));
 #pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile) {
-                    const std::uint32_t *b_step = b[tile][step / 2] + step % 2 * 2;
+                for (int tile = 0; tile < B::kTiles; ++tile) {
+                    const std::uint32_t *b_step = own[tile] + step % 2 * 2;
                     ptx::mma_m16n8k16(c[tile][strip], a, b_step[0], b_step[1], T());
                 }
             }

@@ -13,33 +13,30 @@ namespace hsb::cuda {
 
 struct Fp8DenseMma {
     // T: what A becomes and B is.
-    template <class T, class Shape, int Tiles, int Strips, int Steps>
-    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                    const std::uint32_t (&b)[Tiles][Steps][4], int /*lane*/) {
+    template <class T, class Shape, class B, int Tiles, int Strips>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
+                                                    int /*lane*/) {
+        static_assert(!B::kByStrip, "strips of a step share its registers");
         constexpr int kRowBytes = kFp8DenseRowBytes<Shape>;
         // Read here: of what outlives the page, the compiler would keep what comes of it in registers.
         const int lane = ptx::lane();
         const std::uint32_t first = page + swizzled_chunk<kRowBytes>(lane % 16, lane / 16);
 #pragma unroll
-        for (int step = 0; step < Steps; ++step) {  // of 32 cols, two chunks
-            std::uint32_t own[Tiles][4];
-#pragma unroll
-            for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) own[tile][i] = b[tile][step][i];
-                exchange_neighbours(own[tile][0], own[tile][2], lane % 2);
-                exchange_neighbours(own[tile][1], own[tile][3], lane % 2);
-            }
+        for (int step = 0; step < B::kSteps; ++step) {  // of 32 cols, two chunks
+            std::uint32_t own[B::kTiles][4];
+            b.dense_e4m3_step(own, step, 0);
+            const std::uint32_t of_lane =
+                (first ^ step % 4 * 2 * kChunkBytes) + step / 4 * (Shape::kRows * kPanelBytes);
 #pragma unroll
             for (int strip = 0; strip < Strips; ++strip) {
                 std::uint32_t bytes[4];
-                ptx::ldmatrix_x4(bytes, (first ^ step * 2 * kChunkBytes) + strip * (kStripRows * kRowBytes));
+                ptx::ldmatrix_x4(bytes, of_lane + strip * (kStripRows * kRowBytes));
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     std::uint32_t a[4];
                     fp16_of_e4m3(a, bytes[half * 2], bytes[half * 2 + 1]);
 #pragma unroll
-                    for (int tile = 0; tile < Tiles; ++tile)
+                    for (int tile = 0; tile < B::kTiles; ++tile)
                         ptx::mma_m16n8k16(c[tile][strip], a, own[tile][half], own[tile][half + 2], T());
                 }
             }

@@ -11,7 +11,7 @@
 //   dense   values [rows][cols], a byte each
 //   2:4     values [rows][cols / 2], two of every group of 4, in ascending order; then the metadata
 //
-//   values     one panel, rows of 128, 64 or 32 bytes; 16-byte chunk c of row r lies at c ^ (r & 7), c ^ (r >> 1 & 3) or
+//   values     one panel, two of V in groups along head_dim, rows of 128, 64 or 32 bytes; 16-byte chunk c of row r lies at c ^ (r & 7), c ^ (r >> 1 & 3) or
 //              c ^ (r >> 2 & 1): the swizzles of wgmma and TMA for such rows, from the page's start.
 //   metadata   rows * cols / 8 bytes: u32 [rows / 16 strips][cols / 64][32 lanes], in the register order of wgmma.sp m64nNk64
 //              of e4m3, so that one 4-byte load per lane serves one of its instructions:
@@ -32,11 +32,19 @@ HSB_HOST_DEVICE constexpr int fp8_sparse_page_bytes(int head_dim) {
 static_assert(fp8_sparse_page_bytes(128) == 5120 && fp8_sparse_page_bytes(64) == 2560, "5/8 of a dense page");
 static_assert(fp8_sparse_page_bytes(64) % 128 == 0, "pages of a pool keep the alignment that bulk copies need");
 
-// A row's bytes: of a dense page, and of a 2:4 page's values.
+// A panel's row: of a dense page, and of a 2:4 page's values.
 template <class Shape>
-constexpr int kFp8DenseRowBytes = Shape::kCols;
+constexpr int kFp8DenseRowBytes = Shape::kCols < kPanelBytes ? Shape::kCols : kPanelBytes;
 template <class Shape>
 constexpr int kFp8SparseRowBytes = Shape::kCols / 2;
+static_assert(kFp8SparseRowBytes<HeadDimValuePage<128>> == kPanelBytes, "2:4 pages have one panel");
+
+// Where the 16-byte chunk of cols 16 c .. 16 c + 15 of a dense page starts.
+template <class Shape>
+HSB_HOST_DEVICE constexpr int fp8_dense_chunk(int row, int c) {
+    constexpr int kChunks = kFp8DenseRowBytes<Shape> / kChunkBytes;
+    return c / kChunks * (Shape::kRows * kPanelBytes) + swizzled_chunk<kFp8DenseRowBytes<Shape>>(row, c % kChunks);
+}
 
 // Where a lane's metadata register for 16-row strip `strip` and cols 64 * pair .. 64 * pair + 63 is.
 template <class Shape>

@@ -14,31 +14,47 @@ namespace hsb::cuda {
 
 struct Fp8Sparse24Mma {
     // T: what A becomes and B is.
-    template <class T, class Shape, int Tiles, int Strips, int Steps>
-    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                    const std::uint32_t (&b)[Tiles][Steps][4], int /*lane*/) {
+    template <class T, class Shape, class B, int Tiles, int Strips>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
+                                                    int /*lane*/) {
         constexpr int kRowBytes = kFp8SparseRowBytes<Shape>;
-        static_assert(Steps % 2 == 0, "a metadata register and four tiles of A are of two steps");
+        static_assert(B::kSteps % 2 == 0, "a metadata register and four tiles of A are of two steps");
         const int lane = ptx::lane();  // read here, as in fp8_dense.cuh
         const std::uint32_t first = page + swizzled_chunk<kRowBytes>(lane % 16, lane / 16);
         const Fp8Metadata metadata_of(lane);
+        // Where there are few strips, B's registers are of one step at a time, and their A's of two.
+        constexpr int kAtOnce = Strips <= 2 && !B::kByStrip ? Strips : 1;
 #pragma unroll
-        for (int pair = 0; pair < Steps / 2; ++pair)
+        for (int pair = 0; pair < B::kSteps / 2; ++pair) {
+            std::uint32_t own[2][B::kTiles][4];
 #pragma unroll
-            for (int strip = 0; strip < Strips; ++strip) {
-                const std::uint32_t metadata =
-                    metadata_of(ptx::load_shared_u32(page + fp8_metadata_word<Shape>(strip, pair, lane)));
-                std::uint32_t bytes[4], a[4];
-                ptx::ldmatrix_x4(bytes, (first ^ pair * 2 * kChunkBytes) + strip * (kStripRows * kRowBytes));
-                fp16_of_e4m3(a, bytes[0], bytes[1]);
+            for (int begin = 0; begin < Strips; begin += kAtOnce) {
+                std::uint32_t metadata[kAtOnce], bytes[kAtOnce][4];
 #pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile)
-                    ptx::mma_sp_m16n8k32<0>(c[tile][strip], a, b[tile][pair * 2], metadata, T());
-                fp16_of_e4m3(a, bytes[2], bytes[3]);
+                for (int i = 0; i < kAtOnce; ++i) {
+                    metadata[i] =
+                        metadata_of(ptx::load_shared_u32(page + fp8_metadata_word<Shape>(begin + i, pair, lane)));
+                    ptx::ldmatrix_x4(bytes[i],
+                                     (first ^ pair * 2 * kChunkBytes) + (begin + i) * (kStripRows * kRowBytes));
+                }
 #pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile)
-                    ptx::mma_sp_m16n8k32<1>(c[tile][strip], a, b[tile][pair * 2 + 1], metadata, T());
+                for (int half = 0; half < 2; ++half) {
+                    if (begin == 0 || B::kByStrip) b.step(own[half], pair * 2 + half, begin);
+#pragma unroll
+                    for (int i = 0; i < kAtOnce; ++i) {
+                        std::uint32_t a[4];
+                        fp16_of_e4m3(a, bytes[i][half * 2], bytes[i][half * 2 + 1]);
+#pragma unroll
+                        for (int tile = 0; tile < B::kTiles; ++tile) {
+                            if (half == 0)
+                                ptx::mma_sp_m16n8k32<0>(c[tile][begin + i], a, own[0][tile], metadata[i], T());
+                            else
+                                ptx::mma_sp_m16n8k32<1>(c[tile][begin + i], a, own[1][tile], metadata[i], T());
+                        }
+                    }
+                }
             }
+        }
     }
 };
 

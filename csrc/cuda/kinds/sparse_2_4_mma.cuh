@@ -10,28 +10,31 @@
 namespace hsb::cuda {
 
 struct Sparse24Mma {
-    template <class T, class Shape, int Tiles, int Strips, int Steps>
-    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                    const std::uint32_t (&b)[Tiles][Steps][4], int lane) {
+    template <class T, class Shape, class B, int Tiles, int Strips>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
+                                                    int lane) {
         const std::uint32_t first = page + value_chunk<Shape>(lane % 16, lane / 16);
         std::uint32_t metadata[Strips];  // for a pair of steps
+        std::uint32_t own[B::kTiles][4];
 #pragma unroll
-        for (int step = 0; step < Steps; ++step) {
+        for (int step = 0; step < B::kSteps; ++step) {
             if (step % 2 == 0)
 #pragma unroll
                 for (int strip = 0; strip < Strips; ++strip)
                     metadata[strip] = ptx::load_shared_u32(page + metadata_word<Shape>(strip, step / 2, lane));
-            const std::uint32_t of_lane = first ^ step * 2 * kChunkBytes;
+            const std::uint32_t of_lane =
+                (first ^ step % 4 * 2 * kChunkBytes) + step / 4 * (Shape::kRows * kPanelBytes);
 #pragma unroll
             for (int strip = 0; strip < Strips; ++strip) {
+                if (strip == 0 || B::kByStrip) b.step(own, step, strip);
                 std::uint32_t a[4];
                 ptx::ldmatrix_x4(a, of_lane + strip * (kStripRows * kValueRowBytes<Shape>));
 #pragma unroll
-                for (int tile = 0; tile < Tiles; ++tile) {
+                for (int tile = 0; tile < B::kTiles; ++tile) {
                     if (step % 2 == 0)
-                        ptx::mma_sp_m16n8k32<0>(c[tile][strip], a, b[tile][step], metadata[strip], T());
+                        ptx::mma_sp_m16n8k32<0>(c[tile][strip], a, own[tile], metadata[strip], T());
                     else
-                        ptx::mma_sp_m16n8k32<1>(c[tile][strip], a, b[tile][step], metadata[strip], T());
+                        ptx::mma_sp_m16n8k32<1>(c[tile][strip], a, own[tile], metadata[strip], T());
                 }
             }
         }

@@ -4,6 +4,7 @@
 //
 //   values     rows * cols bytes, one panel. A row is `cols` bytes: 128 (K, head_dim 128), swizzled as in a dense page, or
 //              64 (V, and K with head_dim 64) with the 64-byte swizzle: chunk c (0..3) of row r lies at c ^ (r >> 1 & 3).
+//              V in groups along head_dim: two panels with rows of 128.
 //   metadata   rows * cols / 8 bytes: u32 [rows / 16 strips][cols / 64 step pairs][32 lanes], each the register that a
 //              lane hands to mma.sp.m16n8k32 for both steps of 32 cols of that pair:
 //
@@ -30,12 +31,13 @@ static_assert(sparse_page_bytes(128) == 9216 && sparse_page_bytes(64) == 4608, "
 static_assert(sparse_page_bytes(64) % 128 == 0, "pages of a pool keep the alignment that bulk copies need");
 
 template <class Shape>
-constexpr int kValueRowBytes = Shape::kCols;
+constexpr int kValueRowBytes = Shape::kCols < kPanelBytes ? Shape::kCols : kPanelBytes;  // of a panel
 
 // Where the 16-byte chunk of kept values 8 c .. 8 c + 7 starts, which stem from cols 16 c .. 16 c + 15.
 template <class Shape>
 HSB_HOST_DEVICE constexpr int value_chunk(int row, int c) {
-    return swizzled_chunk<kValueRowBytes<Shape>>(row, c);
+    constexpr int kChunks = kValueRowBytes<Shape> / kChunkBytes;
+    return c / kChunks * (Shape::kRows * kPanelBytes) + swizzled_chunk<kValueRowBytes<Shape>>(row, c % kChunks);
 }
 
 // Where a lane's metadata register for 16-row strip `strip` and pair of steps `pair` is.

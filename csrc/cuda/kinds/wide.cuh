@@ -30,28 +30,39 @@ HSB_HOST_DEVICE constexpr int wide_page_bytes(int head_dim) { return kBlock * he
 
 struct WideMma {
     // `page` is where a stage says where the page lies. Loads of 16 bytes are `kAhead` of their use: L2 is far.
-    template <class T, class Shape, int Tiles, int Strips, int Steps>
-    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page,
-                                                    const std::uint32_t (&b)[Tiles][Steps][4], int /*lane*/) {
-        constexpr int kCount = Strips * Steps * 2;
-        constexpr int kAhead = Tiles == 1 ? 16 : 8;  // as many as registers are left for
+    template <class T, class Shape, class B, int Tiles, int Strips>
+    static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
+                                                    int /*lane*/) {
+        static_assert(!B::kByStrip, "strips of a step share its registers");
+        // Of V in groups along head_dim, which has few strips and many steps, two steps at a time: B comes from shared memory,
+        // and all of it would be asked for at once.
+        constexpr int kSteps = B::kSteps <= 4 ? B::kSteps : 2, kCount = Strips * kSteps * 2;
+        constexpr int kMost = Tiles == 1 ? 16 : 8;  // as many as registers are left for
+        constexpr int kAhead = kMost < kCount ? kMost : kCount;
+        static_assert(B::kSteps % kSteps == 0, "whole parts");
         const auto *const own =
             reinterpret_cast<const unsigned char *>(ptx::load_shared_u64(page)) + ptx::lane() * kChunkBytes;
-        uint4 tiles[kAhead];
-        // Strip by strip within a step: sums that do not wait for one another.
-        const auto load = [&](int i) {
-            tiles[i % kAhead] = ptx::load_once_16(own + (i % Strips * Steps * 2 + i / Strips) * kWideTileBytes);
-        };
-        unrolled<kAhead>(load);
-        unrolled<kCount>([&](int i) {
-            const uint4 &tile = tiles[i % kAhead];
-            const std::uint32_t a[4] = {tile.x, tile.y, tile.z, tile.w};
-            const int step = i / Strips / 2, half = i / Strips % 2;
+#pragma unroll 1
+        for (int first = 0; first < B::kSteps; first += kSteps) {
+            uint4 tiles[kAhead];
+            std::uint32_t of_step[B::kTiles][4];
+            // Strip by strip within a step: sums that do not wait for one another.
+            const auto load = [&](int i) {
+                const int tile = i % Strips * B::kSteps * 2 + i / Strips + first * 2;
+                tiles[i % kAhead] = ptx::load_once_16(own + tile * kWideTileBytes);
+            };
+            unrolled<kAhead>(load);
+            unrolled<kCount>([&](int i) {
+                const uint4 &tile = tiles[i % kAhead];
+                const std::uint32_t a[4] = {tile.x, tile.y, tile.z, tile.w};
+                const int half = i / Strips % 2;
+                if (i % (2 * Strips) == 0) b.step(of_step, first + i / (2 * Strips), 0);
 #pragma unroll
-            for (int n = 0; n < Tiles; ++n)
-                ptx::mma_m16n8k16(c[n][i % Strips], a, b[n][step][half], b[n][step][half + 2], T());
-            if (i + kAhead < kCount) load(i + kAhead);
-        });
+                for (int n = 0; n < B::kTiles; ++n)
+                    ptx::mma_m16n8k16(c[n][i % Strips], a, of_step[n][half], of_step[n][half + 2], T());
+                if (i + kAhead < kCount) load(i + kAhead);
+            });
+        }
     }
 };
 

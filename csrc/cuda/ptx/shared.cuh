@@ -47,6 +47,12 @@ __device__ __forceinline__ void store_shared_f32x2(std::uint32_t address, float 
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
 }
 
+__device__ __forceinline__ uint2 load_shared_u32x2(std::uint32_t address) {
+    uint2 value;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ uint4 load_shared_u32x4(std::uint32_t address) {
     uint4 value;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"

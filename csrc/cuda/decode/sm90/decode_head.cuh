@@ -9,7 +9,7 @@
 
 namespace hsb::cuda::decode {
 
-template <class T, int HeadDim, int Tiles, class Stored>
+template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(const __grid_constant__ Arguments a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     using Kinds = typename Stored::Kinds;
@@ -42,12 +42,14 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     ptx::cluster_arrive();  // the barrier is open, and what the queries stood in is free
     exchange.score_key_shift(warp, warps, lane);
 
-    Running<HeadDim, Tiles> running;
+    Running<HeadDim, Tiles, Axis> running;
     running.clear();
     const int last = line + a.blocks - 1;
     for (; page < end; page += warps) {
         const int valid = page == last ? a.last_valid : kBlock;
-        attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, lane, [&] { pages.refill_key(); });
+        const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
+        attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane,
+                                     [&] { pages.refill_key(); });
         pages.refill_value();
         pages.advance();
     }
@@ -66,10 +68,10 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
 }
 
 // Launches it, where there is a plan for it; says whether there was.
-template <class T, int HeadDim, int Tiles, class Stored>
+template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 bool launch_decode_heads(const hsb_decode_params &p, Arguments a, const Device &device) {
     if (device.capability < 90) return false;
-    const auto kernel = decode_head_kernel<T, HeadDim, Tiles, Stored>;
+    const auto kernel = decode_head_kernel<T, HeadDim, Tiles, Stored, Axis>;
     const int heads = p.batch * p.kv_heads;
     // All shared memory is a CTA's, however much of it one takes.
     const HeadPlan plan = plan_of(heads, a.blocks, device.multiprocessors, [&](int ranks) {
@@ -79,7 +81,8 @@ bool launch_decode_heads(const hsb_decode_params &p, Arguments a, const Device &
     a.cut = HeadCut::of(a.blocks, plan.parts());
     a.exchange = Exchange::of(plan, a.group, HeadDim, kQueryBytes<HeadDim, Tiles>);
     a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
-                         device.shared_bytes - a.exchange.bytes(), max_threads<Tiles>() / 32, a.cut.longest(), a.group);
+                         device.shared_bytes - a.exchange.bytes(), max_threads<Tiles>() / 32, a.cut.longest(), a.group,
+                         Axis::template room_bytes<Stored>(a.group));
     const int threads = a.ring.warps * 32;
     if (threads * kQueryPairs<HeadDim, Tiles> < a.group * HeadDim / 2) return false;
     const int shared_bytes = a.ring.ring_bytes() + a.ring.warps * a.ring.stages * kBarrierBytes + a.exchange.bytes();

@@ -57,20 +57,18 @@ struct HeadResult {
     float out[Tiles * 8][kStride];
     float2 stats[Tiles * 8];
 
-    __device__ __forceinline__ void store(const Running<HeadDim, Tiles> &running, int group, int lane) {
+    template <class Axis>
+    __device__ __forceinline__ void store(const Running<HeadDim, Tiles, Axis> &running, int group, int lane) {
+        running.for_each_output(lane, [&](int head, int dim, float x) {
+            if (head < group) out[head][dim] = x;
+        });
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
             for (int head = 0; head < 2; ++head) {
                 const int column = tile * 8 + lane % 4 * 2 + head;
                 const float all = sum_over_rows(running.sum[tile][head]);
-                if (column >= group) continue;
-#pragma unroll
-                for (int strip = 0; strip < HeadDim / kStripRows; ++strip) {
-                    out[column][strip * kStripRows + lane / 4] = running.out[tile][strip][head];
-                    out[column][strip * kStripRows + lane / 4 + 8] = running.out[tile][strip][head + 2];
-                }
-                if (lane / 4 == 0) stats[column] = {running.max[tile][head], all};
+                if (column < group && lane / 4 == 0) stats[column] = {running.max[tile][head], all};
             }
     }
 };
