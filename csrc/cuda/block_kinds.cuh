@@ -12,8 +12,8 @@
 //   interleave         the same of a part of A, with other work between (prefill/sm80/product.cuh)
 //   KeyRegisters, load_key, multiply_key; ValueRegisters, load_value, multiply_value
 //                      the products of a warpgroup, and what they take besides the page (prefill/sm90/consumer.cuh)
-//   store_key; first_token, store_value
-//                      what a warp holds of a block, to its page (compress/strip.cuh)
+//   store_key; first_token, store_value; store_rows
+//                      what a warp holds of a block of K, of V, of V in groups along head_dim, to its page (compress/strip.cuh)
 //
 // There is a list for each type of stored elements (hsb_stored), of the kinds that a map of such pages may hold, each at its
 // number: a kernel is made for one list, never for one entry of a map.

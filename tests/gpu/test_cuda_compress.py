@@ -16,6 +16,7 @@ from torch import Tensor
 
 import compress_cases
 from compress_cases import (
+    ALONG_HEAD_DIM,
     BAD_PARAMETERS,
     DTYPES,
     FITS,
@@ -37,6 +38,7 @@ from compress_cases import (
     make_data,
     make_fit,
     make_fp8_fit,
+    make_head_dim_fit,
     plans,
     with_non_finite,
 )
@@ -45,7 +47,7 @@ from hsbench.cache.block_map import entries_of, is_kind
 from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.hierarchical import padded_blocks
 from hsbench.cache.layout import PageLayout
-from hsbench.cache.layouts import LAYOUTS
+from hsbench.cache.layouts import layouts_of
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,
@@ -56,6 +58,7 @@ from hsbench.cache.prune import (
     plan_blocks,
     prune_hierarchical,
 )
+from hsbench.cache.pruner import Axis
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements, element_by
@@ -80,9 +83,9 @@ class Pages:
     layout: PageLayout
 
     @classmethod
-    def empty(cls, x: Tensor, plan: BlockPlan, elements: StoredElements = SIXTEEN_BIT) -> Pages:
+    def empty(cls, x: Tensor, plan: BlockPlan, elements: StoredElements, axis: Axis) -> Pages:
         batch, kv_heads, _, head_dim = x.shape
-        heads, layout, plan = batch * kv_heads, LAYOUTS[CUDA.kind][elements], plan.stored_as(elements)
+        heads, layout, plan = batch * kv_heads, layouts_of(axis)[CUDA.kind][elements], plan.stored_as(elements)
         element = elements.of(element_by(x.dtype))
         sizes = {kind: heads * plan.count(kind) * page.nbytes(head_dim, element) for kind, page in layout.items()}
         pools = {kind: Buffer(size) for kind, size in sizes.items()}
@@ -107,7 +110,8 @@ def compress(
 ) -> Pages:
     """Pages of ``x``, a tensor on the device; ``fit`` has fields of the struct."""
     given = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in (fit or {}).items()}
-    pages = Pages.empty(x, plan, elements)
+    axis: Axis = "head_dim" if given.get("value_axis") else "tokens"
+    pages = Pages.empty(x, plan, elements, axis)
     params = compress_params(x, operand, plan, **pages.fields, **given)
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()
@@ -130,8 +134,8 @@ def check_pages(
     fit = fit or Fit(operand)
     stored = fit.stored(x)
     scores = fit.scores(stored)
-    chosen = choose_blocks(scores, operand, plan)
-    pruned = prune_hierarchical(stored, operand, chosen, scores=scores, fold=fit.fold)
+    chosen = choose_blocks(scores, fit.groups, plan)
+    pruned = prune_hierarchical(stored, fit.groups, chosen, scores=scores, fold=fit.fold)
     if fit.scale is not None:
         scale = fit.scale[..., channel_order(fit.order, x.shape[-1])]
         pruned = pruned.float() / scale.unsqueeze(2)
@@ -219,6 +223,20 @@ def test_fp8_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, he
         for sparsity in (0.0, 0.3, 0.5):
             plan = plan_blocks(seq, sparsity, sink=1, local=70 * (seed % 2))
             check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), STORED_FP8)
+
+
+@pytest.mark.parametrize("elements", [SIXTEEN_BIT, STORED_FP8], ids=str)
+@pytest.mark.parametrize("kind", FP8_KINDS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@every_dtype
+def test_v_along_head_dim_equals_the_definition(
+    dtype: torch.dtype, head_dim: int, kind: str, elements: StoredElements
+) -> None:
+    for seed, (fit, seq) in enumerate(itertools.product(ALONG_HEAD_DIM, SEQS)):
+        x = fp8_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
+        for sparsity in (0.0, 0.3, 0.5):
+            plan = plan_blocks(seq, sparsity, sink=seed % 3, local=70 * (seed % 2))
+            check_pages(x, "v", plan, make_head_dim_fit(fit, x, elements, seed), elements)
 
 
 @pytest.mark.parametrize("elements", STORED.values(), ids=str)

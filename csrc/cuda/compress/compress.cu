@@ -24,7 +24,7 @@ void choose(const hsb_compress_params &p, const Plan &plan) {
                eligible = static_cast<std::uint32_t>(plan.eligible);
     const LossArgs loss{static_cast<const std::uint16_t *>(p.x), keys, limbs, p.seq, first, eligible};
     const auto ctas = static_cast<unsigned>(plan.heads * plan.eligible);
-    dispatch_shape(p, [&](auto head_dim, auto operand) {
+    dispatch_groups(p, [&](auto head_dim, auto operand) {
         const auto launch_from = [&](auto source, const auto &fit) {
             launch(find_losses<T, head_dim(), operand(), typename decltype(source)::Type>, ctas, kLossThreads, 0,
                    p.stream, loss, fit);

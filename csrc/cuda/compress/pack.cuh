@@ -1,7 +1,7 @@
 // Packs blocks into pages (cuda/page.cuh). A warp takes a part of a block on its own: no barrier among warps, and shared
 // memory only turns the metadata round. A block's kind stores what the warp has read (kinds/*_pack.cuh).
 //
-//   K   a strip of 16 tokens                          V   64 head dims of all 64 tokens
+//   K   a strip of 16 tokens, as of V in groups along head_dim       V   64 head dims of all 64 tokens
 //
 //       tokens 16                                         lane (d, t) holds 8 head dims x 16 tokens, so that it has
 //       x head_dim: 16-byte chunks                        whole 16-byte chunks of 8 page rows:
@@ -37,6 +37,11 @@ struct PackArgs {
 
 constexpr int kPackWarps = 4;
 
+// What is packed, at compile time: an hsb_operand, or V in groups along head_dim; and of which its groups are.
+constexpr int kHeadDimValue = 2;
+constexpr int groups_of(int operand) { return operand == kHeadDimValue ? HSB_KEY : operand; }
+static_assert(HSB_KEY != kHeadDimValue && HSB_VALUE != kHeadDimValue, "a third");
+
 // On a multiprocessor: a pruner's own values take registers, and so does e4m3 where older chips convert to it.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kScaledKeyCtas = 3;
@@ -44,13 +49,15 @@ constexpr int kScaledKeyCtas = 3;
 constexpr int kScaledKeyCtas = 6;
 #endif
 template <int Operand, class Source>
-constexpr int kPackCtas = Source::kIsPlain     ? (Operand == HSB_KEY ? 8 : 4)
-                          : Operand != HSB_KEY ? 3
-                          : Source::kIsScaled  ? kScaledKeyCtas
-                                               : 6;
+constexpr int kPackCtas = Operand == HSB_VALUE       ? (Source::kIsPlain ? 4 : 3)
+                          : Source::kIsScaled        ? kScaledKeyCtas
+                          : Operand == kHeadDimValue ? 5
+                          : Source::kIsPlain         ? 8
+                                                     : 6;
 
 template <int HeadDim, int Operand>
-constexpr int kPackParts = Operand == HSB_KEY ? kBlock / kStripRows : HeadDim / 64;  // warps that share a block
+constexpr int kPackParts =
+    groups_of(Operand) == HSB_KEY ? kBlock / kStripRows : HeadDim / 64;  // warps that share a block
 
 // run(true_type()) where all tokens of a block are there: then none is asked for by itself.
 template <class Run>
@@ -75,11 +82,9 @@ struct PackedBlock {
     __device__ __forceinline__ Source source(int chunk) const { return Source(fit, head, block, seq, chunk); }
 };
 
-// A strip of K: rows are tokens. Returns whether anything is not finite.
-template <class Kinds, int HeadDim, class Source>
-__device__ __forceinline__ bool pack_key(const KeyStrip<HeadDim> &k, const PackedBlock<Source> &block, uint4 *room,
-                                         int lane) {
-    using Strip = KeyStrip<HeadDim>;
+// A strip of K, or of V in groups along head_dim: rows are tokens. Returns whether anything is not finite.
+template <class Kinds, int HeadDim, class Strip, class Source>
+__device__ __forceinline__ bool pack_strip(const Strip &k, const PackedBlock<Source> &block, uint4 *room, int lane) {
     typename Strip::Chunks x;
     const auto is_there = [&](int i) { return k.row0 + i * Strip::kRowsApart < block.rows; };
     const std::uint16_t *first = block.x + k.row0 * HeadDim;
@@ -98,7 +103,12 @@ __device__ __forceinline__ bool pack_key(const KeyStrip<HeadDim> &k, const Packe
             if (decltype(all)::value || is_there(i)) x[i] = source.stored(x[i]);  // missing tokens stay zero
         }
     });
-    with_kind<Kinds>(block.kind, [&](auto of_kind) { of_kind.store_key(k, source, x, block.page, room, lane); });
+    with_kind<Kinds>(block.kind, [&](auto of_kind) {
+        if constexpr (Strip::kIsKey)
+            of_kind.store_key(k, source, x, block.page, room, lane);
+        else
+            of_kind.store_rows(k, source, x, block.page, room, lane);
+    });
     return Source::is_seen(seen);
 }
 
@@ -169,7 +179,12 @@ __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source>)
         using Strip = KeyStrip<HeadDim>;
         const int strip = static_cast<int>(part);
         const Strip k{strip, strip * kStripRows + lane / Strip::kRowChunks, lane % Strip::kRowChunks};
-        seen = pack_key<Kinds>(k, packed, room[warp], lane);
+        seen = pack_strip<Kinds, HeadDim>(k, packed, room[warp], lane);
+    } else if constexpr (Operand == kHeadDimValue) {
+        using Strip = RowStrip<HeadDim>;
+        const int strip = static_cast<int>(part);
+        const Strip v{strip, strip * kStripRows + lane / Strip::kRowChunks * Strip::kLoads, lane % Strip::kRowChunks};
+        seen = pack_strip<Kinds, HeadDim>(v, packed, room[warp], lane);
     } else {
         // Eight lanes take 4 x 8 head dims of two token runs: they read 64 bytes and write 32 in a row, whole sectors.
         const int dims = (lane & 3) | (lane >> 1 & 4), run = (lane >> 2 & 1) | (lane >> 3 & 2);

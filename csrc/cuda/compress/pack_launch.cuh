@@ -10,7 +10,7 @@ namespace hsb::cuda {
 template <class Stored>
 void pack(const hsb_compress_params &p, const Plan &plan) {
     using Kinds = typename Stored::Kinds;
-    dispatch_shape(p, [&](auto head_dim, auto operand) {
+    const auto pack_operand = [&](auto head_dim, auto operand) {
         constexpr int kParts = kPackParts<head_dim(), operand()>;
         PackArgs args{static_cast<const std::uint16_t *>(p.x),
                       {},
@@ -30,10 +30,18 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
         if constexpr (!Stored::kHasScale)
             if (!plan.is_fitted) return launch_from(Tag<AsItIs>(), AsItIs::Args{args.infinity});
         with_element(p.dtype, [&](auto type) {
-            with_order<decltype(type), head_dim(), operand(), Stored::kHasScale>(
-                p, [&](auto source) { launch_from(source, fit_of(p)); });
+            if constexpr (operand() == kHeadDimValue)
+                launch_from(Tag<Fitted<decltype(type), head_dim(), HSB_KEY, false, Stored::kHasScale>>(), fit_of(p));
+            else
+                with_order<decltype(type), head_dim(), operand(), Stored::kHasScale>(
+                    p, [&](auto source) { launch_from(source, fit_of(p)); });
         });
-    });
+    };
+    if (p.value_axis == HSB_AXIS_HEAD_DIM)
+        with_head_dim(p.head_dim,
+                      [&](auto head_dim) { pack_operand(head_dim, std::integral_constant<int, kHeadDimValue>()); });
+    else
+        dispatch_shape(p, pack_operand);
 }
 
 }  // namespace hsb::cuda

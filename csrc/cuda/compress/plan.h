@@ -38,6 +38,9 @@ struct Plan {
                   "order must be an hsb_order, and adjacent for V");
         HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
                   "fold must be from 0 to 1, and 0 for K");
+        HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
+                      (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
+                  "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
         HSB_CHECK(p.stored == HSB_STORED_16 || p.stored == HSB_STORED_FP8, "stored is not an hsb_stored");
         HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
         HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
@@ -67,6 +70,15 @@ void dispatch_shape(const hsb_compress_params &p, Run &&run) {
             run(head_dim, std::integral_constant<int, HSB_VALUE>());
     };
     with_head_dim(p.head_dim, with_operand);
+}
+
+// Calls run(head_dim, operand) with both as compile-time constants: the operand whose groups p's are, which run along
+// head_dim of V as they do of K.
+template <class Run>
+void dispatch_groups(const hsb_compress_params &p, Run &&run) {
+    hsb_compress_params as = p;
+    if (p.value_axis == HSB_AXIS_HEAD_DIM) as.operand = HSB_KEY;
+    dispatch_shape(as, run);
 }
 
 // Calls run(Tag<Fitted<...>>()) for the order that K's channels have.

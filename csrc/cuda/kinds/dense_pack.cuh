@@ -20,6 +20,20 @@ struct DensePack {
                           Source::row_of(x[i]));
     }
 
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 * /*room*/, int /*lane*/) {
+        using Shape = HeadDimValuePage<HeadDim>;
+#pragma unroll
+        for (int i = 0; i < RowStrip<HeadDim>::kLoads; i += 2) {  // two tokens of a group are a chunk
+            const uint4 a = Source::row_of(x[i]), b = Source::row_of(x[i + 1]);
+            const int chunk = (v.row0 + i) / 2;
+            ptx::store_16(page + dense_chunk<Shape>(v.group(0), chunk), {a.x, a.y, b.x, b.y});
+            ptx::store_16(page + dense_chunk<Shape>(v.group(1), chunk), {a.z, a.w, b.z, b.w});
+        }
+    }
+
     // Two chunks of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 8 + which * 32; }
 

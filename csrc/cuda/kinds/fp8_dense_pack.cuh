@@ -28,6 +28,31 @@ struct Fp8DensePack {
         }
     }
 
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &source,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 * /*room*/, int /*lane*/) {
+        using Element = Element<typename Source::Type>;
+        using Shape = HeadDimValuePage<HeadDim>;
+#pragma unroll
+        for (int i = 0; i < RowStrip<HeadDim>::kLoads; i += 4) {  // four tokens of a group are a chunk
+            std::uint32_t first[4], second[4];
+#pragma unroll
+            for (int t = 0; t < 4; ++t) {
+                std::uint32_t groups[4];  // element i of both
+                Source::groups_of(x[i + t], groups);
+                const auto units = [&](int pair) { return source.scaled(groups[pair], pair); };
+                const std::uint32_t low = Element::e4m3(units(0), units(1)), high = Element::e4m3(units(2), units(3));
+                first[t] = ptx::permute_bytes<0x6420>(low, high);
+                second[t] = ptx::permute_bytes<0x7531>(low, high);
+            }
+            const int chunk = (v.row0 + i) / 4;
+            ptx::store_16(page + fp8_dense_chunk<Shape>(v.group(0), chunk), {first[0], first[1], first[2], first[3]});
+            ptx::store_16(page + fp8_dense_chunk<Shape>(v.group(1), chunk),
+                          {second[0], second[1], second[2], second[3]});
+        }
+    }
+
     // One chunk of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
 

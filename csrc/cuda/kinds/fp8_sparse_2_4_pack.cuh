@@ -42,6 +42,40 @@ struct Fp8Sparse24Pack {
             ptx::store_16(page + fp8_metadata_word<Shape>(k.strip, 0, 0) + lane * 16, metadata[lane]);
     }
 
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &source,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 *metadata, int lane) {
+        using Element = Element<typename Source::Type>;
+        using Shape = HeadDimValuePage<HeadDim>;
+        constexpr int kRowBytes = kFp8SparseRowBytes<Shape>;
+        source.with_choice([&](auto choice) {
+#pragma unroll
+            for (int i = 0; i < RowStrip<HeadDim>::kLoads; i += 4) {  // four tokens of a group are half a chunk
+                std::uint32_t kept[4], codes = 0;                     // of both groups
+#pragma unroll
+                for (int t = 0; t < 4; ++t) {
+                    const Pruned pruned = source.template keep_scaled_chunk<decltype(choice), 0, 0>(choice, x[i + t]);
+                    kept[t] = Element::e4m3(pruned.kept[0], pruned.kept[1]);
+                    codes |= pruned.codes << 4 * t;
+                }
+                const int token = v.row0 + i;
+                const auto store = [&](int row, std::uint32_t low, std::uint32_t high, std::uint32_t of_row) {
+                    ptx::store_8(page + swizzled_chunk<kRowBytes>(row, token / 8) + token % 8 * 2, {low, high});
+                    const int at = row / kStripRows * 128 + fp8_metadata_byte(row % kStripRows, token % kStripRows);
+                    reinterpret_cast<std::uint16_t *>(metadata)[at / 2] = static_cast<std::uint16_t>(of_row);
+                };
+                store(v.group(0), ptx::permute_bytes<0x6420>(kept[0], kept[1]),
+                      ptx::permute_bytes<0x6420>(kept[2], kept[3]), codes);
+                store(v.group(1), ptx::permute_bytes<0x7531>(kept[0], kept[1]),
+                      ptx::permute_bytes<0x7531>(kept[2], kept[3]), codes >> 16);
+            }
+        });
+        __syncwarp();
+        if (lane < Shape::kStrips * 8)
+            ptx::store_16(page + fp8_metadata_word<Shape>(lane / 8, v.strip, 0) + lane % 8 * 16, metadata[lane]);
+    }
+
     // Half a chunk of kept values of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
 

@@ -44,6 +44,41 @@ struct Sparse24Pack {
             ptx::store_16(page + metadata_word<Shape>(k.strip, 0, 0) + lane * 16, metadata[lane]);
     }
 
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &source,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 *metadata, int lane) {
+        using Shape = HeadDimValuePage<HeadDim>;
+        source.with_choice([&](auto choice) {
+#pragma unroll
+            for (int i = 0; i < RowStrip<HeadDim>::kLoads; i += 4) {  // four tokens of a group are a chunk
+                KeptPairs kept[4];
+                std::uint32_t codes = 0;  // of both groups
+#pragma unroll
+                for (int t = 0; t < 4; ++t) {
+                    kept[t] = source.keep_chunk(choice, x[i + t]);
+                    codes |= kept[t].codes << 4 * t;
+                }
+                const int token = v.row0 + i;
+                ptx::store_16(page + value_chunk<Shape>(v.group(0), token / 4),
+                              {kept[0].low, kept[1].low, kept[2].low, kept[3].low});
+                ptx::store_16(page + value_chunk<Shape>(v.group(1), token / 4),
+                              {kept[0].high, kept[1].high, kept[2].high, kept[3].high});
+                auto *const halves = reinterpret_cast<std::uint16_t *>(metadata);
+                const auto store_codes = [&](int row, std::uint32_t of_row) {
+                    const MetadataPlace place = metadata_place(row % kStripRows, token % kStripRows);
+                    halves[(row / kStripRows * 32 + place.lane) * 2 + place.bit / 16] =
+                        static_cast<std::uint16_t>(of_row);
+                };
+                store_codes(v.group(0), codes);
+                store_codes(v.group(1), codes >> 16);
+            }
+        });
+        __syncwarp();
+        if (lane < Shape::kStrips * 8)
+            ptx::store_16(page + metadata_word<Shape>(lane / 8, v.strip, 0) + lane % 8 * 16, metadata[lane]);
+    }
+
     // One chunk of kept values of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
 

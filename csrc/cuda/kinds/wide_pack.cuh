@@ -40,6 +40,26 @@ struct WidePack {
         }
     }
 
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &source,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 * /*room*/, int /*lane*/) {
+        using Shape = HeadDimValuePage<HeadDim>;
+#pragma unroll
+        for (int i = 0; i < RowStrip<HeadDim>::kLoads; ++i) {
+            const int token = v.row0 + i;  // four of them are a step
+            const uint4 cols = Source::row_of(
+                uint4{source.wide(x[i].x, 0), source.wide(x[i].y, 1), source.wide(x[i].z, 2), source.wide(x[i].w, 3)});
+            const auto store = [&](int row, int odd, std::uint32_t two) {
+                ptx::store_4(page + wide_word<Shape>(row, token / 4, token % 4 / 2, odd, token % 2), two);
+            };
+            store(v.group(0), 0, cols.x);
+            store(v.group(0), 1, cols.y);
+            store(v.group(1), 0, cols.z);
+            store(v.group(1), 1, cols.w);
+        }
+    }
+
     // One step of each page row.
     static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
 
