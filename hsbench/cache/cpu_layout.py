@@ -58,14 +58,14 @@ def metadata_bytes(head_dim: int) -> int:
 def pack_dense(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
     """Dense pages of ``blocks [pages, 64, head_dim]`` (16-bit floats): uint8 ``[pages, dense_page_bytes]``. All stays,
     whatever the scores."""
-    steps_first = _to_tiles(blocks, operand).mT.contiguous()
+    steps_first = to_tiles(blocks, operand).mT.contiguous()
     return steps_first.view(torch.uint8).reshape(blocks.shape[0], -1)
 
 
 def unpack_dense(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_dense` made."""
     tiles = pages.contiguous().view(dtype).reshape(pages.shape[0], -1, STEPS, LANES).mT
-    return _from_tiles(tiles, operand, head_dim)
+    return from_tiles(tiles, operand, head_dim)
 
 
 def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
@@ -77,8 +77,8 @@ def pack_sparse(blocks: Tensor, operand: Operand, scores: Tensor | None = None) 
 def pack_sparse_bytes(scores: Tensor, stored: Tensor, operand: Operand) -> Tensor:
     """2:4 pages: ``scores`` say what stays, and ``stored``, of the same shape, what is written of it, 8 or 16 bits."""
     pages = scores.shape[0]
-    keep = keep_2_of_4(_to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
-    groups = _to_tiles(stored, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
+    keep = keep_2_of_4(to_tiles(scores, operand).unflatten(-1, (GROUPS, 4)), -1)
+    groups = to_tiles(stored, operand).unflatten(-1, (GROUPS, 4))  # [pages, tiles, lanes, groups, 4]
     bits = (keep.to(torch.int64) << torch.arange(4, device=stored.device)).sum(-1)
     code_of_bits = torch.zeros(16, dtype=torch.int64, device=stored.device)
     for code, (i, j) in enumerate(PATTERNS):
@@ -110,7 +110,7 @@ def _unpack_sparse(pages: Tensor, operand: Operand, bits: torch.dtype, element: 
         return low | high
 
     groups = torch.stack([step(at) for at in range(4)], -2)  # [pages, tiles, groups, 4, lanes]
-    return _from_tiles(groups.flatten(2, 3).mT, operand, head_dim)
+    return from_tiles(groups.flatten(2, 3).mT, operand, head_dim)
 
 
 def pack_dense_fp8(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
@@ -152,14 +152,14 @@ def unpack_wide(pages: Tensor, operand: Operand, dtype: torch.dtype, head_dim: i
     return unpack_dense(pages, operand, WIDE.torch_dtype, head_dim).float()
 
 
-def _to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
+def to_tiles(blocks: Tensor, operand: Operand) -> Tensor:
     """``[pages, 64, head_dim]`` to ``[pages, tiles, lanes, steps]``."""
     matrix = blocks if operand == "k" else blocks.mT
     tiles = matrix.unflatten(-1, (-1, STEPS)).unflatten(-3, (-1, LANES))  # [pages, lane tile, lane, c tile, c]
     return tiles.transpose(-3, -2).flatten(1, 2)
 
 
-def _from_tiles(tiles: Tensor, operand: Operand, head_dim: int) -> Tensor:
+def from_tiles(tiles: Tensor, operand: Operand, head_dim: int) -> Tensor:
     steps = head_dim if operand == "k" else BLOCK
     matrix = tiles.unflatten(1, (-1, steps // STEPS)).transpose(-3, -2).flatten(-2).flatten(1, 2)
     return (matrix if operand == "k" else matrix.mT).contiguous()

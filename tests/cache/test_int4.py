@@ -97,19 +97,41 @@ def test_bytes_of_a_page() -> None:
     assert [sparse.metadata_bytes(128), sparse.scale_bytes(128)] == [768, 256]
 
 
+def digit_of(tile: Tensor, word: int, half: int, place: int) -> int:
+    """Of a tile's words of 32 bits, counted in two's complement."""
+    digit = int(tile.view(torch.int16)[2 * word + half]) >> 4 * place & 15
+    return digit - 16 if digit >= 8 else digit
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("operand", OPERANDS)
-def test_dense_nibbles_lie_where_the_drawing_has_them(operand: Operand, head_dim: int) -> None:
+def test_dense_digits_lie_where_the_drawing_has_them(operand: Operand, head_dim: int) -> None:
     x = blocks_of(head_dim, operand, sparse=False)[1]
     page = cpu_int4.pack_dense(x[None], operand)[0]
     scale = int4.spread(page[: 2 * head_dim].view(torch.float16).view(1, -1, 64), operand, head_dim)[0]
-    nibbles = int4.to_nibbles(x, scale)
-    matrix = nibbles if operand == "k" else nibbles.mT  # [lanes, steps]
-    parts = matrix.shape[1] // 64
+    halves = int4.from_nibbles(int4.to_nibbles(x, scale), torch.ones(()))
+    matrix = halves if operand == "k" else halves.mT  # [lanes, steps]
+    tiles = page[2 * head_dim :].view(-1, 1024)
     for lane, step in itertools.product(range(matrix.shape[0]), range(matrix.shape[1])):
-        tile = lane // 32 * parts + step // 64
-        byte = page[2 * head_dim + tile * 1024 + step % 64 * 16 + lane % 16]
-        assert byte >> lane % 32 // 16 * 4 & 15 == matrix[lane, step]
+        tile = tiles[lane // 32 * (matrix.shape[1] // 64) + step // 64]
+        digit = digit_of(tile, step % 64 // 8 * 32 + lane % 32, step % 2, step % 8 // 2)
+        assert digit + 0.5 == matrix[lane, step]
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_kept_digits_lie_where_the_drawing_has_them(operand: Operand) -> None:
+    x = blocks_of(64, operand, sparse=True)[0]
+    page = cpu_int4.pack_sparse(x[None], operand)[0]
+    scale = int4.spread(page[:128].view(torch.float16).view(1, -1, 64), operand, 64)[0]
+    halves = int4.from_nibbles(int4.to_nibbles(x, scale), torch.ones(()))
+    matrix, kept = (y if operand == "k" else y.mT for y in (halves, x != 0))
+    tiles = page[128:].view(-1, 704)[:, 192:]
+    for lane, group in itertools.product(range(64), range(16)):
+        positions = kept[lane, 4 * group : 4 * group + 4].nonzero().flatten()
+        assert len(positions) == 2
+        for slot, position in enumerate(positions):
+            digit = digit_of(tiles[lane // 32], group // 4 * 32 + lane % 32, slot, group % 4)
+            assert digit + 0.5 == matrix[lane, 4 * group + position]
 
 
 def test_patterns_are_those_of_other_pages() -> None:

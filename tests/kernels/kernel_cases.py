@@ -208,12 +208,18 @@ def assert_close(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor, *, messag
     torch.testing.assert_close(got[1].double(), lse, rtol=1e-5, atol=5e-5, msg=lambda text: f"{message}: lse: {text}")
 
 
-def assert_rounded(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> None:
-    """Each element of ``out`` within half a step of its dtype, plus fp32 sums whose error follows the largest terms."""
+WHOLE = 32
+"""How many times as far off as sums of fp32 are those of decode over int4 on the CPU, at most: q and probabilities are
+16 bits of the largest of 64 there. 27 where a block of K has one token that is 50 times the others, 8 elsewhere."""
+
+
+def assert_rounded(got: tuple[Tensor, Tensor], out: Tensor, lse: Tensor, *, times: float = 1) -> None:
+    """Each element of ``out`` within half a step of its dtype, plus fp32 sums whose error follows the largest terms;
+    these may be so many ``times`` as large."""
     step = torch.finfo(got[0].dtype).eps
     scale = out.abs().amax(-1, keepdim=True)
-    assert ((got[0].double() - out).abs() <= 0.51 * step * out.abs() + 2e-5 * scale + 1e-7).all()
-    torch.testing.assert_close(got[1].double(), lse, rtol=2e-6, atol=2e-5)
+    assert ((got[0].double() - out).abs() <= 0.51 * step * out.abs() + times * 2e-5 * scale + 1e-7).all()
+    torch.testing.assert_close(got[1].double(), lse, rtol=times * 2e-6, atol=times * 2e-5)
 
 
 BAD_DECODE_SHAPES = (

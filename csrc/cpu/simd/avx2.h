@@ -133,6 +133,41 @@ struct Avx2 {
             }
     }
 
+    // Whole numbers of 16 bits, two to a lane of 32. sum + a0 b0 + a1 b1:
+    static Word dot_whole(Word a, Word b, Word sum) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+    // Of digits of 4 bits, those at bits 4 `at` of each 16 become levels, 2 digit + 1. What comes along in the last bit is
+    // the next digit's, and that bit is 1.
+    template <int at>
+    static Word levels(Word digits) {
+        if (at != 3) digits = _mm256_slli_epi16(digits, 12 - 4 * at);
+        return _mm256_or_si256(_mm256_srai_epi16(digits, 11), _mm256_set1_epi16(1));
+    }
+    static Float converted(Word x) { return _mm256_cvtepi32_ps(x); }
+    static Word bits(Float x) { return _mm256_castps_si256(x); }
+    static Word max(Word a, Word b) { return _mm256_max_epu32(a, b); }
+    static std::uint32_t largest(Word x) {
+        __m128i y = _mm_max_epu32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+        y = _mm_max_epu32(y, _mm_unpackhi_epi64(y, y));
+        return static_cast<std::uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(y, _mm_shuffle_epi32(y, 1))));
+    }
+    // Two vectors, rounded to nearest even, saturating.
+    static void store(std::int16_t *p, Float a, Float b) {
+        const __m256i y = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_permute4x64_epi64(y, 0xd8));
+    }
+    // Lookups of pairs of such x [64], as of floats, in the table of a group: [code] = what both slots keep. It is made where
+    // it is used, which is less than to store it.
+    using WholeTable = __m256i;
+    template <int group>
+    static WholeTable whole_table(const std::int16_t *x) {
+        long long four;
+        std::memcpy(&four, x + 4 * group, sizeof four);
+        return _mm256_shuffle_epi8(_mm256_set1_epi64x(four),
+                                   _mm256_setr_epi8(0, 1, 2, 3, 0, 1, 4, 5, 0, 1, 6, 7, 2, 3, 4, 5,  //
+                                                    2, 3, 6, 7, 4, 5, 6, 7, 0, 1, 0, 1, 0, 1, 0, 1));
+    }
+    static Word lookup_whole(WholeTable table, Index index) { return _mm256_permutevar8x32_epi32(table, index); }
+
     // Lane i is the sum of x[i]'s lanes, for 8 vectors.
     static Float sums(const Float *x) {
         const Float a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));

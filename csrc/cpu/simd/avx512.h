@@ -1,4 +1,4 @@
-// 16 floats in a zmm register. AVX-512 F, BW, DQ, VL, VBMI2 (Ice Lake and Zen 4 upwards).
+// 16 floats in a zmm register. AVX-512 F, BW, DQ, VL, VBMI2, VNNI (Ice Lake and Zen 4 upwards).
 #pragma once
 
 #include <immintrin.h>
@@ -6,6 +6,19 @@
 #include "half.h"
 
 namespace hsb::cpu {
+
+// Where the tables of two of 8 groups have their numbers: dword 8 * odd + code is what a pattern keeps of group 2 i + odd.
+struct WholePlaces {
+    alignas(64) std::uint16_t place[32];
+};
+constexpr WholePlaces make_whole_places(int i) {
+    constexpr int kept[16] = {0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0, 0, 0, 0};
+    WholePlaces places{};
+    for (int j = 0; j < 32; ++j) places.place[j] = static_cast<std::uint16_t>(8 * i + 4 * (j / 16) + kept[j % 16]);
+    return places;
+}
+constexpr WholePlaces kWholePlaces[4] = {make_whole_places(0), make_whole_places(1), make_whole_places(2),
+                                         make_whole_places(3)};
 
 struct Avx512 {
     static constexpr int isa = HSB_ISA_AVX512;
@@ -115,6 +128,34 @@ struct Avx512 {
         asm("" : "+v"(x));
         return x;
     }
+
+    // Whole numbers of 16 bits, two to a lane of 32. sum + a0 b0 + a1 b1:
+    static Word dot_whole(Word a, Word b, Word sum) { return _mm512_dpwssd_epi32(sum, a, b); }
+    // Of digits of 4 bits, those at bits 4 `at` of each 16 become levels, 2 digit + 1. What comes along in the last bit is
+    // the next digit's, and that bit is 1.
+    template <int at>
+    static Word levels(Word digits) {
+        if (at != 3) digits = _mm512_slli_epi16(digits, 12 - 4 * at);
+        return _mm512_or_si512(_mm512_srai_epi16(digits, 11), _mm512_set1_epi16(1));
+    }
+    static Float converted(Word x) { return _mm512_cvtepi32_ps(x); }
+    static Word bits(Float x) { return _mm512_castps_si512(x); }
+    static Word max(Word a, Word b) { return _mm512_max_epu32(a, b); }
+    static std::uint32_t largest(Word x) { return _mm512_reduce_max_epu32(x); }
+    // Two vectors, rounded to nearest even, saturating. By one store, for it is read by one load, and soon.
+    static void store(std::int16_t *p, Float a, Float b) {
+        const __m512i y = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), y));
+    }
+    // Lookups of pairs of such x [64], as of floats, in the table of two groups: [8 * odd + code] = what both slots of group
+    // 2 i + odd keep. It is made where it is used, which is less than to store it.
+    using WholeTable = __m512i;
+    template <int group>
+    static WholeTable whole_table(const std::int16_t *x) {
+        const __m512i half = _mm512_loadu_si512(x + group / 8 * 32);
+        return _mm512_permutexvar_epi16(_mm512_load_si512(kWholePlaces[group % 8 / 2].place), half);
+    }
+    static Word lookup_whole(WholeTable table, Index index) { return _mm512_permutexvar_epi32(index, table); }
 
     // Lane i is the sum of x[i]'s lanes, for 16 vectors: half the vectors and half the distance at each level.
     static Float sums(const Float *x) {

@@ -1,5 +1,5 @@
 // Scalar conversions between 16-bit floats and fp32, by their bits; exact one way, round to nearest even the other. And from
-// and to e4m3, which pages may hold. int4 is made e4m3 first.
+// and to e4m3, which pages may hold.
 #pragma once
 
 #include <cstdint>
@@ -38,20 +38,12 @@ struct E4m3 {
     static constexpr float unit = Wide::unit;
 };
 
-// A sign and 3 bits, two to a byte: +-1/2, 3/2, .. 15/2 in units of scales in the page (kinds/int4/page.h). Kernels make
-// bytes of e4m3 of them, tile by tile: Int4Bytes.
+// Digits of 4 bits: +-1/2, 3/2, .. 15/2 in units of scales in the page (kinds/int4/page.h).
 struct Int4 {
     using Wide = WideFp16;
     static constexpr bool is_narrow = true;
     static constexpr float unit = Wide::unit;
 };
-struct Int4Bytes : E4m3 {};
-
-// Whether tiles of a type are read where pages lie, so that memory can be asked for those that follow.
-template <class Type>
-constexpr bool kIsStreamed = true;
-template <>
-inline constexpr bool kIsStreamed<Int4Bytes> = false;
 
 // Whether a value is the upper half of the float that it stands for.
 template <class Type>

@@ -10,7 +10,7 @@ int best_isa() {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512vbmi2"))
+            __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni"))
             return __builtin_cpu_supports("avx512bf16") ? HSB_ISA_AVX512_BF16 : HSB_ISA_AVX512;
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
             return HSB_ISA_AVX2;

@@ -127,6 +127,56 @@ struct Portable {
                 for (int j = 0; j < 16; ++j) tables[j] = x[h * x_stride + 4 * i + positions[j]];
     }
 
+    // Whole numbers of 16 bits, two to a lane of 32. sum + a0 b0 + a1 b1:
+    static Word dot_whole(Word a, Word b, Word sum) {
+        return each<Word>([&](int i) {
+            const std::int32_t low = lower(a.lane[i]) * lower(b.lane[i]), high = upper(a.lane[i]) * upper(b.lane[i]);
+            return sum.lane[i] + static_cast<std::uint32_t>(low) + static_cast<std::uint32_t>(high);
+        });
+    }
+    // Of digits of 4 bits, those at bits 4 `at` of each 16 become levels, 2 digit + 1.
+    template <int at>
+    static Word levels(Word digits) {
+        return each<Word>([&](int i) {
+            const std::int32_t low = lower(digits.lane[i] << (12 - 4 * at)) >> 11 | 1;
+            const std::int32_t high = upper(digits.lane[i] << (12 - 4 * at)) >> 11 | 1;
+            return (static_cast<std::uint32_t>(low) & 0xffff) | static_cast<std::uint32_t>(high) << 16;
+        });
+    }
+    static Float converted(Word x) {
+        return each<Float>([&](int i) { return static_cast<float>(static_cast<std::int32_t>(x.lane[i])); });
+    }
+    static Word bits(Float x) {
+        Word y;
+        std::memcpy(y.lane, x.lane, sizeof y.lane);
+        return y;
+    }
+    static Word max(Word a, Word b) {
+        return each<Word>([&](int i) { return std::max(a.lane[i], b.lane[i]); });
+    }
+    static std::uint32_t largest(Word x) { return *std::max_element(x.lane, x.lane + width); }
+    // Two vectors, rounded to nearest even, saturating.
+    static void store(std::int16_t *p, Float a, Float b) {
+        for (int i = 0; i < 2 * width; ++i) {
+            const float x = i < width ? a.lane[i] : b.lane[i - width];
+            p[i] = static_cast<std::int16_t>(std::lrintf(std::max(-32768.0f, std::min(32767.0f, x))));
+        }
+    }
+    // Lookups of pairs of such x [64], as of floats, in the four of a group, by code.
+    using WholeTable = const std::int16_t *;
+    template <int group>
+    static WholeTable whole_table(const std::int16_t *x) {
+        return x + 4 * group;
+    }
+    static Word lookup_whole(WholeTable table, Index index) {
+        constexpr int kept[16] = {0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0, 0, 0, 0};
+        return each<Word>([&](int i) {
+            const int *at = kept + 2 * index.lane[i];
+            return static_cast<std::uint16_t>(table[at[0]]) |
+                   static_cast<std::uint32_t>(static_cast<std::uint16_t>(table[at[1]])) << 16;
+        });
+    }
+
     // Lane i is the sum of x[i]'s lanes, for 4 vectors.
     static Float sums(const Float *x) {
         return each<Float>([&](int i) { return sum(x[i]); });
@@ -148,6 +198,10 @@ struct Portable {
     static Float exp2(Float x) {
         return each<Float>([&](int i) { return x.lane[i] < -126.0f ? 0.0f : std::exp2(x.lane[i]); });
     }
+
+private:
+    static std::int32_t lower(std::uint32_t x) { return static_cast<std::int16_t>(x & 0xffff); }
+    static std::int32_t upper(std::uint32_t x) { return static_cast<std::int16_t>(x >> 16); }
 };
 
 }  // namespace hsb::cpu

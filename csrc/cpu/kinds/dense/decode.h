@@ -32,7 +32,7 @@ void multiply_dense_tiles(const std::byte *tile, std::size_t tile_stride, const 
             typename Isa::Float a[vectors];
             for (int v = 0; v < vectors; ++v) {
                 const Value *value = values[v] + c * kTileLanes;
-                if (kIsStreamed<Type> && (lane + v * width) % kTileLanes == 0 && c % kStepsPerLine == 0)
+                if ((lane + v * width) % kTileLanes == 0 && c % kStepsPerLine == 0)
                     prefetch(reinterpret_cast<const std::byte *>(value) + kAhead * kTileBytes);
                 a[v] = Isa::load(value, Type{});
             }

@@ -20,16 +20,16 @@ constexpr hsb_block_kind unpacked_kind(DenseKind kind) { return kind.kind; }
 
 constexpr std::int64_t unpacked_bytes(DenseKind, int head_dim) { return kBlock * head_dim * sizeof(float); }
 
-// One tile: rows [row, row + 32) and steps [first, first + 64) of `out`, which has `steps` steps a row.
-template <class Isa, class Type>
-void unpack_dense_tile(const std::byte *tile, int row, int first, int steps, float *out) {
+// One tile: rows [row, row + 32) and steps [first, first + 64) of `out`, which has `steps` steps a row. load(c, wide) reads
+// step c of the tile.
+template <class Isa, class Load>
+void unpack_dense_steps(int row, int first, int steps, float *out, Load &&load) {
     constexpr int kRows = kDenseRows<Isa>;
-    const auto *value = reinterpret_cast<const typename Type::Value *>(tile);
-    for (int c = first; c < first + kTileSteps; ++c, value += kTileLanes) {
+    for (int c = 0; c < kTileSteps; ++c) {
         float wide[kTileLanes];
-        for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide + l, Isa::load(value + l, Type{}));
+        load(c, wide);
         for (int l = 0; l < kTileLanes; l += kRows)
-            std::memcpy(out + ((row + l) / kRows * steps + c) * kRows, wide + l, kRows * sizeof(float));
+            std::memcpy(out + ((row + l) / kRows * steps + first + c) * kRows, wide + l, kRows * sizeof(float));
     }
 }
 
@@ -38,7 +38,13 @@ void unpack_page(DenseKind, const std::byte *page, int rows, int steps, std::byt
     constexpr std::int64_t kTileBytes = DenseKind::tile_bytes_of(sizeof(typename Type::Value));
     for (int row = 0; row < rows; row += kTileLanes)
         for (int first = 0; first < steps; first += kTileSteps, page += kTileBytes)
-            unpack_dense_tile<Isa, Type>(page, row, first, steps, reinterpret_cast<float *>(unpacked));
+            unpack_dense_steps<Isa>(row, first, steps, reinterpret_cast<float *>(unpacked),
+                                    [page](int c, float (&wide)[kTileLanes]) {
+                                        using Value = typename Type::Value;
+                                        const auto *value = reinterpret_cast<const Value *>(page) + c * kTileLanes;
+                                        for (int l = 0; l < kTileLanes; l += Isa::width)
+                                            Isa::store(wide + l, Isa::load(value + l, Type{}));
+                                    });
 }
 
 template <class Isa, bool accumulate>

@@ -3,7 +3,7 @@
 
 #include "../dense/prefill.h"
 #include "../sparse_2_4/prefill.h"
-#include "tile.h"
+#include "scales.h"
 
 namespace hsb::cpu::prefill {
 
@@ -29,20 +29,23 @@ void for_each_int4_tile(Kind, const std::byte *page, int rows, int steps, Unpack
         }
 }
 
+// What a digit counts: of half `half` of a word, at its bits 4 `at`.
+inline float int4_value(std::uint32_t word, int half, int at) {
+    const auto bits = static_cast<std::int16_t>(word >> 16 * half << (12 - 4 * at) & 0xffff);
+    return static_cast<float>(bits >> 11 | 1) * kInt4Level;  // what comes along in the last bit is the next digit's
+}
+
 template <class Isa, class Type>
 void unpack_page(Int4DenseKind kind, const std::byte *page, int rows, int steps, std::byte *unpacked) {
     auto *out = reinterpret_cast<float *>(unpacked);
-    for_each_int4_tile<Isa>(kind, page, rows, steps,
-                            [&](const std::byte *tile, const float *scale, int row, int first) {
-                                Int4DenseTile wide;
-                                widen_tile(tile, wide);
-                                unpack_dense_tile<Isa, Int4Bytes>(wide.bytes, row, first, steps, out);
-                                constexpr int kRows = kDenseRows<Isa>;
-                                for (int panel = row / kRows; panel < (row + kTileLanes) / kRows; ++panel)
-                                    for (int c = 0; c < kTileSteps; ++c)
-                                        for (int r = 0; r < kRows; ++r)
-                                            out[(panel * steps + first + c) * kRows + r] *= scale[c];
-                            });
+    for_each_int4_tile<Isa>(
+        kind, page, rows, steps, [&](const std::byte *tile, const float *scale, int row, int first) {
+            unpack_dense_steps<Isa>(row, first, steps, out, [&](int c, float (&wide)[kTileLanes]) {
+                const auto *words = reinterpret_cast<const std::uint32_t *>(tile) + c / kWordDigits * kTileLanes;
+                const int half = c % 2, at = c % kWordDigits / 2;
+                for (int l = 0; l < kTileLanes; ++l) wide[l] = int4_value(words[l], half, at) * scale[c];
+            });
+        });
 }
 
 template <class Isa, class Type>
@@ -50,16 +53,14 @@ void unpack_page(Int4Sparse24Kind kind, const std::byte *page, int rows, int ste
     auto *out = reinterpret_cast<QuadGroup *>(unpacked);
     for_each_int4_tile<Isa>(
         kind, page, rows, steps, [&](const std::byte *tile, const float *scale, int row, int first) {
-            Int4SparseTile wide;
-            widen_tile(tile, wide);
-            unpack_sparse_tile<Isa, Int4Bytes>(wide.bytes, row, first / 4, steps / 4, out);
-            for (int quad = row / kQuad; quad < (row + kTileLanes) / kQuad; ++quad)
-                for (int g = 0; g < kTileGroups; ++g) {
-                    QuadGroup &group = out[quad * (steps / 4) + first / 4 + g];
-                    for (int slot = 0; slot < 2; ++slot)
-                        for (int r = 0; r < kQuad; ++r)
-                            group.value[slot][r] *= scale[group.offset[slot][r] / Tile<Isa>::row_bytes - first];
-                }
+            const auto *words = reinterpret_cast<const std::uint32_t *>(tile + kPatternBytes);
+            unpack_sparse_groups<Isa>(tile, row, first / 4, steps / 4, out,
+                                      [&](int g, int slot, const std::uint32_t *position, float *wide) {
+                                          const std::uint32_t *of_group = words + g / kHalfDigits * kTileLanes;
+                                          const int at = g % kHalfDigits;
+                                          for (int l = 0; l < kTileLanes; ++l)
+                                              wide[l] = int4_value(of_group[l], slot, at) * scale[4 * g + position[l]];
+                                      });
         });
 }
 

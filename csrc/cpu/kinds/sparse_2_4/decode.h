@@ -5,6 +5,9 @@
 // of the values serves all heads, then each head costs one table lookup and one FMA per slot.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "cpu/decode/prefetch.h"
 #include "cpu/simd/isa.h"
 #include "page.h"
@@ -34,35 +37,54 @@ template <class Value>
     for (int byte = 0; byte < kGroupBytes; byte += kCacheLine) prefetch(ahead + byte);
 }
 
+// How a loop over groups is made: a loop of numbers, or, of kernels that shift by them, all of it, of constants.
+struct InLoops {
+    template <int first, int last, class Next>
+    [[gnu::always_inline]] static void walk(Next &&next) {
+#pragma GCC unroll kGroupUnroll
+        for (int g = first; g < last; ++g) next(g);
+    }
+};
+struct InFull {
+    template <int first, int last, class Next>
+    [[gnu::always_inline]] static void walk(Next &&next) {
+        each<first>(next, std::make_integer_sequence<int, last - first>{});
+    }
+
+private:
+    template <int first, class Next, int... g>
+    [[gnu::always_inline]] static void each(Next &next, std::integer_sequence<int, g...>) {
+        (next(std::integral_constant<int, first + g>{}), ...);
+    }
+};
+
 // Calls group(g, codes) for the groups of a tile in turn, with the patterns of two vectors of lanes, from `lane` on,
 // in the low 3 bits of `codes`. order(words) is called on what is loaded, to put lanes into another order.
-template <class Isa, class Order, class Group>
+template <class Isa, class Loops = InLoops, class Order, class Group>
 [[gnu::always_inline]] inline void for_each_group(const std::byte *tile, int lane, Order &&order, Group &&group) {
     using Word = typename Isa::Word;
     constexpr int width = Isa::width;
     const auto *low = reinterpret_cast<const std::uint32_t *>(tile) + lane;
     const auto *high = reinterpret_cast<const std::uint32_t *>(tile + kHighPatterns);
     Word codes[2], last[2];
-    const auto next = [&](int g) __attribute__((always_inline)) {
+    const auto next = [&](auto g) __attribute__((always_inline)) {
         group(g, codes);
         for (int v = 0; v < 2; ++v) codes[v] = Isa::shift_right(codes[v], 3);
     };
     for (int v = 0; v < 2; ++v) codes[v] = Isa::load(low + v * width);
     order(codes);
-#pragma GCC unroll kGroupUnroll
-    for (int g = 0; g < 10; ++g) next(g);
+    Loops::template walk<0, 10>(next);
     for (int v = 0; v < 2; ++v) {  // groups 10 to 14 are in high[], 16 bits a lane
         const int at = lane + v * width;
         codes[v] = Isa::shift_right(Isa::load(high + at % 16), at / 16 * 16);
     }
     order(codes);
-#pragma GCC unroll kGroupUnroll
-    for (int g = 10; g < 15; ++g) next(g);
+    Loops::template walk<10, 15>(next);
     for (int v = 0; v < 2; ++v) last[v] = Isa::shift_right(Isa::load(low + v * width), 30);
     order(last);
     for (int v = 0; v < 2; ++v)  // bits 0..1 from low[], bit 2 from high[]: it stands at bit 0 after five shifts
         codes[v] = Isa::bit_or(last[v], Isa::shift_left(codes[v], 2));
-    group(15, codes);
+    group(std::integral_constant<int, 15>{}, codes);
 }
 
 // One slot of one group: `values` are the 2 vectors of kept values, `codes` the patterns in their low 3 bits.
@@ -90,12 +112,12 @@ void multiply_sparse_tile(const std::byte *tile, const float *tables, float *y, 
         typename Isa::Float sums[heads][2];
         for (int h = 0; h < heads; ++h)
             for (int v = 0; v < 2; ++v) sums[h][v] = Isa::load(y + h * y_stride + lane + v * width);
-        if (kIsStreamed<Type> && lane == 0) prefetch_patterns<Value>(tile);
+        if (lane == 0) prefetch_patterns<Value>(tile);
         const auto as_stored = [](typename Isa::Word(&)[2]) {};
         for_each_group<Isa>(tile, lane, as_stored, [&](int g, const auto &codes) __attribute__((always_inline)) {
             const float *table = tables + g * heads * kTable;
             const Value *value = values + g * 2 * kTileLanes;
-            if (kIsStreamed<Type> && lane == 0) prefetch_group<Value>(tile, g);
+            if (lane == 0) prefetch_group<Value>(tile, g);
             multiply_slot<Isa, Type, heads, 0>(value, codes, table, sums);
             multiply_slot<Isa, Type, heads, 1>(value + kTileLanes, codes, table, sums);
         });

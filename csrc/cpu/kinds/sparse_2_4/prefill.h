@@ -57,25 +57,29 @@ void read_patterns(const std::byte *tile, PatternWords &words) {
     for (int l = 0; l < kTileLanes; ++l) words.last[l] = words.low[l] >> 30 | words.high[l] >> 15 << 2;
 }
 
-// One tile: rows [row, row + 32) and groups [first, first + 16) of `out`, which has `groups` groups a row.
-template <class Isa, class Type>
-void unpack_sparse_tile(const std::byte *tile, int row, int first, int groups, QuadGroup *out) {
+// One tile: rows [row, row + 32) and groups [first, first + 16) of `out`, which has `groups` groups a row. load(g, slot,
+// position, wide) reads what a slot of group g of the tile keeps, of each lane, in which place of four.
+template <class Isa, class Load>
+void unpack_sparse_groups(const std::byte *tile, int row, int first, int groups, QuadGroup *out, Load &&load) {
     PatternWords words;
     read_patterns<Isa>(tile, words);
-    const auto *value = reinterpret_cast<const typename Type::Value *>(tile + kPatternBytes);
     for (int g = 0; g < kTileGroups; ++g) {
         const std::uint32_t *word = g < 10 ? words.low : g < 15 ? words.high : words.last;
         const int shift = g < 10 ? 3 * g : g < 15 ? 3 * (g - 10) : 0;
         const std::uint32_t base = 4 * static_cast<std::uint32_t>(first + g) * Tile<Isa>::row_bytes;
+        std::uint32_t position[2][kTileLanes];
         std::uint16_t offset[2][kTileLanes];
         float wide[2][kTileLanes];
         for (int l = 0; l < kTileLanes; ++l) {
             const std::uint32_t code = word[l] >> shift & 7;
-            offset[0][l] = static_cast<std::uint16_t>(base + lower_position(code) * Tile<Isa>::row_bytes);
-            offset[1][l] = static_cast<std::uint16_t>(base + upper_position(code) * Tile<Isa>::row_bytes);
+            position[0][l] = lower_position(code);
+            position[1][l] = upper_position(code);
         }
-        for (int slot = 0; slot < 2; ++slot, value += kTileLanes)
-            for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide[slot] + l, Isa::load(value + l, Type{}));
+        for (int slot = 0; slot < 2; ++slot) {
+            for (int l = 0; l < kTileLanes; ++l)
+                offset[slot][l] = static_cast<std::uint16_t>(base + position[slot][l] * Tile<Isa>::row_bytes);
+            load(g, slot, position[slot], wide[slot]);
+        }
         for (int quad = 0; quad < kTileLanes / kQuad; ++quad) {
             QuadGroup &to = out[(row / kQuad + quad) * groups + first + g];
             for (int slot = 0; slot < 2; ++slot) {
@@ -93,7 +97,13 @@ void unpack_page(Sparse24Kind, const std::byte *page, int rows, int steps, std::
     static_assert(128 * Tile<Isa>::row_bytes <= 0x10000, "offsets are 16 bits");
     for (int row = 0; row < rows; row += kTileLanes)
         for (int first = 0; first < steps; first += kTileSteps, page += kTileBytes)
-            unpack_sparse_tile<Isa, Type>(page, row, first / 4, steps / 4, out);
+            unpack_sparse_groups<Isa>(
+                page, row, first / 4, steps / 4, out, [page](int g, int slot, const std::uint32_t *, float *wide) {
+                    using Value = typename Type::Value;
+                    const auto *value =
+                        reinterpret_cast<const Value *>(page + kPatternBytes) + (2 * g + slot) * kTileLanes;
+                    for (int l = 0; l < kTileLanes; l += Isa::width) Isa::store(wide + l, Isa::load(value + l, Type{}));
+                });
 }
 
 // One row of a quad: its kept value times the row of x at `offset`.
