@@ -3,7 +3,8 @@
 // A kind is a struct in kinds/<kind>/page.h: its pages and their pool, and what scratch decode needs for them. What else
 // kernels do with a page of a kind are functions that take the kind first, in the file named after the kernel:
 //
-//   compress.h   pack_page<Isa, operand>(kind, block, page, head_dim); pack_chosen_page(kind, ...)
+//   compress.h   pack_page<Isa, operand>(kind, block, page, head_dim); pack_chosen_page(kind, ...); quantise_page(kind, ...) of
+//                another kind's page
 //   decode.h     score_page, weigh_page<Isa, Type, heads>(kind, ...); make_query_tables where query_floats() is not 0
 //   prefill.h    unpacked_bytes, unpack_page; unpacked_kind: whose multiply_page(kind, ...) takes what was unpacked
 //
@@ -29,6 +30,7 @@ struct KindList {
 };
 using BlockKinds = KindList<DenseKind, Sparse24Kind>;          // of elements of 16 bits, and all that compress packs
 using AllKinds = KindList<DenseKind, Sparse24Kind, WideKind>;  // of e4m3
+using QuantisedKinds = KindList<Int4DenseKind, Int4Sparse24Kind>;
 using Int4Kinds = KindList<Int4DenseKind, Int4Sparse24Kind, WideKind>;
 static_assert(AllKinds::size == kBlockKinds && Int4Kinds::size == kBlockKinds, "every hsb_block_kind, once");
 

@@ -31,8 +31,10 @@ inline std::byte *page_to_pack(const hsb_compress_params &p, std::int32_t entry)
     const auto page_of = [&](auto of_kind) {
         return of_kind.pool(p) + slot_of(entry) * of_kind.page_bytes(p.head_dim, value_bytes(p.stored));
     };
-    return p.value_axis == HSB_AXIS_HEAD_DIM ? with_kind<AllHeadDimKinds>(kind_of(entry), page_of)
-                                             : with_kind<AllKinds>(kind_of(entry), page_of);
+    const hsb_block_kind kind = kind_of(entry);
+    if (p.stored == HSB_STORED_INT4) return with_kind<Int4Kinds>(kind, page_of);
+    return p.value_axis == HSB_AXIS_HEAD_DIM ? with_kind<AllHeadDimKinds>(kind, page_of)
+                                             : with_kind<AllKinds>(kind, page_of);
 }
 
 // Throws Error unless these are pages of this layout.

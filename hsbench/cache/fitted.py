@@ -28,10 +28,10 @@ from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import SIXTEEN_BIT, STORED_INT4, CacheElements, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 
-PACKED_BY_TORCH = (STORED_INT4,)
-"""Elements that native code does not pack: only the definition does."""
+PACKED_BY_TORCH: tuple[StoredElements, ...] = ()
+"""Elements that native code does not pack, where there are any: only the definition does."""
 
 
 class QuantisingCompressor:

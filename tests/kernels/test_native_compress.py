@@ -51,7 +51,7 @@ from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, plan_block
 from hsbench.cache.pruner import Axis
 from hsbench.kernels import library
 from hsbench.kernels.device import CPU
-from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8, StoredElements, element_by
+from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8, STORED_INT4, StoredElements, element_by
 
 pytestmark = [needs_library, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -121,7 +121,7 @@ def check_pages(
     elements: StoredElements = SIXTEEN_BIT,
 ) -> None:
     expected = compress_tensor_torch(x, operand, plan, fit, elements)
-    fields = fit_fields(fit, x) if fit else None
+    fields = fit_fields(fit, x) | dict(stored=elements.code) if fit else None
     for isa, threads in itertools.product(ISAS, THREADS):
         got, bad = compress(x, operand, plan, isa, threads, fields, elements)
         where = f"{isa}, {threads} threads, {plan}"
@@ -177,13 +177,16 @@ def test_pages_under_a_pruner_equal_the_definition(
 
 @pytest.mark.parametrize("kind", FP8_KINDS)
 @every_tensor
-def test_fp8_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_dim: int, kind: str) -> None:
+@pytest.mark.parametrize("elements", [STORED_FP8, STORED_INT4], ids=str)
+def test_narrow_pages_equal_the_definition(
+    elements: StoredElements, operand: Operand, dtype: torch.dtype, head_dim: int, kind: str
+) -> None:
     """Order, shift, choice and fold before the conversion; what is not eligible stays wide."""
     for seed, (fit, seq) in enumerate(itertools.product(FP8_FITS, (63, 333))):
         x = fp8_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
         for sparsity in (0.0, 0.3, 0.5):
             plan = plan_blocks(seq, sparsity, sink=1, local=70 * (seed % 2))
-            check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), STORED_FP8)
+            check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), elements)
 
 
 @pytest.mark.parametrize("elements", [SIXTEEN_BIT, STORED_FP8], ids=str)

@@ -107,6 +107,10 @@ void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape sh
 template <class Isa>
 void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
 
+// A page of int4 of one of the block's type, as it is stored: units come first, in fp32, then scales of few values.
+template <class Isa>
+void quantise_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *out);
+
 // A page of e4m3 of one of the block's type, of K and of V in groups along head_dim in units of its scales.
 template <class Isa>
 void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *narrow);

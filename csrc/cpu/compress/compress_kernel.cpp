@@ -130,15 +130,21 @@ void invert(const float *scale, int count, float *inverse) {
     for (int i = 0; i < count; ++i) inverse[i] = 1.0f / scale[i];
 }
 
-template <class Isa, class Type, class To>
-void scale_block_of(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
-    const int head_dim = shape.head_dim;
-    alignas(64) float own[128], inverse[128];
+// Of a block's scales, in the order of the channels in its page: inverse [128].
+void invert_in_order(const BlockFit &fit, int head_dim, float *inverse) {
+    float own[128];
     invert(fit.scale, head_dim, own);
     if (fit.order == HSB_ORDER_MIRROR)
         for_each_mirrored(head_dim, [&](int place, int channel) { inverse[place] = own[channel]; });
     else
-        std::memcpy(inverse, own, sizeof own);
+        std::memcpy(inverse, own, static_cast<std::size_t>(head_dim) * sizeof(float));
+}
+
+template <class Isa, class Type, class To>
+void scale_block_of(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
+    const int head_dim = shape.head_dim;
+    alignas(64) float inverse[128];
+    invert_in_order(fit, head_dim, inverse);
     const float bound = to_float(infinity_bits(To::dtype) - 1, To{});
     const auto most = Isa::set(bound), least = Isa::set(-bound);
     for (int token = 0; token < kBlock; ++token, stored += head_dim, units += head_dim)
@@ -168,6 +174,15 @@ void narrow_page_of(Kind, const std::byte *page, const BlockFit &fit, BlockShape
             for (int lane = 0; lane < kTileLanes; ++lane) bytes[i + lane] = from_float(x[lane], E4m3{});
         }
     }
+}
+
+// A function for each kind, as above.
+template <class Isa, class Type, class Kind>
+[[gnu::noinline]] void quantise_page_of(Kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape,
+                                        std::byte *out) {
+    alignas(64) float inverse[128];
+    invert_in_order(fit, shape.head_dim, inverse);
+    quantise_page<Isa, Type>(kind, page, inverse, shape.operand, shape.head_dim, out);
 }
 
 }  // namespace
@@ -222,6 +237,14 @@ void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit
     });
 }
 
+template <class Isa>
+void quantise_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *out) {
+    with_type(shape.dtype, [&](auto type) {
+        with_kind<QuantisedKinds>(
+            kind, [&](auto of_kind) { quantise_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, out); });
+    });
+}
+
 template DroppedSum sum_dropped<Isa>(const std::uint16_t *, BlockShape);
 template std::uint16_t pack_page<Isa>(hsb_block_kind, const std::uint16_t *, std::byte *, BlockShape);
 template std::uint16_t store_block<Isa>(const std::uint16_t *, int, const BlockFit &, BlockShape, std::uint16_t *,
@@ -231,5 +254,6 @@ template void pack_chosen_page<Isa>(hsb_block_kind, const std::uint16_t *, const
 template void scale_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
 template void widen_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
 template void narrow_page<Isa>(hsb_block_kind, const std::byte *, const BlockFit &, BlockShape, std::byte *);
+template void quantise_page<Isa>(hsb_block_kind, const std::byte *, const BlockFit &, BlockShape, std::byte *);
 
 }  // namespace hsb::cpu

@@ -4,6 +4,7 @@
 
 #include "int4/page.h"
 #if defined(HSB_ISA)  // kernel sources, cpu/simd/isa.h
+#include "int4/compress.h"
 #include "int4/decode.h"
 #include "int4/prefill.h"
 #endif

@@ -41,6 +41,7 @@ struct E4m3 {
 // Digits of 4 bits: +-1/2, 3/2, .. 15/2 in units of scales in the page (kinds/int4/page.h).
 struct Int4 {
     using Wide = WideFp16;
+    using Scale = Fp16;  // what a page's scales are
     static constexpr bool is_narrow = true;
     static constexpr float unit = Wide::unit;
 };

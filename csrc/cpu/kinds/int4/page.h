@@ -20,6 +20,7 @@ constexpr int kHalfDigits = 4;  // of a word, in each of its halves
 constexpr int kWordDigits = 2 * kHalfDigits;
 
 struct Int4DenseKind {
+    using Stored = DenseKind;  // that it is made of
     static constexpr hsb_block_kind kind = HSB_DENSE;
     static constexpr const char *pool_name = DenseKind::pool_name;
     static constexpr bool prunes = DenseKind::prunes;
@@ -39,6 +40,7 @@ struct Int4DenseKind {
 };
 
 struct Int4Sparse24Kind {
+    using Stored = Sparse24Kind;
     static constexpr hsb_block_kind kind = HSB_SPARSE_2_4;
     static constexpr const char *pool_name = Sparse24Kind::pool_name;
     static constexpr bool prunes = Sparse24Kind::prunes;

@@ -13,7 +13,7 @@ constexpr float kInt4Level =
 template <class Isa>
 void int4_scales(const std::byte *page, int row, float *scale) {
     const auto *from = reinterpret_cast<const std::uint16_t *>(page) + row * kTileSteps;
-    for (int c = 0; c < kTileSteps; c += Isa::width) Isa::store(scale + c, Isa::load(from + c, Fp16{}));
+    for (int c = 0; c < kTileSteps; c += Isa::width) Isa::store(scale + c, Isa::load(from + c, Int4::Scale{}));
 }
 
 }  // namespace hsb::cpu

@@ -5,7 +5,7 @@
 
 #include "cpu/prefill/tile.h"
 #include "cpu/simd/isa.h"
-#include "page.h"
+#include "patterns.h"
 
 namespace hsb::cpu::prefill {
 
@@ -27,54 +27,18 @@ constexpr std::int64_t unpacked_bytes(Sparse24Kind, int head_dim) {
     return kBlock / kQuad * head_dim / 4 * static_cast<std::int64_t>(sizeof(QuadGroup));
 }
 
-// Kept positions of a pattern code, by comparisons rather than a table, so that loops over lanes vectorise.
-constexpr std::uint32_t lower_position(std::uint32_t code) { return (code >= 3) + (code >= 5); }
-constexpr std::uint32_t upper_position(std::uint32_t code) { return code + 1 - 2 * (code >= 3) - (code >= 5); }
-
-constexpr bool positions_are_those_of_page() {
-    for (std::uint32_t code = 0; code < kPatterns; ++code)
-        if (lower_position(code) != kPattern[code][0] || upper_position(code) != kPattern[code][1]) return false;
-    return true;
-}
-static_assert(positions_are_those_of_page(), "must say what kPattern says");
-
-// The pattern words of a tile, so that each group's codes are `word >> shift & 7` of one array.
-struct PatternWords {
-    std::uint32_t low[kTileLanes];   // groups 0..9
-    std::uint32_t high[kTileLanes];  // groups 10..14
-    std::uint32_t last[kTileLanes];  // group 15
-};
-
-template <class Isa>
-void read_patterns(const std::byte *tile, PatternWords &words) {
-    std::uint32_t halves[kTileLanes / 2];
-    std::memcpy(words.low, tile, sizeof words.low);
-    std::memcpy(halves, tile + kHighPatterns, sizeof halves);
-    for (int l = 0; l < kTileLanes / 2; ++l) {
-        words.high[l] = halves[l] & 0xffff;
-        words.high[l + kTileLanes / 2] = halves[l] >> 16;
-    }
-    for (int l = 0; l < kTileLanes; ++l) words.last[l] = words.low[l] >> 30 | words.high[l] >> 15 << 2;
-}
-
 // One tile: rows [row, row + 32) and groups [first, first + 16) of `out`, which has `groups` groups a row. load(g, slot,
 // position, wide) reads what a slot of group g of the tile keeps, of each lane, in which place of four.
 template <class Isa, class Load>
 void unpack_sparse_groups(const std::byte *tile, int row, int first, int groups, QuadGroup *out, Load &&load) {
-    PatternWords words;
+    PatternWords<Isa> words;
     read_patterns<Isa>(tile, words);
     for (int g = 0; g < kTileGroups; ++g) {
-        const std::uint32_t *word = g < 10 ? words.low : g < 15 ? words.high : words.last;
-        const int shift = g < 10 ? 3 * g : g < 15 ? 3 * (g - 10) : 0;
         const std::uint32_t base = 4 * static_cast<std::uint32_t>(first + g) * Tile<Isa>::row_bytes;
         std::uint32_t position[2][kTileLanes];
         std::uint16_t offset[2][kTileLanes];
         float wide[2][kTileLanes];
-        for (int l = 0; l < kTileLanes; ++l) {
-            const std::uint32_t code = word[l] >> shift & 7;
-            position[0][l] = lower_position(code);
-            position[1][l] = upper_position(code);
-        }
+        words.positions(g, position);
         for (int slot = 0; slot < 2; ++slot) {
             for (int l = 0; l < kTileLanes; ++l)
                 offset[slot][l] = static_cast<std::uint16_t>(base + position[slot][l] * Tile<Isa>::row_bytes);
