@@ -138,6 +138,17 @@ def pruner_of(name: str) -> Pruner:
     )
 
 
+AUTO_PRUNER = "auto"
+"""Stands for :func:`auto_pruner`."""
+
+
+def auto_pruner(*, decode_alone: bool) -> str:
+    """The name of the best pruner that needs no calibration but knows the last queries, by what will read the cache:
+    V's groups run along head_dim where only decode does, which costs a model less and decode nothing, and along tokens
+    where prefill does."""
+    return DEFAULT_MODEL_PRUNER + (ALONG_HEAD_DIM if decode_alone else "")
+
+
 def pruner_for(pruner: Pruner, elements: CacheElements) -> Pruner:
     """The pruner where values are stored as ``elements``: before few bits a shift, for channels of K that hardly
     change from token to token, as some models have them, would use the bits up."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hsbench.cache.pruner import ALONG_HEAD_DIM, PRUNERS
+from hsbench.cache.pruner import ALONG_HEAD_DIM, AUTO_PRUNER, PRUNERS
 from hsbench.cli.request import DEFAULT_PROFILE_DIR, DEVICES
 from hsbench.problem import workload as problem
 from hsbench.problem.elements import INPUTS, STORED
@@ -57,7 +57,7 @@ _SPARSITY_OF_BOTH = _option(
 _PRUNER = _option(
     "--pruner",
     "NAME",
-    f"What stays of K and V under {', '.join(PRUNERS)}, or NAME{ALONG_HEAD_DIM} ({problem.PAPER_PRUNER}).",
+    f"What stays of K and V: {', '.join(PRUNERS)}, NAME{ALONG_HEAD_DIM}, or {AUTO_PRUNER} ({problem.PAPER_PRUNER}).",
     _SPARSITY,
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsbench.cache.pruner import CALIBRATED, Pruner, check_sources, pruner_of
+from hsbench.cache.pruner import AUTO_PRUNER, CALIBRATED, Pruner, auto_pruner, check_sources, pruner_of
 from hsbench.cli.parse import flag, parse_choice, parse_evict, parse_list, parse_size, parse_sparsity
 from hsbench.cli.request import LISTS, Request
 from hsbench.errors import UsageError
@@ -146,8 +146,11 @@ def _cases(phases: Sequence[Phase], request: Request) -> Iterator[_Case]:
     sparsities = [_share(text, "sparsity") for text in _listed(request.sparsity, "sparsity")]
     evicts = [None if text is None else parse_evict(text) for text in _listed(request.evict, "evict")]
     # In the order of LISTS.
-    for case in itertools.product(phases, models, dtypes, seqs, batches, sparsities, _pruners(request), evicts):
-        yield _Case(*case)
+    for cell in itertools.product(phases, models, dtypes, seqs, batches, sparsities, _pruners(request), evicts):
+        case = _Case(*cell)
+        if case.pruner == AUTO_PRUNER:
+            case = replace(case, pruner=auto_pruner(decode_alone=not case.phase.causal))
+        yield case
 
 
 def _synthetic(case: _Case, request: Request) -> Problem:
@@ -238,13 +241,16 @@ def _pruners(request: Request) -> list[str | None]:
     Raises:
         UsageError: an unknown one; one that needs a basis, which is not given; or a basis that none needs.
     """
-    pruners = [None if name is None else _pruner(name) for name in _listed(request.pruner, "pruner")]
+    names = _listed(request.pruner, "pruner")
+    automatic = [name is not None and name.lower() == AUTO_PRUNER for name in names]
+    pruners = [None if name is None or auto else _pruner(name) for name, auto in zip(names, automatic, strict=True)]
     for pruner in filter(None, pruners):
         check_sources(pruner, calibration=request.basis is not None, queries=True)
     if request.basis is not None and not any(pruner is not None and pruner.needs_calibration for pruner in pruners):
         remedy = f"only a pruner such as {CALIBRATED} takes it; add --pruner {CALIBRATED}, or leave it out"
         raise UsageError("basis", request.basis, remedy)
-    return [None if pruner is None else pruner.name for pruner in pruners]
+    found = [None if pruner is None else pruner.name for pruner in pruners]
+    return [AUTO_PRUNER if auto else name for name, auto in zip(found, automatic, strict=True)]
 
 
 def _pruner(typed: str) -> Pruner:

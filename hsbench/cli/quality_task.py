@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hsbench.cache.pruner import AUTO_PRUNER, auto_pruner
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
 from hsbench.cli.output import Output, make_output, writing
 from hsbench.cli.parse import parse_choice, parse_evict, parse_list, parse_number, parse_size, parse_sparsity
@@ -112,6 +113,12 @@ def run_quality(request: QualityRequest) -> int:
     return signals.exit_code if code == INTERRUPTED else code
 
 
+def _pruners(typed: str, when: str) -> list[str]:
+    """Names, ``auto`` by what will read the cache: decode, or many queries at once."""
+    automatic = auto_pruner(decode_alone=when == "decode")
+    return [automatic if name.lower() == AUTO_PRUNER else name for name in parse_list(typed, "pruner")]
+
+
 def _asked(request: QualityRequest) -> _Asked:
     from hsbench.run.quality.layer_plan import read_layer_plan
 
@@ -142,7 +149,7 @@ def _asked(request: QualityRequest) -> _Asked:
             None if (typed := getattr(request, name)) is None else parse_list(typed, name)
             for name in ("elements", "key_elements", "value_elements")
         ),
-        pruners=None if request.pruner is None else parse_list(request.pruner, "pruner"),
+        pruners=None if request.pruner is None else _pruners(request.pruner, when),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,
         weights=None if request.weights is None else parse_choice(request.weights, "weights", tuple(WEIGHTS)),

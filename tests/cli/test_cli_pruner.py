@@ -63,6 +63,15 @@ def test_an_axis_of_a_sweep(hsbench: Run, bench: Any) -> None:
     assert "pruner" in ran.err and "centered" in ran.err
 
 
+def test_auto_takes_v_s_axis_by_what_reads_the_cache(hsbench: Run, bench: Any) -> None:
+    assert hsbench("decode", "--pruner", "auto").code == hsbench("prefill", "--seq", "1k", "--pruner", "Auto").code == 0
+    assert [workload.pruner for workload in bench.workloads] == ["attentive:hd", "attentive"]
+    assert hsbench("compare", "--phase", "decode,prefill", "--seq", "1k", "--pruner", "magnitude,auto").code == 0
+    assert [workload.pruner for workload in bench.workloads[2:]] == [
+        "magnitude", "attentive:hd", "magnitude", "attentive"
+    ]  # fmt: skip
+
+
 def test_calibrated_takes_the_layer_of_its_tensors(hsbench: Run, bench: Any, basis: Path, kv: Path) -> None:
     calibrated = ["--pruner", "calibrated", "--basis", str(basis)]
     for argv, layer in (
