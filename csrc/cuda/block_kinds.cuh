@@ -26,17 +26,27 @@
 #include "cuda/kinds/dense.cuh"
 #include "cuda/kinds/fp8_dense.cuh"
 #include "cuda/kinds/fp8_sparse_2_4.cuh"
+#include "cuda/kinds/int4_dense.cuh"
+#include "cuda/kinds/int4_sparse_2_4.cuh"
+#include "cuda/kinds/int4_wide.cuh"
 #include "cuda/kinds/sparse_2_4.cuh"
 #include "cuda/kinds/wide.cuh"
+#include "cuda/softmax_margin.h"
 #include "cuda/types.h"
 
 namespace hsb::cuda {
 
-// What pages are stored as: the kinds of their blocks, by hsb_stored; whether channels have a scale; which token of a block
-// a row of K's page is; and the element type of a warp's products where q, K, V and the output are T.
+// What pages are stored as: the kinds of their blocks, by hsb_stored; whether channels have a scale, and pages their own
+// besides; which token of a block a row of K's page is; and the element type of a warp's products where q, K, V and the output are T.
+//
+// Decode asks for more: what a sum of products counts (kUnit); the power of 2 just above a kv head's largest product of a
+// query and a channel's scale, where there are any (kQueryPower); its margin (softmax_margin.h), and by how many powers of 2
+// its probabilities are kept lower besides (kReserve); and the most stages of a warp's ring (kStages; decode/plan.h).
 struct Stored16 {
     static constexpr hsb_stored kStored = HSB_STORED_16;
-    static constexpr bool kHasScale = false;
+    static constexpr bool kHasScale = false, kPagesHaveScales = false;
+    static constexpr float kUnit = 1.0f, kMargin = kDecodeMargin, kReserve = 0.0f;
+    static constexpr int kStages = 4;
     using Kinds = Types<DenseKind, Sparse24Kind>;
     template <class T>
     using Product = T;
@@ -44,8 +54,21 @@ struct Stored16 {
 };
 struct StoredFp8 {
     static constexpr hsb_stored kStored = HSB_STORED_FP8;
-    static constexpr bool kHasScale = true;
+    static constexpr bool kHasScale = true, kPagesHaveScales = false;
+    static constexpr float kUnit = 1.0f, kMargin = kDecodeMargin, kReserve = 0.0f;
+    static constexpr int kQueryPower = 14, kStages = 4;
     using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind, WideKind>;
+    template <class T>
+    using Product = OfE4m3;
+    HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
+};
+// Only decode takes them. Pages' scales, up to fp16's largest, go with queries and probabilities, which stay below 1.
+struct StoredInt4 {
+    static constexpr hsb_stored kStored = HSB_STORED_INT4;
+    static constexpr bool kHasScale = true, kPagesHaveScales = true;
+    static constexpr float kUnit = kInt4Unit, kMargin = 4.0f, kReserve = kMargin;
+    static constexpr int kQueryPower = 0, kStages = 1;
+    using Kinds = Types<Int4DenseKind, Int4Sparse24Kind, Int4WideKind>;
     template <class T>
     using Product = OfE4m3;
     HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
@@ -65,7 +88,8 @@ template <class Kinds>
 constexpr bool are_in_order() {
     return are_in_order<Kinds>(std::make_integer_sequence<int, Kinds::kCount>());
 }
-static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>(), "each kind at its number");
+static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>() && are_in_order<StoredInt4::Kinds>(),
+              "each kind at its number");
 static_assert(StoredFp8::Kinds::kCount == kBlockKinds, "every kind is in a list");
 
 // The bits that kernels keep of a kind of a list.

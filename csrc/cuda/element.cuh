@@ -33,8 +33,15 @@ struct PairArithmetic {
     static __device__ __forceinline__ std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
         return bits_of(__hmul2_rn(pair_of(a), pair_of(b)));
     }
+    static __device__ __forceinline__ std::uint32_t product_rest(std::uint32_t a, std::uint32_t b,
+                                                                 std::uint32_t product) {
+        return bits_of(__hfma2(pair_of(a), pair_of(b), __hneg2(pair_of(product))));
+    }
     static __device__ __forceinline__ std::uint32_t zero_times(std::uint32_t a, std::uint32_t b) {
         return bits_of(__hfma2(pair_of(a), pair_of(0), pair_of(b)));
+    }
+    static __device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
+        return bits_of(__hmax2(__habs2(pair_of(a)), __habs2(pair_of(b))));
     }
     static __device__ __forceinline__ std::uint32_t is_ahead(std::uint32_t a, std::uint32_t b) {
         return __hge2_mask(__habs2(pair_of(a)), __habs2(pair_of(b)));
@@ -63,7 +70,9 @@ private:
 // and of registers of two:
 //
 //   multiply(a, b)   rounded
+//   product_rest(a, b, product)   what rounding took of it
 //   zero_times(a, b) b + 0 a: NaN where a is not finite, or b is NaN
+//   larger(a, b)     of each pair of magnitudes the larger one
 //   is_ahead(a, b)   0xffff where the magnitude of a is not below b's
 //   e4m3(a, b)       both as four bytes, a's low one first: rounded to nearest even, saturating
 //   max_pair(a, b)   only with kHasReserve: of two registers, the larger of each pair; NaN is the largest

@@ -81,11 +81,12 @@ void set_pools(Byte *(&pools)[kBlockKinds], const P &p) {
 // Calls run(Stored()) for an hsb_stored, which may be any number.
 template <class Run>
 void with_stored(std::int32_t stored, Run &&run) {
-    HSB_CHECK(stored == HSB_STORED_16 || stored == HSB_STORED_FP8, "stored is not an hsb_stored");
-    if (stored == HSB_STORED_FP8)
-        run(StoredFp8());
-    else
-        run(Stored16());
+    switch (stored) {
+    case HSB_STORED_16: return run(Stored16());
+    case HSB_STORED_FP8: return run(StoredFp8());
+    case HSB_STORED_INT4: return run(StoredInt4());
+    default: HSB_CHECK(false, "stored is not an hsb_stored");
+    }
 }
 
 inline PagePool pool_of(const hsb_pages &pages) {

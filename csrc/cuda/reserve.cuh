@@ -18,9 +18,9 @@ inline float reserve_of(std::int32_t dtype, std::int64_t seq, float more) {
 }
 
 // Of a probability, from what its score has above the reference.
-template <class T>
+template <class T, bool HasReserve = Element<T>::kHasReserve>
 __device__ __forceinline__ float exponent(float above, float log2_scale, float reserve) {
-    if constexpr (Element<T>::kHasReserve) return fmaf(above, log2_scale, -reserve);
+    if constexpr (HasReserve) return fmaf(above, log2_scale, -reserve);
     return above * log2_scale;
 }
 

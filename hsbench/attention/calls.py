@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.layouts import why_decode_only
 from hsbench.cache.pruner import ALONG_HEAD_DIM, Axis
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
@@ -146,7 +147,7 @@ def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
 def why_not_prefill(elements: CacheElements, device: Device, axis: Axis = "tokens") -> str | None:
     """Why no prefill kernel reads such values on a device, with V's groups along ``axis``, with the remedy; None if one
     does, or if there is no such device, which is said elsewhere."""
-    if reason := why_not_prefill_along(axis):
+    if reason := why_not_prefill_along(axis) or why_decode_only(elements, device):
         return reason
     if not (device.is_cuda and elements.has_scale and torch.cuda.is_available()):
         return None

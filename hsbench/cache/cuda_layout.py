@@ -255,7 +255,7 @@ FP8_PAGES: PageLayout = {
 """The pages of e4m3, and those that stay wide among them."""
 
 
-def _along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Callable[..., Tensor]) -> PageFormat:
+def along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Callable[..., Tensor]) -> PageFormat:
     """Of V in groups along head_dim, by the functions that make and read a page of any matrix."""
     matrix: Matrix = "v:hd"
 
@@ -268,8 +268,8 @@ def _along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Calla
     return replace(page, pack=pack_values, unpack=unpack_values)
 
 
-ALONG_HEAD_DIM: PageLayout = {kind: _along_head_dim(page, page.pack, page.unpack) for kind, page in PAGES.items()}
+ALONG_HEAD_DIM: PageLayout = {kind: along_head_dim(page, page.pack, page.unpack) for kind, page in PAGES.items()}
 FP8_ALONG_HEAD_DIM: PageLayout = {
-    kind: _along_head_dim(page, page.pack, page.unpack) for kind, page in FP8_PAGES.items()
+    kind: along_head_dim(page, page.pack, page.unpack) for kind, page in FP8_PAGES.items()
 }
 """Both, of V in groups along head_dim."""

@@ -38,7 +38,8 @@ def scales_of(blocks: Tensor, operand: Operand) -> Tensor:
         ``[pages, ceil(head_dim / 64), 64]``: by channel of K; by 64 channels and token of V.
     """
     most = _by_64(blocks.float().abs()).amax(-2 if operand == "k" else -1)  # [pages, 64s of channels, 64]
-    return (most / LARGEST).clamp(max=torch.finfo(WIDE.torch_dtype).max).to(WIDE.torch_dtype)
+    # By a tensor: on CUDA torch divides by a number as a product with its inverse.
+    return (most / torch.full_like(most, LARGEST)).clamp(max=torch.finfo(WIDE.torch_dtype).max).to(WIDE.torch_dtype)
 
 
 def spread(scales: Tensor, operand: Operand, head_dim: int) -> Tensor:

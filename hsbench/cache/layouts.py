@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsbench.cache import cpu_head_dim, cpu_int4, cpu_layout, cuda_layout
+from hsbench.cache import cpu_head_dim, cpu_int4, cpu_layout, cuda_int4, cuda_layout
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.pruner import ALONG_HEAD_DIM, Axis
 from hsbench.kernels.device import CPU, CUDA, Device
@@ -13,15 +13,22 @@ Layouts = dict[str, dict[StoredElements, PageLayout]]
 
 LAYOUTS: Layouts = {
     CPU.kind: {SIXTEEN_BIT: cpu_layout.PAGES, STORED_FP8: cpu_layout.FP8_PAGES, STORED_INT4: cpu_int4.PAGES},
-    CUDA.kind: {SIXTEEN_BIT: cuda_layout.PAGES, STORED_FP8: cuda_layout.FP8_PAGES},
+    CUDA.kind: {SIXTEEN_BIT: cuda_layout.PAGES, STORED_FP8: cuda_layout.FP8_PAGES, STORED_INT4: cuda_int4.PAGES},
 }
 """Of groups along the contraction: head_dim of K, tokens of V."""
 
 HEAD_DIM_LAYOUTS: Layouts = {
     CPU.kind: {SIXTEEN_BIT: cpu_head_dim.PAGES, STORED_FP8: cpu_head_dim.FP8_PAGES},
-    CUDA.kind: {SIXTEEN_BIT: cuda_layout.ALONG_HEAD_DIM, STORED_FP8: cuda_layout.FP8_ALONG_HEAD_DIM},
+    CUDA.kind: {
+        SIXTEEN_BIT: cuda_layout.ALONG_HEAD_DIM,
+        STORED_FP8: cuda_layout.FP8_ALONG_HEAD_DIM,
+        STORED_INT4: cuda_int4.ALONG_HEAD_DIM,
+    },
 }
 """Of V in groups along head_dim."""
+
+DECODE_ONLY: dict[str, tuple[StoredElements, ...]] = {CPU.kind: (), CUDA.kind: (STORED_INT4,)}
+"""Values whose pages only decode reads: tensor cores want a prefill's operands in shared memory, 8 bits or 16 wide."""
 
 
 def layouts_of(axis: Axis) -> Layouts:
@@ -39,4 +46,11 @@ def why_no_pages(elements: CacheElements, device: Device, axis: Axis = "tokens")
         return f"{along}: take a pruner without {ALONG_HEAD_DIM}"
     if elements.key != elements.value and device.is_cuda:
         return f"no CUDA kernel reads K and V of {elements} yet: store both alike"
+    return None
+
+
+def why_decode_only(elements: CacheElements, device: Device) -> str | None:
+    """Why no prefill kernel of a device reads such pages; None if one does, or if there are no such pages."""
+    if one := next((one for one in (elements.key, elements.value) if one in DECODE_ONLY[device.kind]), None):
+        return f"no {device.kind.upper()} prefill kernel reads {one} pages: decode's does"
     return None

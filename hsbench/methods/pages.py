@@ -6,7 +6,7 @@ from hsbench.attention import calls
 from hsbench.cache.fit import QUERIES
 from hsbench.cache.fitted import PACKED_BY_TORCH, KVCompressor
 from hsbench.cache.hierarchical import HierarchicalKV
-from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.errors import UnsupportedError
@@ -57,7 +57,8 @@ class PagesMethod(Method):
         self.phase, self.device, self.path, self.elements = phase, device, path, elements
         named = path != "auto"
         # Nor does a row come with its family that no kernel of the device could ever run.
-        self.on_request = named or why_no_pages(elements, device) is not None
+        no_pages = why_no_pages(elements, device) or (phase.causal and why_decode_only(elements, device))
+        self.on_request = named or bool(no_pages)
         variants = [elements.name] * elements.has_scale + [path] * named
         self.name = ":".join([self.family, *variants])
 

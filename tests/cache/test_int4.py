@@ -178,7 +178,7 @@ def test_k_and_v_apart() -> None:
     assert 2 * each[mixed].nbytes == each[STORED_INT4].nbytes + each[STORED_FP8].nbytes
     only_k = simulate(k, v, elements=elements_of(STORED_INT4, SIXTEEN_BIT), **how)
     assert torch.equal(only_k.v, each[SIXTEEN_BIT].v) and only_k.fits[1].scale is None
-    assert str(why_no_pages(mixed, CUDA)).startswith("no CUDA kernel reads int4 pages yet")
+    assert str(why_no_pages(mixed, CUDA)).startswith("no CUDA kernel reads K and V of int4/fp8 yet")
     other = elements_of(STORED_FP8, SIXTEEN_BIT)
     assert str(why_no_pages(other, CUDA)).startswith("no CUDA kernel reads K and V of fp8/16bit yet")
     assert why_no_pages(mixed, CPU) is None is why_no_pages(STORED_FP8, CUDA)

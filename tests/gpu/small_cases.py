@@ -18,7 +18,7 @@ from hsbench.cache.pruner import CENTERED, MAGNITUDE
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
-from hsbench.problem.elements import FP8, SIXTEEN_BIT, STORED_FP8
+from hsbench.problem.elements import FP8, STORED, STORED_FP8, STORED_INT4
 
 
 def main() -> None:
@@ -40,14 +40,14 @@ def main() -> None:
                 call = calls.prefill_call(chunk, left, kernel)
                 call.run()
                 check(call.out, chunk, *left.unpack(), tokens=left.tokens)
-        for sparsity in (0.0, 0.25, 0.5):
-            kv = compress_kv(k, v, key_sparsity=sparsity, value_sparsity=sparsity, pruner=CENTERED, elements=STORED_FP8)
+        for sparsity, elements in itertools.product((0.0, 0.25, 0.5), (STORED_FP8, STORED_INT4)):
+            kv = compress_kv(k, v, key_sparsity=sparsity, value_sparsity=sparsity, pruner=CENTERED, elements=elements)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
-            if group == 4 and calls.why_not_prefill(STORED_FP8, CUDA) is None:
+            if group == 4 and calls.why_not_prefill(elements, CUDA) is None:
                 call = calls.prefill_call(chunk, kv)
                 call.run()
                 check(call.out, chunk, *kv.unpack(), tolerance=FP8.tolerance)
-        for elements in (SIXTEEN_BIT, STORED_FP8) if group == 4 and dtype is torch.float16 else ():
+        for elements in STORED.values() if group == 4 and dtype is torch.float16 else ():
             # Longer than what one cluster of CTAs takes.
             long = [torch.randn(1, 2, 64 * 260 + 3, head_dim, device="cuda").to(dtype) for _ in range(2)]
             kv = compress_kv(*long, key_sparsity=0.25, value_sparsity=0.5, pruner=CENTERED, elements=elements, local=64)

@@ -61,11 +61,15 @@ from hsbench.cache.prune import (
 from hsbench.cache.pruner import Axis
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements, element_by
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements, element_by
 
 DEVICE = "cuda"
 MISSING = library.why_missing("cuda") or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(MISSING), reason=MISSING),
+    pytest.mark.usefixtures("one_torch_thread"),  # the definition's operations are many and small
+]
 
 # ---- Calls, with poisoned and guarded outputs --------------------------------------------------------------
 Buffer = partial(compress_cases.Buffer, device=DEVICE)
@@ -130,7 +134,7 @@ def check_pages(
     elements: StoredElements = SIXTEEN_BIT,
 ) -> None:
     """``x`` on the CPU, where the definition runs."""
-    got = compress(x.to(DEVICE), operand, plan, fit_fields(fit, x) if fit else None, elements)
+    got = compress(x.to(DEVICE), operand, plan, fit_fields(fit, x, elements) if fit else None, elements)
     fit = fit or Fit(operand)
     stored = fit.stored(x)
     scores = fit.scores(stored)
@@ -214,18 +218,21 @@ def test_pages_under_a_pruner_equal_the_definition(
             check_pages(x, operand, plan_blocks(seq, sparsity, sink=1), make_fit(fit, x, operand, seed))
 
 
+@pytest.mark.parametrize("elements", [STORED_FP8, STORED_INT4], ids=str)
 @pytest.mark.parametrize("kind", FP8_KINDS)
 @every_tensor
-def test_fp8_pages_equal_the_definition(operand: Operand, dtype: torch.dtype, head_dim: int, kind: str) -> None:
+def test_narrow_pages_equal_the_definition(
+    operand: Operand, dtype: torch.dtype, head_dim: int, kind: str, elements: StoredElements
+) -> None:
     """Order, shift, choice and fold before the conversion; what is not eligible stays wide."""
     for seed, (fit, seq) in enumerate(itertools.product(FP8_FITS, (63, 333))):
         x = fp8_data(kind, (2, 2, seq, head_dim), dtype, seed=seed)
         for sparsity in (0.0, 0.3, 0.5):
             plan = plan_blocks(seq, sparsity, sink=1, local=70 * (seed % 2))
-            check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), STORED_FP8)
+            check_pages(x, operand, plan, make_fp8_fit(fit, x, operand, seed), elements)
 
 
-@pytest.mark.parametrize("elements", [SIXTEEN_BIT, STORED_FP8], ids=str)
+@pytest.mark.parametrize("elements", STORED.values(), ids=str)
 @pytest.mark.parametrize("kind", FP8_KINDS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @every_dtype

@@ -19,6 +19,7 @@ from kernel_cases import (
     ALONG_HEAD_DIM,
     BAD_DECODE_SHAPES,
     DEGENERATE,
+    INT4_ALONG_HEAD_DIM,
     Case,
     Pack,
     assert_close,
@@ -26,6 +27,8 @@ from kernel_cases import (
     near_the_largest,
     scattered,
     scattered_fp8,
+    scattered_int4,
+    scattered_int4_wide_ends,
     scattered_wide_ends,
     small_values,
 )
@@ -39,7 +42,15 @@ MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.3, 0.15))
 SHAPES = ((1, 1), (2, 3))
 """Batch and kv heads."""
 
-PACKS = {"16bit": scattered, "fp8": scattered_fp8, "fp8 with wide ends": scattered_wide_ends, **ALONG_HEAD_DIM}
+PACKS = {
+    "16bit": scattered,
+    "fp8": scattered_fp8,
+    "fp8 with wide ends": scattered_wide_ends,
+    "int4": scattered_int4,
+    "int4 with wide ends": scattered_int4_wide_ends,
+    **ALONG_HEAD_DIM,
+    **INT4_ALONG_HEAD_DIM,
+}
 of_all_elements = pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 
 

@@ -22,7 +22,7 @@ from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.pruner import CENTERED, Pruner, pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 from kernel_cases import make_case, padded_bitmap
 from pruner_cases import PARTS, PrunerCase
@@ -59,8 +59,8 @@ def check(case: PrunerCase, call: Call, message: str = "") -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("pruner", "elements"),
-    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8)],
-    ids=[*PARTS, "order and shifts of fp8"],
+    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8), (CENTERED, STORED_INT4)],
+    ids=[*PARTS, "order and shifts of fp8", "of int4"],
 )
 def test_decode_of_every_shape(
     pruner: Pruner, elements: StoredElements, dtype: torch.dtype, head_dim: int, seq: int

@@ -140,11 +140,12 @@ def make_head_dim_fit(kind: str, x: Tensor, elements: StoredElements, seed: int 
     return fit.scaled_to(x) if elements.has_scale else fit
 
 
-def fit_fields(fit: Fit, x: Tensor) -> dict[str, Any]:
-    """What ``hsb_compress_params`` says of a fit of ``x``; the caller keeps the tensors."""
+def fit_fields(fit: Fit, x: Tensor, elements: StoredElements = STORED_FP8) -> dict[str, Any]:
+    """What ``hsb_compress_params`` says of a fit of ``x``, with ``elements`` where it has a scale; the caller keeps the
+    tensors."""
     weights = fit.weights(fit.stored(x)).contiguous() if fit.weighs else None
     order = library.constants()[f"HSB_ORDER_{fit.order.upper()}"]
-    of_scale = {} if fit.scale is None else dict(scale=fit.scale, stored=STORED_FP8.code)
+    of_scale = {} if fit.scale is None else dict(scale=fit.scale, stored=elements.code)
     axis = axis_code(fit.value_axis)
     return dict(order=order, shift=fit.shift, weights=weights, fold=fit.fold, value_axis=axis, **of_scale)
 

@@ -113,11 +113,19 @@ scattered_int4 = partial(scattered_narrow, elements=STORED_INT4)
 scattered_wide_ends = partial(scattered_fp8, sink=64, local=130)
 """Of e4m3 with wide blocks at both ends, or, of up to 200 tokens, with none but wide ones."""
 
+scattered_int4_wide_ends = partial(scattered_int4, sink=64, local=130)
+
 ALONG_HEAD_DIM: dict[str, Pack] = {
     f"{name}, V along head_dim": partial(pack, value_axis="head_dim")
     for name, pack in {"16bit": scattered, "fp8": scattered_fp8, "fp8 with wide ends": scattered_wide_ends}.items()
 }
 """The same with V in groups along head_dim."""
+
+INT4_ALONG_HEAD_DIM: dict[str, Pack] = {
+    "int4, V along head_dim": partial(scattered_int4, value_axis="head_dim"),
+    "int4 with wide ends, V along head_dim": partial(scattered_int4_wide_ends, value_axis="head_dim"),
+}
+"""And of int4, which CUDA reads so."""
 
 
 def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:

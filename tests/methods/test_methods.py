@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from hsbench.cache.fitted import PACKED_BY_TORCH
-from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import PRUNERS
 from hsbench.cache.simulate import simulate
@@ -414,7 +414,8 @@ def test_a_family_of_more_elements(family: str) -> None:
     alone."""
     for phase, device in itertools.product(PHASES.values(), (CPU, CUDA)):
         found = find_methods([family], phase, device)
-        stored = [one for one in STORED.values() if one.has_scale and why_no_pages(one, device) is None]
+        why_not = [why_no_pages, why_decode_only] if phase.causal else [why_no_pages]
+        stored = [one for one in STORED.values() if one.has_scale and not any(why(one, device) for why in why_not)]
         assert [method.name for method in found] == [family, *(f"{family}:{one}" for one in stored)]
         assert [method.dense for method in found] == [family == "dense", *[False] * len(stored)]
         for name, row in ((f"{family}:16bit", family), *((row, row) for row in narrow_rows(family))):
@@ -435,11 +436,12 @@ def test_a_gpu_without_fp8_prefill_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert method.unsupported(make(DECODE, CASES["decode"][0], "fp16"), CUDA) is None
 
 
-def test_cuda_has_no_int4_yet_and_says_so() -> None:
+def test_cuda_prefills_no_int4_and_says_so() -> None:
     for phase, family in itertools.product((PREFILL, DECODE), ("dense", "hierarchical")):
         (method,) = find_methods([f"{family}:int4"], phase, CUDA)
         workload = make(phase, CASES[phase.name][0], "fp16")
-        assert method.unsupported(workload, CUDA) == "no CUDA kernel reads int4 pages yet: the CPU's do"
+        why = "no CUDA prefill kernel reads int4 pages: decode's does" if phase.causal else None
+        assert method.unsupported(workload, CUDA) == why and method.on_request == (why is not None)
         assert method.unsupported(workload, CPU) is None
 
 

@@ -207,6 +207,21 @@ public:
         const float2 x = Element<T>::unpack(stored), by = Element<T>::unpack(inverse_[pair]);
         return ptx::fp16x2_saturated(__fmul_rn(x.x, by.x), __fmul_rn(x.y, by.y));
     }
+    // As fp32, whatever it is.
+    __device__ __forceinline__ float2 in_units(std::uint32_t stored, int pair) const {
+        const float2 x = Element<T>::unpack(stored), by = Element<T>::unpack(inverse_[pair]);
+        return {__fmul_rn(x.x, by.x), __fmul_rn(x.y, by.y)};
+    }
+    // What is kept of a chunk of K, codes at bits 0 and 16; and of two groups of V.
+    template <class Choice>
+    __device__ __forceinline__ Pruned prune_chunk(Choice, uint4 stored) const {
+        return prune_chunk<Choice, 0, 0>(stored, stored);
+    }
+    template <int place, class Choice>
+    __device__ __forceinline__ Pruned prune_group(Choice, const std::uint32_t (&x)[4], const TokenWeights &w,
+                                                  int g) const {
+        return prune_group<Choice, place>(x, w, g);
+    }
     // Scaled, what is kept of a chunk of K; and of two groups of V, in the channels of a pair.
     template <class Choice, int low_place, int high_place>
     __device__ __forceinline__ Pruned keep_scaled_chunk(Choice, uint4 stored) const {

@@ -1,5 +1,6 @@
-// Packs blocks into pages (cuda/page.cuh). A warp takes a part of a block on its own: no barrier among warps, and shared
-// memory only turns the metadata round. A block's kind stores what the warp has read (kinds/*_pack.cuh).
+// Packs blocks into pages (cuda/page.cuh). A warp takes a part of a block on its own: no barrier among warps, but where K's
+// pages have scales, and shared memory only turns the metadata round. A block's kind stores what the warp has read
+// (kinds/*_pack.cuh).
 //
 //   K   a strip of 16 tokens, as of V in groups along head_dim       V   64 head dims of all 64 tokens
 //
@@ -42,14 +43,17 @@ constexpr int kHeadDimValue = 2;
 constexpr int groups_of(int operand) { return operand == kHeadDimValue ? HSB_KEY : operand; }
 static_assert(HSB_KEY != kHeadDimValue && HSB_VALUE != kHeadDimValue, "a third");
 
-// On a multiprocessor: a pruner's own values take registers, and so does e4m3 where older chips convert to it.
+// On a multiprocessor: a pruner's own values take registers, and so do scales of pages, and e4m3 where older chips convert to it.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kScaledKeyCtas = 3;
+constexpr int kScaledKeyCtas = 3, kScaledPagesValueCtas = 2;
 #else
-constexpr int kScaledKeyCtas = 6;
+constexpr int kScaledKeyCtas = 6, kScaledPagesValueCtas = 3;
 #endif
-template <int Operand, class Source>
-constexpr int kPackCtas = Operand == HSB_VALUE       ? (Source::kIsPlain ? 4 : 3)
+template <int Operand, class Source, class Stored>
+constexpr int kPackCtas = Stored::kPagesHaveScales   ? (Operand == HSB_VALUE ? kScaledPagesValueCtas
+                                                        : Operand == HSB_KEY ? 5
+                                                                             : 4)
+                          : Operand == HSB_VALUE     ? (Source::kIsPlain ? 4 : 3)
                           : Source::kIsScaled        ? kScaledKeyCtas
                           : Operand == kHeadDimValue ? 5
                           : Source::kIsPlain         ? 8
@@ -58,6 +62,7 @@ constexpr int kPackCtas = Operand == HSB_VALUE       ? (Source::kIsPlain ? 4 : 3
 template <int HeadDim, int Operand>
 constexpr int kPackParts =
     groups_of(Operand) == HSB_KEY ? kBlock / kStripRows : HeadDim / 64;  // warps that share a block
+static_assert(kPackParts<128, HSB_KEY> == kPackWarps, "a CTA has a block of K");
 
 // run(true_type()) where all tokens of a block are there: then none is asked for by itself.
 template <class Run>
@@ -151,10 +156,11 @@ __device__ __forceinline__ bool pack_value(const ValueRuns &v, const PackedBlock
     return Source::is_seen(seen);
 }
 
-// One item per warp: part `item % parts` of block `item / parts`.
-template <int HeadDim, int Operand, class Source, class Kinds>
-__global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source>)
+// One item per warp: part `item % parts` of block `item / parts`. A CTA has all strips of a block of K.
+template <int HeadDim, int Operand, class Source, class Stored>
+__global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source, Stored>)
     pack_pages(PackArgs a, typename Source::Args fit) {
+    using Kinds = typename Stored::Kinds;
     constexpr int kParts = kPackParts<HeadDim, Operand>;
     __shared__ uint4 room[kPackWarps][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

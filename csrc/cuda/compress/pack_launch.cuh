@@ -24,7 +24,7 @@ void pack(const hsb_compress_params &p, const Plan &plan) {
         set_pools<Kinds>(args.pools, p);
         const auto launch_from = [&](auto source, const auto &fit) {
             using Source = typename decltype(source)::Type;
-            launch(pack_pages<head_dim(), operand(), Source, Kinds>,
+            launch(pack_pages<head_dim(), operand(), Source, Stored>,
                    static_cast<unsigned>(ceil_div(args.items, kPackWarps)), kPackWarps * 32, 0, p.stream, args, fit);
         };
         if constexpr (!Stored::kHasScale)

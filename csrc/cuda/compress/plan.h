@@ -41,7 +41,7 @@ struct Plan {
         HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
                       (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
                   "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
-        HSB_CHECK(p.stored == HSB_STORED_16 || p.stored == HSB_STORED_FP8, "stored is not an hsb_stored");
+        HSB_CHECK(HSB_STORED_16 <= p.stored && p.stored <= HSB_STORED_INT4, "stored is not an hsb_stored");
         HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
         HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");

@@ -52,9 +52,18 @@ __device__ __forceinline__ std::uint32_t select(std::uint32_t mask, std::uint32_
 struct Pruned {
     std::uint32_t kept[2], dropped[2];  // in order
     std::uint32_t codes;                // positions, 4 bits a group, at the places asked for
+    std::uint32_t stays[4];             // masks: whether each of the four is kept
 
     __device__ __forceinline__ KeptPairs pairs() const {
         return {ptx::low_halves(kept[0], kept[1]), ptx::high_halves(kept[0], kept[1]), codes};
+    }
+
+    // What is kept in its place, and zeros in that of what is not.
+    __device__ __forceinline__ void spread(std::uint32_t (&to)[4]) const {
+        to[0] = kept[0] & stays[0];
+        to[1] = select(stays[0], kept[1], kept[0]) & stays[1];
+        to[2] = select(stays[3], kept[0], kept[1]) & stays[2];
+        to[3] = kept[1] & stays[3];
     }
 };
 
@@ -77,7 +86,8 @@ __device__ __forceinline__ Pruned prune_2_of_4(const std::uint32_t (&x)[4], cons
                                 ((keep3 | keep2) & 8 * kBit);
     return {{select(keep0, x[0], select(keep1, x[1], x[2])), select(keep3, x[3], select(keep2, x[2], x[1]))},
             {select(keep0, select(keep1, x[2], x[1]), x[0]), select(keep3, select(keep2, x[1], x[2]), x[3])},
-            codes};
+            codes,
+            {keep0, keep1, keep2, keep3}};
 }
 
 // The same by the bits.

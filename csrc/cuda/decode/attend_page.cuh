@@ -24,7 +24,7 @@ __device__ __forceinline__ void attend_page(PageStream<HeadDim, typename Stored:
     if (valid < kBlock) mask_tail<Stored>(s, valid, lane);
 
     std::uint32_t p[Tiles][8];
-    softmax<T>(p, s, running, units.log2_scale(), units.margin(), reserve);
+    softmax<T, Stored>(p, s, running, units.log2_scale(), units.margin(), reserve);
 
     const std::uint32_t value = pages.wait_value();
     Axis::template weigh<T, Stored, HeadDim>(running.out, pages.value_kind(), value, p, room, group, lane);

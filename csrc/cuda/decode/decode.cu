@@ -60,14 +60,14 @@ void run(const hsb_decode_params &p) {
     a.scale = scale.scale;
     a.log2_scale = scale.log2;
     a.margin = kDecodeMargin / scale.log2;
-    // e4m3 is at most 448 and fp16 beside it 65,504, whatever the scale: no sum of these nears fp32's largest.
-    a.reserve = p.v.stored == HSB_STORED_FP8 ? 0.0f : reserve_of(p.dtype, p.seq, kDecodeMargin);
     a.flip = scale.flip;
     a.prefetch = p.k.stored != HSB_STORED_16;
     a.key_scale = p.k.scale;
     a.value_scale = p.v.scale;
     with_stored(p.k.stored, [&](auto stored) {
         using Stored = decltype(stored);
+        // Values in units of a channel's scale are fp16's at most: no sum of these nears fp32's largest.
+        a.reserve = Stored::kHasScale ? Stored::kReserve : reserve_of(p.dtype, p.seq, kDecodeMargin);
         const auto launch_along = [&](auto axis) {
             using Axis = typename decltype(axis)::Type;
             dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {

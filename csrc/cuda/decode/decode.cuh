@@ -39,8 +39,6 @@ constexpr bool kResultTakesStage = sizeof(WarpResult<HeadDim, Tiles>) >
 template <class Stored, int HeadDim, int Tiles, class Axis>
 __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
                                                   const Running<HeadDim, Tiles, Axis> &running, int lane) {
-    static_assert(sizeof(WarpResult<HeadDim, Tiles>) <= 2 * smallest_page_bytes(HeadDim, typename Stored::Kinds()),
-                  "must fit into the smallest stage");
     running.for_each_output(lane, [&](int head, int dim, float x) { to.out[head][dim] = x; });
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
@@ -213,9 +211,10 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
     if (launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
-    a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
+    using Result = WarpResult<HeadDim, Tiles>;
+    a.ring = choose_ring(stage_page_bytes<Stored, Result>(p.k, HeadDim), stage_page_bytes<Stored, Result>(p.v, HeadDim),
                          device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),
-                         a.group, Axis::template room_bytes<Stored>(a.group));
+                         a.group, Axis::template room_bytes<Stored>(a.group), Stored::kStages);
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
     launch(decode_kernel<T, HeadDim, Tiles, Stored, Axis>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream,

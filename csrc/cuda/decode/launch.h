@@ -41,6 +41,15 @@ struct Arguments {
 struct AlongTokens;
 struct AlongHeadDim;
 
+// Room for one of K's or V's pages in a stage: for the largest that is copied, and half of what a warp leaves for the merge, in
+// the place of a stage.
+template <class Stored, class Result>
+int stage_page_bytes(const hsb_pages &pages, int head_dim) {
+    constexpr int kHalf = static_cast<int>((sizeof(Result) / 2 + kStageAlign - 1) / kStageAlign * kStageAlign);
+    const int largest = largest_page_bytes<Stored>(pages, head_dim);
+    return largest > kHalf ? largest : kHalf;
+}
+
 // Launches the kernel for groups of up to Tiles * 8 query heads and pages stored as Stored says. `a` lacks only what depends
 // on the pages' bytes: stages.
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>

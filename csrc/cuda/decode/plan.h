@@ -106,9 +106,10 @@ struct RingShape {
 // for no other page's arithmetic. Warps are no more than there are page pairs in a part, or query heads in a group
 // (each head is merged by a warp of its own); what is left then goes to more stages. Where a third of what fits would be
 // left because it is less than one for each, fewer warps have one more each, a multiple of four, as there are schedulers.
-// `room_bytes`: of each warp, beside its stages; counted as if each stage had a warp.
+// `room_bytes`: of each warp, beside its stages; counted as if each stage had a warp. `most`: stages of a warp; pages of int4
+// take more arithmetic than they take time to come, and more that are asked for at once only come later.
 constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit, int max_warps, int pages_per_part,
-                                int group, int room_bytes = 0) {
+                                int group, int room_bytes = 0, int most = kMaxStages) {
     int all = kMaxWarps * kMaxStages;
     while (all > 1 && all * (key_bytes + value_bytes + room_bytes) + RingShape::tail_bytes(all) > shared_limit) --all;
     int warps = all;
@@ -116,8 +117,8 @@ constexpr RingShape choose_ring(int key_bytes, int value_bytes, int shared_limit
     const int useful = pages_per_part > group ? pages_per_part : group;
     if (warps > useful) warps = useful;
     int stages = all / warps;
-    if (stages > kMaxStages) stages = kMaxStages;
-    const bool left = warps * stages * 3 < all * 2 && stages < kMaxStages && pages_per_part > warps;
+    if (stages > most) stages = most;
+    const bool left = warps * stages * 3 < all * 2 && stages < most && pages_per_part > warps;
     const int fewer = all / (stages + 1) / 4 * 4;
     if (left && fewer >= group) return {key_bytes, value_bytes, fewer, stages + 1, room_bytes};
     return {key_bytes, value_bytes, warps, stages, room_bytes};
@@ -134,6 +135,8 @@ static_assert(choose_ring(5120, 5120, kSharedLimitSm90, 12, 100, 4).warps == 8,
               "2:4 pages of e4m3 on sm_90: 8 warps of 2 stages of 10 KiB");
 static_assert(choose_ring(8192, 8192, kSharedLimitSm90, 12, 100, 4).warps == 12,
               "dense pages of e4m3 on sm_90: 12 stages of 16 KiB");
+static_assert(choose_ring(3072, 3072, kSharedLimitSm90, 12, 100, 4, 0, 1).stages == 1,
+              "2:4 pages of int4 on sm_90: 12 warps of a stage of 6 KiB");
 
 static_assert(choose_ring(9216, 9216, kSharedLimitSm90, 12, 100, 4, 320).warps == 12 &&
                   choose_ring(16384, 16384, kSharedLimitSm90, 12, 100, 4, 320).warps == 7,

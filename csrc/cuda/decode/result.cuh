@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_result(T *out, float *lse, const Merged<He
                                              int lane) {
     constexpr float kLn2 = 0.693147181f;
     constexpr int kDims = HeadDim / 32;
-    const float inverse = 1.0f / merged.sum;
+    const float inverse = Stored::kUnit / merged.sum;
     const auto result = [&](int d) {
         float mean = merged.out[d] * inverse;
         if constexpr (Stored::kHasScale) mean *= shifts.scale[d];

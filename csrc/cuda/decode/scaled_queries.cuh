@@ -2,8 +2,9 @@
 // pages, as B fragments of the order that kinds/fp8_mma.cuh asks for.
 //
 // Products are fp16's, whose range the scales may pass by far. But they are powers of 2, so all of a kv head's queries are
-// moved together to where their largest is near 2^14: what is more than 2^28 smaller than that loses digits, far below
-// what the largest ones' sums are rounded to. The scores' scale takes the same power back.
+// moved together to where their largest is near fp16's, or near 1 where pages' own scales, of up to that, come on top: what
+// is more than 2^28, or 2^14, smaller than that loses digits, far below what the largest ones' sums are rounded to. The
+// scores' scale takes the same power back.
 #pragma once
 
 #include "cuda/kinds/fp8_mma.cuh"
@@ -21,26 +22,30 @@ struct GivenUnits {
     __device__ float scale() const { return a.scale; }
     __device__ float margin() const { return a.margin; }  // kDecodeMargin in units
 };
+template <class Stored>
 struct OwnUnits {
     float log2;
     __device__ float log2_scale() const { return log2; }
     __device__ float scale() const { return log2 * 0.693147181f; }
-    __device__ float margin() const { return kDecodeMargin * ptx::reciprocal_approx(log2); }
+    __device__ float margin() const { return Stored::kMargin * ptx::reciprocal_approx(log2); }
 };
 
 // The power of 2 that moves a kv head's queries, by the largest magnitude among them.
+template <class Stored>
 struct QueryPower {
     float up, down;
 
     __device__ explicit QueryPower(float largest) {
         // At least 2^(exponent - 127), which becomes 2^kTop.
-        constexpr int kTop = 13, kBias = 127;
-        const int exponent = max(__float_as_int(largest) >> 23, kTop + 1);
+        constexpr int kTop = Stored::kQueryPower - 1, kBias = 127;
+        const int exponent = min(max(__float_as_int(largest) >> 23, kTop + 1), 2 * kBias + kTop - 1);
         up = __int_as_float((2 * kBias + kTop - exponent) << 23);
         down = __int_as_float((exponent - kTop) << 23);
     }
     // Of their scores. Not 0, as in score_scale(); and not infinite, for queries whose scores fp32 cannot hold.
-    __device__ float log2_scale(float of_scores) const { return fminf(fmaxf(of_scores * down, 1e-30f), 1e30f); }
+    __device__ OwnUnits<Stored> units(float log2_scale) const {
+        return {fminf(fmaxf(log2_scale * down * Stored::kUnit, 1e-30f), 1e30f)};
+    }
 };
 
 // Channels of one lane: those of registers n and n + 2 of a step (fp8_col()) lie in two pairs of neighbours. In mirror order
@@ -58,10 +63,10 @@ struct LaneChannels {
 };
 
 // Queries beyond a.group are zero. `scale`: [head_dim], K's.
-template <class T, int HeadDim, int Tiles>
-__device__ __forceinline__ OwnUnits load_scaled_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4],
-                                                        const T *from, const float *scale, const Arguments &a,
-                                                        int lane) {
+template <class Stored, class T, int HeadDim, int Tiles>
+__device__ __forceinline__ OwnUnits<Stored> load_scaled_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4],
+                                                                const T *from, const float *scale, const Arguments &a,
+                                                                int lane) {
     constexpr int kSteps = HeadDim / kStepCols;
     float2 x[Tiles][kSteps][4];
     // Loads stand in no branch (queries.cuh).
@@ -95,7 +100,7 @@ __device__ __forceinline__ OwnUnits load_scaled_queries(std::uint32_t (&q)[Tiles
             for (int n = 0; n < 4; ++n)
                 largest = fmaxf(largest, fmaxf(fabsf(x[tile][step][n].x), fabsf(x[tile][step][n].y)));
     for (int lanes = 1; lanes < 32; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
-    const QueryPower power(largest);
+    const QueryPower<Stored> power(largest);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -108,7 +113,7 @@ __device__ __forceinline__ OwnUnits load_scaled_queries(std::uint32_t (&q)[Tiles
                 q[tile][step][n] = Element<OfE4m3>::pack(first.x * power.up, first.y * power.up) ^ a.flip;
                 q[tile][step][n + 2] = Element<OfE4m3>::pack(second.x * power.up, second.y * power.up) ^ a.flip;
             }
-    return {power.log2_scale(a.log2_scale)};
+    return power.units(a.log2_scale);
 }
 
 // The queries of a kv head, as the pages' elements ask for them.
@@ -118,7 +123,7 @@ __device__ __forceinline__ auto queries_of_head(std::uint32_t (&q)[Tiles][HeadDi
     const T *const from = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
     if constexpr (Stored::kHasScale) {
         const float *const scale = a.key_scale + static_cast<std::int64_t>(head) * HeadDim;
-        return load_scaled_queries<T, HeadDim, Tiles>(q, from, scale, a, lane);
+        return load_scaled_queries<Stored, T, HeadDim, Tiles>(q, from, scale, a, lane);
     } else {
         load_queries<T, HeadDim, Tiles>(q, from, a.group, a.flip, a.mirror, lane);
         return GivenUnits{a};

@@ -5,8 +5,8 @@
 // so that rescaling needs no exchange, unless V's groups run along head_dim (value_axis.cuh).
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
-// it by kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at most,
-// less the reserve: well within fp16.
+// it by Stored::kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at
+// most, less the reserve: well within fp16.
 #pragma once
 
 #include "cuda/block_kinds.cuh"
@@ -21,15 +21,13 @@
 
 namespace hsb::cuda::decode {
 
-constexpr float kMargin = kDecodeMargin;
-
 template <int HeadDim, int Tiles, class Axis>
 struct Running {
     static constexpr int kStrips = Axis::template Page<HeadDim>::kStrips, kOutTiles = Axis::tiles(Tiles);
 
     float out[kOutTiles][kStrips][4];  // C fragments of O^T, as Axis has them, not yet divided by the sum
     float max[Tiles][2];               // reference of heads 2t, 2t + 1; the same in all lanes of one t
-    float limit[Tiles][2];             // max + kMargin, in units of the scores
+    float limit[Tiles][2];             // max + the margin, in units of the scores
     float sum[Tiles][2];               // over this thread's tokens only
 
     __device__ __forceinline__ void clear() {
@@ -60,7 +58,7 @@ struct Running {
                     visit(Axis::head(tile, i, lane), Axis::dim(strip, i, lane), out[tile][strip][i]);
     }
 
-    // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; margin is kMargin in scores.
+    // `highest`: of this thread's new scores. log2_scale turns scores into exponents of 2; margin is in scores.
     __device__ __forceinline__ void raise(const float (&highest)[Tiles][2], float log2_scale, float margin) {
         float factors[Tiles][2];
 #pragma unroll
@@ -101,10 +99,11 @@ __device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, in
 
 // Scores to probabilities: words of two of them, those of query heads 2t and 2t + 1, of rows i and i + 8 of each strip in turn;
 // or, of groups along tokens, the same of the transposed tile. T: of P.
-template <class T, int HeadDim, int Tiles, class Axis>
+template <class T, class Stored, int HeadDim, int Tiles, class Axis>
 __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][8], float (&s)[Tiles][4][4],
                                         Running<HeadDim, Tiles, Axis> &running, float log2_scale, float margin,
                                         float reserve) {
+    constexpr bool kHasReserve = Element<T>::kHasReserve || Stored::kReserve > 0.0f;
     float highest[Tiles][2];
     bool rises = false;
 #pragma unroll
@@ -126,7 +125,7 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][8], float (&s)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const float above = s[tile][strip][i] - running.max[tile][i % 2];
-                const float probability = ptx::exp2_approx(exponent<T>(above, log2_scale, reserve));
+                const float probability = ptx::exp2_approx(exponent<T, kHasReserve>(above, log2_scale, reserve));
                 running.sum[tile][i % 2] += probability;
                 s[tile][strip][i] = probability;
             }

@@ -15,6 +15,7 @@ namespace hsb::cuda::prefill {
 namespace {
 
 void check(const hsb_prefill_params &p) {
+    HSB_CHECK(p.k.stored != HSB_STORED_INT4 && p.v.stored != HSB_STORED_INT4, "prefill reads no pages of int4");
     check_paged_shape(p);
     check_prefill_axes(p);
     stored_blocks(p, kBlock);  // checks them

@@ -29,6 +29,13 @@ __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t a, std::uint3
     return permute_bytes<0x7632>(a, b);
 }
 
+// (a & mask) | bits in one instruction, whatever the constants are: of two the compiler makes two.
+__device__ __forceinline__ std::uint32_t mask_and_set(std::uint32_t a, std::uint32_t mask, std::uint32_t bits) {
+    std::uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(bits));
+    return d;
+}
+
 // 0xffff in each half whose sign bit is set, else 0.
 __device__ __forceinline__ std::uint32_t spread_signs(std::uint32_t a) { return permute_bytes<0xbb99>(a, a); }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "shared.cuh"
+
 namespace hsb::cuda::ptx {
 
 // Where `bits & Mask` is not 0: the 16 bits at `address`, which moves on by 2. Else 0, and nothing is read.
@@ -21,12 +23,6 @@ __device__ __forceinline__ std::uint32_t take_shared_u16_if(std::uint32_t &addre
         "}"
         : "=&r"(value), "+r"(address)
         : "r"(bits), "n"(Mask));
-    return value;
-}
-
-__device__ __forceinline__ uint2 load_shared_u32x2(std::uint32_t address) {
-    uint2 value;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
     return value;
 }
 

@@ -19,7 +19,7 @@ from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, page_bytes
-from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
@@ -175,6 +175,7 @@ def why_simulated(pruner: Pruner, k: Tensor, group: int, elements: CacheElements
     without_kernel = calls.why_not_shape(k.shape[-1], group) or why_no_pages(elements, device, pruner.value_axis)
     # Many queries at once, which prefill takes, stand for one at a time.
     without_kernel = without_kernel or calls.why_not_prefill_along(pruner.value_axis)
+    without_kernel = without_kernel or why_decode_only(elements, device)
     if products := calls.prefill_products(elements, device):
         without_kernel = without_kernel or f"prefill on {device} rounds q to {products}, which decode does not"
     return without_kernel or library.why_missing(device.kind)

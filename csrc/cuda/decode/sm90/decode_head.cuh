@@ -57,7 +57,6 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     const auto result = [&](int of_warp) -> Result & {
         return *reinterpret_cast<Result *>(shared + of_warp * a.ring.stages * a.ring.stage_bytes());
     };
-    static_assert(sizeof(Result) <= 2 * smallest_page_bytes(HeadDim, Kinds()), "must fit into the smallest stage");
     __syncwarp();
     result(warp).store(running, a.group, lane);
     __syncthreads();
@@ -80,9 +79,10 @@ bool launch_decode_heads(const hsb_decode_params &p, Arguments a, const Device &
     if (plan.parts() == 0) return false;
     a.cut = HeadCut::of(a.blocks, plan.parts());
     a.exchange = Exchange::of(plan, a.group, HeadDim, kQueryBytes<HeadDim, Tiles>);
-    a.ring = choose_ring(largest_page_bytes<Stored>(p.k, HeadDim), largest_page_bytes<Stored>(p.v, HeadDim),
+    using Result = HeadResult<HeadDim, Tiles>;
+    a.ring = choose_ring(stage_page_bytes<Stored, Result>(p.k, HeadDim), stage_page_bytes<Stored, Result>(p.v, HeadDim),
                          device.shared_bytes - a.exchange.bytes(), max_threads<Tiles>() / 32, a.cut.longest(), a.group,
-                         Axis::template room_bytes<Stored>(a.group));
+                         Axis::template room_bytes<Stored>(a.group), Stored::kStages);
     const int threads = a.ring.warps * 32;
     if (threads * kQueryPairs<HeadDim, Tiles> < a.group * HeadDim / 2) return false;
     const int shared_bytes = a.ring.ring_bytes() + a.ring.warps * a.ring.stages * kBarrierBytes + a.exchange.bytes();

@@ -12,9 +12,32 @@
 #include "cuda/ptx/shared.cuh"
 #include "cuda/unrolled.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-
 namespace hsb::cuda::decode {
+
+// A warp's result for the CTA, where its first stage was.
+template <int HeadDim, int Tiles>
+struct HeadResult {
+    static constexpr int kStride = HeadDim + 4;  // so that the fragments of a warp fall into different banks
+    float out[Tiles * 8][kStride];
+    float2 stats[Tiles * 8];
+
+    template <class Axis>
+    __device__ __forceinline__ void store(const Running<HeadDim, Tiles, Axis> &running, int group, int lane) {
+        running.for_each_output(lane, [&](int head, int dim, float x) {
+            if (head < group) out[head][dim] = x;
+        });
+#pragma unroll
+        for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+            for (int head = 0; head < 2; ++head) {
+                const int column = tile * 8 + lane % 4 * 2 + head;
+                const float all = sum_over_rows(running.sum[tile][head]);
+                if (column < group && lane / 4 == 0) stats[column] = {running.max[tile][head], all};
+            }
+    }
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 // Results of several sources, at most Most, by their maxima and sums: what each weighs beside the others.
 template <int Most>
@@ -47,29 +70,6 @@ struct Weighed {
             all.y += weight[i] * of[i].y;
         });
         return all;
-    }
-};
-
-// A warp's result for the CTA, where its first stage was.
-template <int HeadDim, int Tiles>
-struct HeadResult {
-    static constexpr int kStride = HeadDim + 4;  // so that the fragments of a warp fall into different banks
-    float out[Tiles * 8][kStride];
-    float2 stats[Tiles * 8];
-
-    template <class Axis>
-    __device__ __forceinline__ void store(const Running<HeadDim, Tiles, Axis> &running, int group, int lane) {
-        running.for_each_output(lane, [&](int head, int dim, float x) {
-            if (head < group) out[head][dim] = x;
-        });
-#pragma unroll
-        for (int tile = 0; tile < Tiles; ++tile)
-#pragma unroll
-            for (int head = 0; head < 2; ++head) {
-                const int column = tile * 8 + lane % 4 * 2 + head;
-                const float all = sum_over_rows(running.sum[tile][head]);
-                if (column < group && lane / 4 == 0) stats[column] = {running.max[tile][head], all};
-            }
     }
 };
 
@@ -202,7 +202,7 @@ private:
 
     __device__ __forceinline__ void store(const Place &place, const Sum &sum, const ChannelPair &channel,
                                           float scale) const {
-        const float inverse = 1.0f / sum.sum;
+        const float inverse = Stored::kUnit / sum.sum;
         const std::int64_t q_head = static_cast<std::int64_t>(head_) * a_.group + place.head;
         T *const to = static_cast<T *>(a_.out) + q_head * HeadDim + place.dim;
         *reinterpret_cast<std::uint32_t *>(to) =
@@ -256,6 +256,6 @@ private:
     int head_, rank_;
 };
 
-}  // namespace hsb::cuda::decode
-
 #endif
+
+}  // namespace hsb::cuda::decode

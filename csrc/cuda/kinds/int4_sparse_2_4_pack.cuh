@@ -1,0 +1,137 @@
+// How a block gets into its 2:4 page of int4 (compress/pack.cuh): pruned, then quantised, V transposed.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/compress/prune.cuh"
+#include "int4_rows_pack.cuh"
+
+namespace hsb::cuda {
+
+struct Int4Sparse24Pack {
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_key(const KeyStrip<HeadDim> &k, const Source &source,
+                                                     const typename KeyStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                     uint4 *room, int lane) {
+        using Strip = KeyStrip<HeadDim>;
+        Int4Keys<HeadDim, Source> keys(k, source, page, room, lane);
+        std::uint32_t groups[Strip::kLoads][4], codes[Strip::kLoads];
+        source.with_choice([&](auto choice) {
+#pragma unroll
+            for (int n = 0; n < Strip::kLoads; ++n) {
+                const Pruned pruned = source.prune_chunk(choice, x[n]);
+                pruned.spread(groups[n]);
+                codes[n] = pruned.codes;
+                keys.put_codes(n, codes[n]);
+            }
+        });
+        keys.find_scales(groups);
+#pragma unroll
+        for (int n = 0; n < Strip::kLoads; ++n) {
+            std::uint32_t steps[4], kept[2];
+            keys.steps(steps, groups[n]);
+            int4_kept(kept, steps, codes[n], 0);
+            groups[n][0] = kept[0];
+            groups[n][1] = kept[1];
+        }
+        const int word = (k.chunk / 8 * KeyPage<HeadDim>::kStrips + k.strip) * 2 + k.chunk / 4 % 2, t = k.chunk % 4;
+        keys.template store_words<1>(
+            [&](int n, int) { return int4_half_word(groups[n][0], groups[n][1], keys.is_below()); },
+            [&](int row, int) { return int4_words<KeyPage<HeadDim>>(word / 4, row * 4 + t) + word % 4 * 4; });
+        keys.store_codes();
+    }
+
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_rows(const RowStrip<HeadDim> &v, const Source &source,
+                                                      const typename RowStrip<HeadDim>::Chunks &x, unsigned char *page,
+                                                      uint4 *room, int lane) {
+        constexpr int kLoads = RowStrip<HeadDim>::kLoads;
+        Int4Rows<HeadDim, Source> rows(v, source, page, room, lane);
+        std::uint32_t groups[kLoads][4], codes[kLoads];
+        source.with_choice([&](auto choice) {
+#pragma unroll
+            for (int n = 0; n < kLoads; ++n) {
+                const Pruned pruned = source.prune_chunk(choice, x[n]);
+                pruned.spread(groups[n]);
+                codes[n] = pruned.codes;
+            }
+        });
+        rows.find_scales(groups);
+#pragma unroll
+        for (int n = 0; n < kLoads; n += 2) {
+            rows.put_codes(n, codes[n], codes[n + 1]);
+            std::uint32_t steps[4], a[2], b[2];
+            rows.steps(steps, groups[n], n);
+            int4_kept(a, steps, codes[n], 0);
+            rows.steps(steps, groups[n + 1], n + 1);
+            int4_kept(b, steps, codes[n + 1], 0);
+            const int token = v.row0 + n, word = rows.pair_strip() * 2 + token % kStripRows / 8;
+            rows.store_word(a[0], a[1], b[0], b[1], [&](int row) {
+                return int4_words<HeadDimValuePage<HeadDim>>(word / 4, row * 4 + token % 8 / 2) + word % 4 * 4;
+            });
+        }
+        rows.store_codes();
+    }
+
+    static __device__ __forceinline__ int first_token(int run, int which) { return run * 16 + which * 8; }
+
+    template <int HeadDim, class Source>
+    static __device__ __forceinline__ void store_value(const ValueRuns &v, const Source &source,
+                                                       const ValueRuns::Pairs &x, unsigned char *page, uint4 *room,
+                                                       int lane) {
+        Int4Values<HeadDim, Source> values(v, source, page, room, lane);
+        ValueRuns::Pairs kept;
+        std::uint32_t codes[4] = {};
+        source.with_choice([&](auto choice) {
+            const auto weights = source.token_weights(choice, first_token(v.run, 0));
+            const auto prune = [&](auto group, int pair) {
+                constexpr int g = decltype(group)::value;
+                const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
+                                                   x[g * 4 + 3][pair]};
+                std::uint32_t spread[4];
+                const Pruned pruned = source.template prune_group<g * 4>(choice, of_group, weights, g);
+                pruned.spread(spread);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) kept[g * 4 + i][pair] = spread[i];
+                codes[pair] |= pruned.codes;
+            };
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                prune(std::integral_constant<int, 0>(), pair);
+                prune(std::integral_constant<int, 1>(), pair);
+                prune(std::integral_constant<int, 2>(), pair);
+                prune(std::integral_constant<int, 3>(), pair);
+            }
+        });
+        values.find_scales(kept);
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) values.put_codes(pair, codes[pair]);
+        const int word = values.strip() * 2 + v.run / 2;
+        values.template store_words<2>(
+            [&](int pair, int two) {
+                std::uint32_t of_group[2][2];
+#pragma unroll
+                for (int later = 0; later < 2; ++later) {
+                    const int g = two * 2 + later;
+                    std::uint32_t steps[4];
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const uint2 rows = values.steps(kept[g * 4 + i][pair], g * 4 + i, pair);
+                        steps[i] = int4_pair(rows.x, rows.y);
+                    }
+                    int4_kept(of_group[later], steps, codes[pair], g * 4);
+                }
+                // Both rows' two groups' first ones, then the second ones.
+                const std::uint32_t first = ptx::permute_bytes<0x6240>(of_group[0][0], of_group[1][0]);
+                const std::uint32_t second = ptx::permute_bytes<0x6240>(of_group[0][1], of_group[1][1]);
+                return uint2{int4_half_word(ptx::low_halves(first, second), values.is_below()),
+                             int4_half_word(ptx::high_halves(first, second), values.is_below())};
+            },
+            [&](int row, int two) {
+                return int4_words<ValuePage<HeadDim>>(word / 4, row * 4 + v.run % 2 * 2 + two) + word % 4 * 4;
+            });
+        values.store_codes();
+    }
+};
+
+}  // namespace hsb::cuda
