@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hsbench.cache import cpu_layout, e4m3
 from hsbench.cache.layout import Pack, PageFormat, PageLayout, Unpack
-from hsbench.cache.prune import BLOCK, BlockKind, Operand, keep_2_of_4
+from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
 from hsbench.problem.elements import Element
 
 DIMS = 32
@@ -83,6 +83,12 @@ def _sparse(pack: Pack, unpack: Unpack) -> PageFormat:
     return PageFormat("sparse", "2:4 values", sparse_page_bytes, metadata_bytes, pack, unpack)
 
 
-PAGES: PageLayout = {**cpu_layout.PAGES, BlockKind.SPARSE_2_4: _sparse(pack_sparse, unpack_sparse)}
-FP8_PAGES: PageLayout = {**cpu_layout.FP8_PAGES, BlockKind.SPARSE_2_4: _sparse(pack_sparse_fp8, unpack_sparse_fp8)}
+PAGES: PageLayout = {
+    kind: _sparse(pack_sparse, unpack_sparse) if page.pool == "sparse" else page
+    for kind, page in cpu_layout.PAGES.items()
+}
+FP8_PAGES: PageLayout = {
+    kind: _sparse(pack_sparse_fp8, unpack_sparse_fp8) if page.pool == "sparse" else page
+    for kind, page in cpu_layout.FP8_PAGES.items()
+}
 """By kind of block, of 16-bit values and of e4m3; dense and wide blocks lie as those along tokens do."""
