@@ -113,9 +113,9 @@ def run_quality(request: QualityRequest) -> int:
     return signals.exit_code if code == INTERRUPTED else code
 
 
-def _pruners(typed: str, when: str) -> list[str]:
-    """Names, ``auto`` by what will read the cache: decode, or many queries at once."""
-    automatic = auto_pruner(decode_alone=when == "decode")
+def _pruners(typed: str, task: Task) -> list[str]:
+    """Names, ``auto`` by what will read the cache: one query at a time, or many at once."""
+    automatic = auto_pruner(decode_alone=task.keeps_prefix)
     return [automatic if name.lower() == AUTO_PRUNER else name for name in parse_list(typed, "pruner")]
 
 
@@ -139,8 +139,9 @@ def _asked(request: QualityRequest) -> _Asked:
     key, value = (_shares(getattr(request, name), name) for name in ("key_sparsity", "value_sparsity"))
     depths = _depths(request)
     plan_for = _plan_for(request, [*(key or both), *(value or both)])
+    task = Task(when=when, **sizes)
     return _Asked(
-        task=Task(when=when, **sizes),
+        task=task,
         text=Path(request.text),
         sparsities=(both, key, value),
         evicts=None if request.evict is None else [parse_evict(one) for one in parse_list(request.evict, "evict")],
@@ -149,7 +150,7 @@ def _asked(request: QualityRequest) -> _Asked:
             None if (typed := getattr(request, name)) is None else parse_list(typed, name)
             for name in ("elements", "key_elements", "value_elements")
         ),
-        pruners=None if request.pruner is None else _pruners(request.pruner, when),
+        pruners=None if request.pruner is None else _pruners(request.pruner, task),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,
         weights=None if request.weights is None else parse_choice(request.weights, "weights", tuple(WEIGHTS)),
