@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from hsbench.cache.block_map import kinds_of
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
@@ -18,47 +16,15 @@ from hsbench.cache.hierarchical import (
     PageCompressor,
     PagedTensor,
     empty_pages,
-    pack_torch,
-    write_map,
 )
 from hsbench.cache.layouts import why_no_pages
-from hsbench.cache.prune import BlockPlan, Operand, check_finite, chosen_of_kinds, plan_blocks
+from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for
 from hsbench.cache.storage import Compressor
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import forks
 from hsbench.kernels.device import Device
 from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
-
-PACKED_BY_TORCH: tuple[StoredElements, ...] = ()
-"""Elements that native code does not pack, where there are any: only the definition does."""
-
-
-class QuantisingCompressor:
-    """One tensor bound to pages that no native code packs. It chooses, prunes, folds and packs 16-bit pages, which say
-    what is kept; the definition in torch makes of them pages of the same blocks.
-
-    Raises:
-        UnavailableError: there is no native library for the device.
-    """
-
-    def __init__(self, x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> None:
-        self._native = PageCompressor(x, operand, plan, fit)
-        self.pages = PagedTensor.empty(x, operand, plan, elements, scale=fit.scale, order=fit.order)
-
-    def run(self) -> None:
-        """Prunes, packs and quantises, as often as it is called."""
-        self._native.run()
-        found, to = self._native.pages, self.pages
-        with forks.torch_operations():
-            chosen = chosen_of_kinds(kinds_of(found.map))
-            write_map(to, chosen)
-            for b, h in itertools.product(*map(range, to.shape[:2])):  # one at a time, for what lies between takes room
-                pack_torch(found.head(b, h).unpack(), to.head(b, h), chosen[b : b + 1, h : h + 1])
-
-    def check(self) -> None:
-        """Raises :class:`hsbench.errors.NonFiniteError` if the tensor holds a NaN or an infinity."""
-        self._native.check()
 
 
 class _OfOne(Compressor, Protocol):
@@ -163,8 +129,6 @@ class _NothingLeft:
 def _compressor(x: Tensor, operand: Operand, plan: BlockPlan, fit: Fit, elements: StoredElements) -> _OfOne:
     if not x.shape[2]:
         return _NothingLeft(x, operand, plan, fit, elements)
-    if elements in PACKED_BY_TORCH:
-        return QuantisingCompressor(x, operand, plan, fit, elements)
     return PageCompressor(x, operand, plan, fit, elements)
 
 

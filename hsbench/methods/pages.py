@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hsbench.attention import calls
 from hsbench.cache.fit import QUERIES
-from hsbench.cache.fitted import PACKED_BY_TORCH, KVCompressor
+from hsbench.cache.fitted import KVCompressor
 from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import BLOCK
@@ -97,8 +97,7 @@ class PagesMethod(Method):
         outputs = workload.query_bytes + FP32.nbytes(workload.batch * workload.q_heads * workload.q_len)
         padding = 2 * workload.element.nbytes(workload.batch * workload.kv_heads * BLOCK * workload.head_dim)
         left = workload.dense_kv_bytes if self.evict(workload) else 0  # of K and V, gathered
-        of_16_bits = workload.dense_kv_bytes if self.elements in PACKED_BY_TORCH else 0  # pages that torch quantises
-        return workload.dense_kv_bytes + padding + outputs + left + of_16_bits + (64 << 20)
+        return workload.dense_kv_bytes + padding + outputs + left + (64 << 20)
 
     def _pruning_bytes(self, workload: Workload) -> int:
         """What fitting a pruner and choosing whom to evict take on the way, in torch; native code prunes, weighs, folds
@@ -113,10 +112,7 @@ class PagesMethod(Method):
         if pruner.needs_queries or (evicts and not workload.is_synthetic):
             scores = workload.batch * workload.q_heads * QUERIES * workload.seq
             looked_at = FP32.nbytes(3 * scores + tokens * workload.head_dim)
-        # Of one head at a time, as measured: its blocks in fp32, and what packing them makes.
-        by_torch = self.elements in PACKED_BY_TORCH
-        quantising = 40 * workload.element.nbytes(workload.seq * workload.head_dim) if by_torch else 0
-        return max(weighing, of_a_head, looked_at, quantising)
+        return max(weighing, of_a_head, looked_at)
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
         key, value = self.sparsities(workload)

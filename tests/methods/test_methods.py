@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from hsbench.cache.fitted import PACKED_BY_TORCH
 from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import choose_blocks, keep_unstructured, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import PRUNERS
@@ -27,7 +26,6 @@ from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
-from hsbench.methods.pages import PagesMethod
 from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, STORED_INT4, StoredElements
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
@@ -288,9 +286,8 @@ def test_the_pruner_is_the_workloads_where_a_method_has_the_choice(name: str, de
             assert of_pruner == (family in PRUNER_FAMILIES)
             dear = method.estimate_bytes(captured) - method.estimate_bytes(replace(captured, pruner="magnitude"))
             # An order takes no room, means and weights do. Few bits have a pruner that shifts, whichever it is: only
-            # attention takes more than that, and packing by torch more than all.
+            # attention takes more than that.
             cheap = name in ("magnitude", "mirror") or (is_narrow(method) and not PRUNERS[name].needs_queries)
-            cheap |= isinstance(method, PagesMethod) and method.elements in PACKED_BY_TORCH
             assert (dear > 0) == (family in PRUNER_FAMILIES and not cheap)
 
 
