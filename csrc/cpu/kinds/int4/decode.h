@@ -46,10 +46,13 @@ void make_whole(const std::byte *page, int row, const float *x, std::ptrdiff_t x
     }
 }
 
-// Asks for what lies a few tiles on.
+// Asks for a share of a page that lies two pages on, scales included, which lie between pages' tiles.
+constexpr int kPagesAhead = 2;
 template <class Kind>
-void prefetch_tile(const std::byte *tile) {
-    for (std::int64_t at = 0; at < Kind::tile_bytes; at += kCacheLine) prefetch(tile + kAhead * Kind::tile_bytes + at);
+void prefetch_share(const std::byte *page, int head_dim, int share, int shares) {
+    const std::int64_t bytes = Kind::page_bytes(head_dim) / shares;
+    const std::byte *ahead = page + kPagesAhead * Kind::page_bytes(head_dim) + share * bytes;
+    for (std::int64_t at = 0; at < bytes; at += kCacheLine) prefetch(ahead + at);
 }
 
 // y[h][...] += sums, of `vectors` vectors from there on.
@@ -137,15 +140,12 @@ void multiply_whole_sparse(const std::byte *tile, const WholeX<heads> &x, float 
 template <class Isa, int heads>
 void multiply_int4_tiles(Int4DenseKind, const std::byte *first, const std::byte *second, const WholeX<heads> &x,
                          float *y, std::ptrdiff_t y_stride) {
-    prefetch_tile<Int4DenseKind>(first);
-    prefetch_tile<Int4DenseKind>(second);
     multiply_whole_dense<Isa, heads>(first, second, x, y, y_stride);
 }
 template <class Isa, int heads>
 void multiply_int4_tiles(Int4Sparse24Kind, const std::byte *first, const std::byte *second, const WholeX<heads> &x,
                          float *y, std::ptrdiff_t y_stride) {
     for (const std::byte *tile : {first, second}) {
-        prefetch_tile<Int4Sparse24Kind>(tile);
         multiply_whole_sparse<Isa, heads>(tile, x, y + (tile == second) * kTileLanes, y_stride);
     }
 }
@@ -157,8 +157,10 @@ void score_int4_page(Kind kind, const std::byte *page, int head_dim, const float
     const int parts = head_dim / kTileSteps;  // tiles side by side along head_dim
     WholeX<heads> x[kMostRows];               // of all at once: each takes long, but not the processor
     for (int part = 0; part < parts; ++part) make_whole<Isa>(page, part, q + part * kTileSteps, head_dim, x[part]);
-    for (int part = 0; part < parts; ++part, tile += Kind::tile_bytes)
+    for (int part = 0; part < parts; ++part, tile += Kind::tile_bytes) {
+        prefetch_share<Kind>(page, head_dim, part, parts);
         multiply_int4_tiles<Isa>(kind, tile, tile + parts * Kind::tile_bytes, x[part], y, y_stride);
+    }
 }
 
 template <class Isa, int heads, class Kind>
@@ -168,8 +170,10 @@ void weigh_int4_page(Kind kind, const std::byte *page, int head_dim, const float
     const int rows = head_dim / (2 * kTileLanes);
     WholeX<heads> x[kMostRows];
     for (int row = 0; row < rows; ++row) make_whole<Isa>(page, row, p, p_stride, x[row]);
-    for (int row = 0; row < rows; ++row, tile += 2 * Kind::tile_bytes)
+    for (int row = 0; row < rows; ++row, tile += 2 * Kind::tile_bytes) {
+        prefetch_share<Kind>(page, head_dim, row, rows);
         multiply_int4_tiles<Isa>(kind, tile, tile + Kind::tile_bytes, x[row], out + row * 2 * kTileLanes, head_dim);
+    }
 }
 
 template <class Isa, class Type, int heads>
