@@ -305,7 +305,7 @@ def test_pages_in_a_graph() -> None:
     """Captured once, replayed on other data."""
     plan = plan_blocks(1000, 0.25)
     x = make_data("gaussian", (1, 2, 1000, 128), torch.float16, seed=1).to(DEVICE)
-    pages = Pages.empty(x, plan)
+    pages = Pages.empty(x, plan, SIXTEEN_BIT, "tokens")
     params = compress_params(x, "v", plan, **pages.fields)
     scratch = Buffer(library.load("cuda").number("hsb_cuda_compress_workspace", params))
     params.workspace = scratch.data_ptr()

@@ -13,7 +13,7 @@ struct Sparse24Mma {
     template <class T, class Shape, class B, int Tiles, int Strips>
     static __device__ __forceinline__ void multiply(float (&c)[Tiles][Strips][4], std::uint32_t page, const B &b,
                                                     int lane) {
-        const std::uint32_t first = page + value_chunk<Shape>(lane % 16, lane / 16);
+        const std::uint32_t first = page + swizzled_chunk<kValueRowBytes<Shape>>(lane % 16, lane / 16);
         std::uint32_t metadata[Strips];  // for a pair of steps
         std::uint32_t own[B::kTiles][4];
 #pragma unroll
@@ -47,7 +47,7 @@ struct Sparse24Mma {
                                                       const std::uint32_t (&b)[Tiles][Steps][4], int lane,
                                                       Between &&between) {
         constexpr int kCount = Steps * Strips;
-        const std::uint32_t first = page + value_chunk<Shape>(lane % 16, lane / 16);
+        const std::uint32_t first = page + swizzled_chunk<kValueRowBytes<Shape>>(lane % 16, lane / 16);
         std::uint32_t a[Ahead + 1][4];
         std::uint32_t metadata[2][Strips];  // for a pair of steps
         const auto load = [&](int i) {
