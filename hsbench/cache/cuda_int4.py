@@ -199,8 +199,8 @@ def _patterns_of_codes(stored: Tensor, rows: int, cols: int) -> Tensor:
     """The inverse of :func:`_codes_of_patterns`: ``[page, row, group]``."""
     words = _words_of_bytes(stored).view(len(stored), -1, 3, 32, 1)
     nibbles = words >> 4 * torch.arange(8, device=stored.device) & 15  # [page, four, 3, lane, nibble]
-    fourth = sum((nibbles[:, :, bit] >> 3) << bit for bit in range(3))
-    fours = torch.cat([nibbles & 7, torch.as_tensor(fourth).unsqueeze(2)], 2)
+    fourth = torch.stack([(nibbles[:, :, bit] >> 3) << bit for bit in range(3)]).sum(0)
+    fours = torch.cat([nibbles & 7, fourth.unsqueeze(2)], 2)
     codes = fours.flatten(1, 2).view(-1, cols // 64, rows // 16, 8, 2, 2, 2, 2, 2)
     return codes.permute(0, 2, 7, 3, 1, 4, 8, 6, 5).flatten(4).flatten(1, 3)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
-from hsbench.cli.signals import Interruptible
+from hsbench.cli.signals import Interruptible, held
 from hsbench.cli.streams import say, say_how_to_draw, stderr
 from hsbench.cli.tasks import Task
 from hsbench.cli.usage import COMMAND_LINE
@@ -74,7 +74,7 @@ def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
                         continue
                     progress.cell(at, cell.label)
                     report = measuring.measure_cell(cell, plan.device, plan.settings, progress)
-                    with progress.aside():
+                    with held(), progress.aside():  # its rows are written, and so it is not one that was not reached
                         ended(report)
                     if report.interrupted or signals.first is not None:
                         break
