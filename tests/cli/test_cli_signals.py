@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hsbench import __main__ as entry
 from hsbench.cli.main import main
+from hsbench.cli.progress import Progress
 
 Run = Callable[..., object]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -79,6 +80,22 @@ def test_a_signal_whose_exception_was_swallowed_ends_the_run_after_its_cell(hsbe
     bench.before = before
     ran = hsbench("compare", "--seq", "1k,2k,4k", "--methods", "dense:16bit,hierarchical:16bit")
     assert (ran.code, statuses(ran.out)) == (143, ["ok"] * 4 + ["interrupted"] * 2)
+
+
+def test_a_signal_between_a_cell_s_last_row_and_its_report_keeps_it_as_it_is(
+    hsbench: Run, bench: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = Progress.aside
+
+    @contextlib.contextmanager
+    def stopped(progress: Progress) -> Iterator[None]:
+        send(signal.SIGTERM)
+        with aside(progress):
+            yield
+
+    monkeypatch.setattr(Progress, "aside", stopped)
+    ran = hsbench("compare", "--seq", "1k,2k", "--methods", "dense:16bit,hierarchical:16bit")
+    assert (ran.code, statuses(ran.out)) == (143, ["ok"] * 2 + ["interrupted"] * 2)
 
 
 def test_a_second_signal_ends_what_the_first_began(
