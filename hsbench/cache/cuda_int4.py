@@ -221,7 +221,5 @@ PAGES: PageLayout = {
 }
 """The pages of int4, and those that stay wide among them."""
 
-ALONG_HEAD_DIM: PageLayout = {
-    kind: cuda_layout.along_head_dim(page, page.pack, page.unpack) for kind, page in PAGES.items()
-}
+ALONG_HEAD_DIM: PageLayout = {kind: cuda_layout.along_head_dim(page) for kind, page in PAGES.items()}
 """The same of V in groups along head_dim."""

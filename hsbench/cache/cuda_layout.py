@@ -255,9 +255,11 @@ FP8_PAGES: PageLayout = {
 """The pages of e4m3, and those that stay wide among them."""
 
 
-def along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Callable[..., Tensor]) -> PageFormat:
-    """Of V in groups along head_dim, by the functions that make and read a page of any matrix."""
+def along_head_dim(page: PageFormat) -> PageFormat:
+    """The same page of V in groups along head_dim; its functions make and read one of any matrix."""
     matrix: Matrix = "v:hd"
+    pack: Callable[..., Tensor] = page.pack
+    unpack: Callable[..., Tensor] = page.unpack
 
     def pack_values(blocks: Tensor, operand: Operand, scores: Tensor | None = None) -> Tensor:
         return pack(blocks, matrix, scores)
@@ -268,8 +270,6 @@ def along_head_dim(page: PageFormat, pack: Callable[..., Tensor], unpack: Callab
     return replace(page, pack=pack_values, unpack=unpack_values)
 
 
-ALONG_HEAD_DIM: PageLayout = {kind: along_head_dim(page, page.pack, page.unpack) for kind, page in PAGES.items()}
-FP8_ALONG_HEAD_DIM: PageLayout = {
-    kind: along_head_dim(page, page.pack, page.unpack) for kind, page in FP8_PAGES.items()
-}
+ALONG_HEAD_DIM: PageLayout = {kind: along_head_dim(page) for kind, page in PAGES.items()}
+FP8_ALONG_HEAD_DIM: PageLayout = {kind: along_head_dim(page) for kind, page in FP8_PAGES.items()}
 """Both, of V in groups along head_dim."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hsbench.cache.pruner import AUTO_PRUNER, CALIBRATED, Pruner, auto_pruner, check_sources, pruner_of
+from hsbench.cache.pruner import AUTO_PRUNER, CALIBRATED, auto_pruner, check_sources, pruner_of
 from hsbench.cli.parse import flag, parse_choice, parse_evict, parse_list, parse_size, parse_sparsity
 from hsbench.cli.request import LISTS, Request
 from hsbench.errors import UsageError
@@ -241,21 +241,20 @@ def _pruners(request: Request) -> list[str | None]:
     Raises:
         UsageError: an unknown one; one that needs a basis, which is not given; or a basis that none needs.
     """
-    names = _listed(request.pruner, "pruner")
-    automatic = [name is not None and name.lower() == AUTO_PRUNER for name in names]
-    pruners = [None if name is None or auto else _pruner(name) for name, auto in zip(names, automatic, strict=True)]
-    for pruner in filter(None, pruners):
+    names = [None if typed is None else _pruner(typed) for typed in _listed(request.pruner, "pruner")]
+    pruners = [pruner_of(name) for name in names if name is not None and name != AUTO_PRUNER]
+    for pruner in pruners:
         check_sources(pruner, calibration=request.basis is not None, queries=True)
-    if request.basis is not None and not any(pruner is not None and pruner.needs_calibration for pruner in pruners):
+    if request.basis is not None and not any(pruner.needs_calibration for pruner in pruners):
         remedy = f"only a pruner such as {CALIBRATED} takes it; add --pruner {CALIBRATED}, or leave it out"
         raise UsageError("basis", request.basis, remedy)
-    found = [None if pruner is None else pruner.name for pruner in pruners]
-    return [AUTO_PRUNER if auto else name for name, auto in zip(found, automatic, strict=True)]
+    return names
 
 
-def _pruner(typed: str) -> Pruner:
+def _pruner(typed: str) -> str:
+    name = typed.lower()
     try:
-        return pruner_of(typed.lower())
+        return name if name == AUTO_PRUNER else pruner_of(name).name
     except UsageError as error:
         raise UsageError("pruner", typed, error.remedy) from None
 
