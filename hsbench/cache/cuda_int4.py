@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hsbench.cache import cuda_layout, int4
 from hsbench.cache.cpu_layout import PATTERNS
-from hsbench.cache.cuda_layout import GROUP, Matrix
+from hsbench.cache.cuda_layout import Matrix, from_dealt_matrix, matrix_shape, to_dealt_matrix
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.prune import BLOCK, Operand, keep_2_of_4
 from hsbench.problem.elements import WIDE, Element
@@ -52,18 +52,18 @@ def pack_dense(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) ->
 
 def unpack_dense(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their channels' scales."""
-    rows, cols = _shape(operand, head_dim)
+    rows, cols = matrix_shape(operand, head_dim)
     scale, stored = _split(pages, operand, head_dim)
     words = _of_lanes(stored).view(-1, cols // 64, rows // 16, 4, 8, 2, 2)
     split = _nibbles_of_words(words).permute(0, 2, 8, 4, 1, 3, 5, 7, 6, 9)
     nibbles = split.flatten(4).flatten(1, 3)
-    return int4.from_nibbles(_from_matrix(nibbles, operand), scale)
+    return int4.from_nibbles(from_dealt_matrix(nibbles, operand), scale)
 
 
 def pack_sparse(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of ``blocks [pages, 64, head_dim]``, pruned, in units of their channels' scales."""
     scales, nibbles = _quantised(blocks, operand)
-    groups = _to_matrix(blocks if scores is None else scores, operand).unflatten(-1, (-1, 4))
+    groups = to_dealt_matrix(blocks if scores is None else scores, operand).unflatten(-1, (-1, 4))
     keep = keep_2_of_4(groups, -1)  # [page, row, group, 4]
     # A stable sort puts the positions of the two that stay first, in ascending order.
     positions = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]
@@ -80,7 +80,7 @@ def pack_sparse(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -
 
 def unpack_sparse(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their channels' scales, zeros in place of what was dropped."""
-    rows, cols = _shape(operand, head_dim)
+    rows, cols = matrix_shape(operand, head_dim)
     scale, stored = _split(pages, operand, head_dim)
     values, codes = stored[:, : -metadata_bytes(head_dim)], stored[:, -metadata_bytes(head_dim) :]
     words = _of_lanes(values).view(-1, cols // 64, rows // 16, 2, 8, 4)
@@ -90,35 +90,15 @@ def unpack_sparse(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: 
     # Beside its nibble a bit that says that there is one, for none of them is 0.
     there = torch.zeros(*kept.shape[:-1], 4, dtype=torch.uint8, device=pages.device)
     there.scatter_(-1, positions, kept | _KEPT)
-    nibbles = _from_matrix(there.flatten(-2), operand)
+    nibbles = from_dealt_matrix(there.flatten(-2), operand)
     return torch.where(nibbles >= _KEPT, int4.from_nibbles(nibbles % _KEPT, scale), 0.0)
 
 
 _KEPT = 16
 
 
-def _shape(operand: Matrix, head_dim: int) -> tuple[int, int]:
-    return {"k": (BLOCK, head_dim), "v": (head_dim, BLOCK), "v:hd": (head_dim // GROUP, BLOCK * GROUP)}[operand]
-
-
 def _operand(matrix: Matrix) -> Operand:
     return "k" if matrix == "k" else "v"
-
-
-def _to_matrix(blocks: Tensor, operand: Matrix) -> Tensor:
-    """The matrix A of a page: K's rows are tokens, dealt over the halves of a strip; those of V in groups along
-    head_dim are the groups."""
-    if operand == "v:hd":
-        return blocks.unflatten(-1, (-1, GROUP)).transpose(1, 2).flatten(2)
-    return blocks[:, cuda_layout.token_of_row().to(blocks.device)] if operand == "k" else blocks.mT
-
-
-def _from_matrix(matrix: Tensor, operand: Matrix) -> Tensor:
-    if operand == "v:hd":
-        return matrix.unflatten(-1, (-1, GROUP)).transpose(1, 2).flatten(2)
-    if operand == "k":
-        return matrix[:, cuda_layout.token_of_row().argsort().to(matrix.device)]
-    return matrix.mT.contiguous()
 
 
 def _quantised(blocks: Tensor, operand: Matrix) -> tuple[Tensor, Tensor]:
@@ -129,7 +109,7 @@ def _quantised(blocks: Tensor, operand: Matrix) -> tuple[Tensor, Tensor]:
     # cols the last two are none.
     last = (1, 1) if operand == "v:hd" else (2, 2)
     by_lane = scales.flatten(1).unflatten(-1, (-1, 2, 2, 2, *last)).permute(0, 1, 3, 5, 4, 2, 6)
-    return by_lane.contiguous().view(torch.uint8).flatten(1), _to_matrix(nibbles, operand)
+    return by_lane.contiguous().view(torch.uint8).flatten(1), to_dealt_matrix(nibbles, operand)
 
 
 def _split(pages: Tensor, operand: Matrix, head_dim: int) -> tuple[Tensor, Tensor]:

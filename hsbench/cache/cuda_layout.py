@@ -71,7 +71,7 @@ def pack_dense(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) ->
 
 def unpack_dense(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_dense` made."""
-    return _from_matrix(_from_panels(pages.contiguous().view(dtype), *_matrix_shape(operand, head_dim)), operand)
+    return _from_matrix(_from_panels(pages.contiguous().view(dtype), *matrix_shape(operand, head_dim)), operand)
 
 
 def pack_sparse(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
@@ -94,7 +94,7 @@ def _pack_matrix(scores: Tensor, stored: Tensor) -> Tensor:
 
 def unpack_sparse(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """``[pages, 64, head_dim]`` from what :func:`pack_sparse` made, zeros in place of what was dropped."""
-    return _from_matrix(_unpack_matrix(pages, dtype, *_matrix_shape(operand, head_dim)), operand)
+    return _from_matrix(_unpack_matrix(pages, dtype, *matrix_shape(operand, head_dim)), operand)
 
 
 def _unpack_matrix(pages: Tensor, dtype: torch.dtype, rows: int, cols: int) -> Tensor:
@@ -111,25 +111,25 @@ def _unpack_matrix(pages: Tensor, dtype: torch.dtype, rows: int, cols: int) -> T
 
 def pack_dense_fp8(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """Dense pages of e4m3 of ``blocks [pages, 64, head_dim]``, in units of their scales."""
-    return _bytes(_to_panels(_to_dealt_matrix(e4m3.to_bytes(blocks), operand)))
+    return _bytes(_to_panels(to_dealt_matrix(e4m3.to_bytes(blocks), operand)))
 
 
 def unpack_dense_fp8(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
-    matrix = _from_panels(pages, *_matrix_shape(operand, head_dim))
-    return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
+    matrix = _from_panels(pages, *matrix_shape(operand, head_dim))
+    return e4m3.from_bytes(from_dealt_matrix(matrix, operand))
 
 
 def pack_sparse_fp8(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """2:4 pages of e4m3 of ``blocks [pages, 64, head_dim]``, pruned, in units of their scales."""
-    by = _to_dealt_matrix(blocks if scores is None else scores, operand)
-    return _pack_matrix(by, _to_dealt_matrix(e4m3.to_bytes(blocks), operand))
+    by = to_dealt_matrix(blocks if scores is None else scores, operand)
+    return _pack_matrix(by, to_dealt_matrix(e4m3.to_bytes(blocks), operand))
 
 
 def unpack_sparse_fp8(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
-    matrix = _unpack_matrix(pages, torch.uint8, *_matrix_shape(operand, head_dim))
-    return e4m3.from_bytes(_from_dealt_matrix(matrix, operand))
+    matrix = _unpack_matrix(pages, torch.uint8, *matrix_shape(operand, head_dim))
+    return e4m3.from_bytes(from_dealt_matrix(matrix, operand))
 
 
 def wide_page_bytes(head_dim: int, element: Element) -> int:
@@ -139,7 +139,7 @@ def wide_page_bytes(head_dim: int, element: Element) -> int:
 def pack_wide(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> Tensor:
     """Wide pages of ``blocks [pages, 64, head_dim]``, in units of their scales: uint8 ``[pages, wide_page_bytes]``. All
     stays, whatever the scores."""
-    matrix = _to_dealt_matrix(wide.rounded(blocks), operand)
+    matrix = to_dealt_matrix(wide.rounded(blocks), operand)
     # [page, strip, half of it, row of 8, step of 16 cols, half of it, register of a row, lane of its pair, 2]
     split = matrix.unflatten(-1, (-1, 2, 2, 2, 2)).unflatten(1, (-1, 2, 8))
     return _bytes(split.permute(0, 1, 4, 3, 5, 7, 6, 2, 8))
@@ -147,10 +147,10 @@ def pack_wide(blocks: Tensor, operand: Matrix, scores: Tensor | None = None) -> 
 
 def unpack_wide(pages: Tensor, operand: Matrix, dtype: torch.dtype, head_dim: int) -> Tensor:
     """fp32 ``[pages, 64, head_dim]``, in units of their scales."""
-    rows, cols = _matrix_shape(operand, head_dim)
+    rows, cols = matrix_shape(operand, head_dim)
     registers = pages.contiguous().view(WIDE.torch_dtype).view(-1, rows // STRIP, cols // 16, 8, 2, 2, 2, 2, 2)
     matrix = registers.permute(0, 1, 7, 3, 2, 4, 6, 5, 8).flatten(4).flatten(1, 3)
-    return _from_dealt_matrix(matrix, operand).float()
+    return from_dealt_matrix(matrix, operand).float()
 
 
 def token_of_row() -> Tensor:
@@ -158,19 +158,22 @@ def token_of_row() -> Tensor:
     return torch.arange(BLOCK, device="cpu").view(-1, STRIP // 2, 2).mT.flatten()
 
 
-def _to_dealt_matrix(blocks: Tensor, operand: Matrix) -> Tensor:
-    """As :func:`_to_matrix`, K's rows dealt over the halves of a strip."""
+def to_dealt_matrix(blocks: Tensor, operand: Matrix) -> Tensor:
+    """The matrix ``[pages, rows, cols]`` of ``blocks [pages, 64, head_dim]``, K's rows dealt over the halves of a
+    strip."""
     matrix = _to_matrix(blocks, operand)
     return matrix[:, token_of_row().to(matrix.device)] if operand == "k" else matrix
 
 
-def _from_dealt_matrix(matrix: Tensor, operand: Matrix) -> Tensor:
+def from_dealt_matrix(matrix: Tensor, operand: Matrix) -> Tensor:
+    """The inverse of :func:`to_dealt_matrix`."""
     if operand == "k":
         matrix = matrix[:, token_of_row().argsort().to(matrix.device)]
     return _from_matrix(matrix, operand)
 
 
-def _matrix_shape(operand: Matrix, head_dim: int) -> tuple[int, int]:
+def matrix_shape(operand: Matrix, head_dim: int) -> tuple[int, int]:
+    """Rows and cols."""
     return {"k": (BLOCK, head_dim), "v": (head_dim, BLOCK), "v:hd": (head_dim // GROUP, BLOCK * GROUP)}[operand]
 
 
