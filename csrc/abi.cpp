@@ -37,6 +37,8 @@ extern "C" int64_t hsb_struct_size(const char *name) {
         {"hsb_decode_params", sizeof(hsb_decode_params)},
         {"hsb_prefill_params", sizeof(hsb_prefill_params)},
         {"hsb_compress_params", sizeof(hsb_compress_params)},
+        {"hsb_growing", sizeof(hsb_growing)},
+        {"hsb_append_params", sizeof(hsb_append_params)},
         {"hsb_mean_params", sizeof(hsb_mean_params)},
         {"hsb_token_norms_params", sizeof(hsb_token_norms_params)},
         {"hsb_compress_bitmap_params", sizeof(hsb_compress_bitmap_params)},

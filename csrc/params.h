@@ -83,7 +83,9 @@ typedef struct hsb_bitmaps {
 } hsb_bitmaps;
 
 /* out = softmax(q K^T * scale) V for one query per head; lse is the natural log of the sum of exponentials. The query
- * sees all that is stored, in whatever order: where blocks are evicted, seq counts the tokens of the others. */
+ * sees all that is stored, in whatever order: where blocks are evicted, seq counts the tokens of the others. Of a
+ * cache that grows, seq is the capacity, and what is stored of a sequence is as long as `lengths` says. Where that is
+ * nothing, out is 0 and lse -infinity. */
 typedef struct hsb_decode_params {
     int32_t batch;
     int32_t q_heads;
@@ -106,12 +108,16 @@ typedef struct hsb_decode_params {
     const float *key_shift;     /* [batch, kv_heads, head_dim], in the order of q's channels: what was taken from every
                                  * token of K, and lse gets back, scale * q . key_shift; NULL: nothing. Pages only */
     const float *value_shift;   /* [batch, kv_heads, head_dim]: likewise of V; out gets it back. NULL: nothing */
+    const int32_t *lengths;     /* [batch]: tokens of each sequence, 0 to seq; maps have entries for seq. NULL: all have
+                                 * seq. Pages only; CUDA: device memory, read when the kernel runs */
     hsb_bitmaps k_bitmap;       /* hsb_*_decode_bitmap */
     hsb_bitmaps v_bitmap;
 } hsb_decode_params;
 
 /* Causal attention of q_len queries over seq tokens; query i sees tokens 0 .. seq - q_len + i, less those of evicted
- * blocks, which are stored nowhere. Where that leaves a query nothing, its out is 0 and its lse -infinity. */
+ * blocks, which are stored nowhere. Where that leaves a query nothing, its out is 0 and its lse -infinity. Of a cache
+ * that grows, seq is the capacity, each sequence is as long as `lengths` says, and has as many of the queries, the
+ * first ones, as `q_lengths` says; the others' out is 0 and their lse -infinity. */
 typedef struct hsb_prefill_params {
     int32_t batch;
     int32_t q_heads;
@@ -138,6 +144,9 @@ typedef struct hsb_prefill_params {
     const int32_t *position;    /* [batch, kv_heads, stored_blocks]: which block of the sequence each stored one is,
                                  * ascending; K and V have the same. NULL: none is evicted */
     int64_t stored_blocks;      /* of each (batch, kv head), 1 or more; read where position is not NULL */
+    const int32_t *lengths;     /* [batch]: as of hsb_decode_params, with position NULL */
+    const int32_t *q_lengths;   /* [batch]: 0 to the lesser of q_len and the sequence's length; NULL: q_len. Read where
+                                 * lengths is not NULL */
 } hsb_prefill_params;
 
 /* Prune, choose blocks and pack one of K and V into pages. The number of 2:4 blocks per (batch, kv head) is known
@@ -176,8 +185,78 @@ typedef struct hsb_compress_params {
                                  * the two that it drops. 0: nothing */
     int32_t stored;             /* an hsb_stored */
     int32_t value_axis;         /* an hsb_axis: of V's groups, which are neither weighed nor folded along head_dim */
+    int32_t map_blocks;         /* entries of the map that each (batch, kv head) has, of which the first are written; 0: the
+                                 * blocks of seq */
+    int32_t dense_pages;        /* likewise pages of each pool; read where map_blocks is not 0 */
+    int32_t sparse_pages;
+    int32_t wide_pages;
     int32_t reserved;
 } hsb_compress_params;
+
+/* K or V of a cache that grows, to append to; hsb_pages is what it is to read. A block is open until it is judged:
+ * dense, or wide in a cache of narrow elements, zeros in place of tokens that are still to come. A judged block becomes
+ * 2:4, or it stays as it is, or, of narrow elements, becomes a dense page of these: the same that compress makes of what
+ * the open page holds, in k's dtype, with no shift. Unless it stays, its open page is then free.
+ *
+ * Blocks that touch the first `sink` tokens are never judged. Others are, in order: (1) where ratio is 0 none becomes
+ * 2:4, where it is 1 all do; (2) of n judged before, s of them 2:4, the next one must stay if s > ratio * (n + 1), must
+ * become 2:4 if s + 1 < ratio * (n + 1), and else becomes 2:4 if fewer than ceil(ratio * (n + 1) - 1e-9) of the n
+ * losses are at most its own. Its loss is the sum, in fp64 by halves, of the magnitudes that 2:4 would drop of the
+ * scores: of a block [64, head_dim] whose other elements are zero, element i < h gets element i + h added, for h = 32 *
+ * head_dim, and so on down to 1. */
+typedef struct hsb_growing {
+    void *dense;                /* [batch * kv_heads * dense_pages, page bytes]: a head's own are successive */
+    void *sparse;               /* [batch * kv_heads * sparse_pages, page bytes] */
+    void *wide;                 /* [batch * kv_heads * wide_pages, page bytes]; NULL for elements of 16 bits */
+    int32_t *map;               /* [batch, kv_heads, blocks of seq] */
+    int32_t *free;              /* [batch, kv_heads, pages of the open kind]: a stack of their numbers within the head's
+                                 * own: that at the number of taken ones is taken next, and a freed one is put there */
+    int32_t *state;             /* [batch, kv_heads, 4]: taken pages of the open kind, of 2:4, of narrow dense ones, which
+                                 * are taken in order; and how many blocks were judged */
+    double *losses;             /* [batch, kv_heads, blocks of seq]: of judged blocks, in order. NULL where ratio is 0 or
+                                 * 1, where none is needed */
+    const float *shift;         /* as of hsb_compress_params */
+    const void *weights;        /* likewise, K alone */
+    const float *scale;         /* likewise */
+    double ratio;               /* share of judged blocks that become 2:4, 0 to 1 */
+    float fold;                 /* likewise */
+    int32_t dense_pages;        /* of each (batch, kv head); enough for what seq tokens take */
+    int32_t sparse_pages;
+    int32_t wide_pages;
+    int32_t stored;             /* an hsb_stored */
+    int32_t order;              /* an hsb_order: of K's channels; adjacent for V */
+    int32_t value_axis;         /* an hsb_axis */
+    int32_t reserved;
+} hsb_growing;
+
+/* Append tokens to each sequence, then judge the blocks that have left the window: those that end `local` tokens, and
+ * chunk - 1 or all but one of the appended tokens, whichever is less, before the new end. So all that the first of a
+ * chunk's queries has in its window is open when prefill comes. */
+typedef struct hsb_append_params {
+    int32_t batch;
+    int32_t kv_heads;
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t dtype;
+    int64_t seq;                /* capacity, in tokens */
+    int64_t tokens;             /* of k and v, of each sequence */
+    int64_t sink;
+    int64_t local;
+    int64_t chunk;              /* 1 or more */
+    int32_t threads;            /* CPU */
+    int32_t isa;                /* CPU: an hsb_isa */
+    const void *k;              /* [batch, kv_heads, tokens, head_dim] */
+    const void *v;
+    const int32_t *counts;      /* [batch]: how many of them, the first ones, are appended, 0 to tokens; NULL: all */
+    int32_t *lengths;           /* [batch]: tokens of each sequence, before and then after. CUDA: device memory */
+    int64_t *non_finite;        /* [2]: of K, of V: flat index in k or v of a NaN or infinity that was appended; only
+                                 * written where there is one and it is -1 */
+    int32_t *overflow;          /* [batch]: set to 1 where a sequence would be longer than seq, of which then nothing is
+                                 * written; never to 0 */
+    void *workspace;            /* hsb_*_append_workspace() bytes, 64-byte aligned */
+    void *stream;               /* CUDA */
+    hsb_growing key;
+    hsb_growing value;
+} hsb_append_params;
 
 /* The mean of some successive tokens of K or V, which a pruner takes off: sums in fp64. */
 typedef struct hsb_mean_params {
