@@ -34,6 +34,16 @@ class BlockKind(IntEnum):
     WIDE = 2
 
 
+def open_kind(elements: StoredElements) -> BlockKind:
+    """What a block is that may still grow, or is kept from pruning, in a cache of such elements."""
+    return BlockKind.WIDE if elements.has_scale else BlockKind.DENSE
+
+
+def judged_kind(*, is_sparse: bool) -> BlockKind:
+    """What a block is that may be pruned."""
+    return BlockKind.SPARSE_2_4 if is_sparse else BlockKind.DENSE
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """Which blocks of one tensor may become 2:4, and how many per (batch, kv head) do.

@@ -6,7 +6,7 @@ Which blocks are dropped: :func:`hsbench.cache.evict.evict_blocks`.
 from __future__ import annotations
 
 from hsbench.cache.evict import same_memory
-from hsbench.cache.hierarchical import page_bytes
+from hsbench.cache.paged import page_bytes
 from hsbench.kernels.device import Device
 from hsbench.methods.base import Method
 from hsbench.methods.pages import PagesMethod, paths

@@ -14,7 +14,7 @@ from hsbench.cache.cpu_layout import PAGES
 from hsbench.cache.evict import Eviction, evict_blocks, evicted_blocks, plan_eviction, same_memory
 from hsbench.cache.fit import pooled_attention
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import page_bytes
+from hsbench.cache.paged import page_bytes
 from hsbench.cache.prune import plan_blocks
 from hsbench.cache.pruner import ATTENTIVE, MAGNITUDE, PRUNERS
 from hsbench.errors import NonFiniteError, UsageError

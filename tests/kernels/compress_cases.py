@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit
-from hsbench.cache.hierarchical import axis_code
+from hsbench.cache.paged import axis_code
 from hsbench.cache.prune import BLOCK, BlockPlan, Operand, plan_blocks
 from hsbench.kernels import library
 from hsbench.problem.elements import INPUTS, STORED_FP8, StoredElements, element_by

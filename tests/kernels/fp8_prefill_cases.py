@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hsbench.cache import e4m3
 from hsbench.cache.block_map import entries_of, is_kind, slots_of
-from hsbench.cache.hierarchical import PagedTensor
+from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import BLOCK
 from hsbench.problem.elements import FP8
 from kernel_cases import Case, attention

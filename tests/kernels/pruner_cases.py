@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit, fit_key, fit_value
-from hsbench.cache.hierarchical import PagedTensor
+from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import plan_blocks
 from hsbench.cache.pruner import CENTERED, MAGNITUDE, MIRROR, Pruner
 from hsbench.kernels import library

@@ -18,8 +18,9 @@ from hsbench.cache.basis import Basis
 from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV, page_bytes
+from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.layouts import why_decode_only, why_no_pages
+from hsbench.cache.paged import page_bytes
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
