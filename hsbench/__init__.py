@@ -15,12 +15,12 @@ from hsbench.kernels import forks as _forks  # noqa: F401, E402  it must know of
 
 __version__ = "0.1.0"
 
-__all__ = ["HierarchicalKV", "compress", "decode", "load", "prefill", "__version__"]
+__all__ = ["Cache", "HierarchicalKV", "compress", "decode", "load", "prefill", "__version__"]
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from hsbench.api import HierarchicalKV, compress, decode, prefill
+    from hsbench.api import Cache, HierarchicalKV, compress, decode, prefill
     from hsbench.results.frame import load
 
 

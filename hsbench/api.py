@@ -11,13 +11,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from hsbench.attention import arguments, calls
+from hsbench.attention.growing import Cache
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.hierarchical import HierarchicalKV, check_kv
 from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
 from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 
-__all__ = ["HierarchicalKV", "compress", "decode", "prefill"]
+__all__ = ["Cache", "HierarchicalKV", "compress", "decode", "prefill"]
 
 
 def compress(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
+from hsbench.cache.growing import GrowingTensor
 from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
 from hsbench.cache.layouts import why_decode_only
 from hsbench.cache.pruner import ALONG_HEAD_DIM, Axis
@@ -118,6 +119,15 @@ class NativeCall:
         """Computes ``out`` and ``lse``."""
         self._native.run()
 
+    def anew(self, q: Tensor, **fields: Any) -> tuple[Tensor, Tensor]:
+        """``out`` and ``lse`` of another q of the same shape, in tensors of their own; ``fields`` of the struct too."""
+        self._q, self._more = q.contiguous(), fields
+        self.out, self.lse = torch.empty_like(self._q), torch.empty_like(self.lse)
+        for name, x in {"q": self._q, "out": self.out, "lse": self.lse, **fields}.items():
+            setattr(self._native.params, name, None if x is None else x.data_ptr())
+        self.run()
+        return self.out, self.lse
+
 
 Call = NativeCall | EmptyCall
 
@@ -137,6 +147,15 @@ def decode_call(q: Tensor, kv: HierarchicalKV) -> Call:
     if q.shape[2] != 1:
         raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
     return _paged_call("decode", "hsb_decode_params", q, kv, kv.k.shape)
+
+
+def growing_call(operation: str, q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
+    """``decode`` or ``prefill`` over a cache that grows; ``lengths``: int32 ``[batch]``, read as it runs."""
+    order = library.constants()[f"HSB_ORDER_{k.fit.order.upper()}"]
+    how: dict[str, Any] = {"key_order": order, "key_shift": k.shift, "value_shift": v.shift, "lengths": lengths}
+    if operation == "prefill":
+        how |= {"q_len": q.shape[2], "path": library.PATHS["auto"]}
+    return NativeCall(operation, f"hsb_{operation}_params", q, k.shape, {"k": k, "v": v}, **how)
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:
