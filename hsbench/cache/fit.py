@@ -193,6 +193,12 @@ class Fit:
         weights = torch.nn.functional.pad(self.token_weights, (0, later), value=1.0)
         return replace(self, token_weights=weights.gather(-1, tokens))
 
+    def with_rows(self, *, shift: Tensor | None, scale: Tensor | None, weights: Tensor | None) -> Fit:
+        """With what belongs to heads: ``weights`` of channels, in any dtype."""
+        return replace(
+            self, shift=shift, scale=scale, channel_weights=None if weights is None else weights.float().contiguous()
+        )
+
     def head(self, batch: int, kv_head: int) -> Fit:
         """Of one (batch, kv head), as a fit of its own."""
 

@@ -44,6 +44,7 @@ class GrowingTensor:
         shift, scale: fp32 ``[batch, kv_heads, head_dim]``, in the tensor's own order of channels; None where the pruner
             or the elements have none.
         weights: of K's channels, in ``dtype``, likewise.
+        layout: what the bytes of its pages are.
     """
 
     operand: Operand
@@ -61,6 +62,7 @@ class GrowingTensor:
     shift: Tensor | None
     scale: Tensor | None
     weights: Tensor | None
+    layout: PageLayout
 
     @classmethod
     def empty(
@@ -114,6 +116,7 @@ class GrowingTensor:
             of_channels(shifts),
             of_channels(elements.has_scale, value=1.0),
             of_channels(weighs, dtype, 1.0),
+            layout,
         )
         found.reset()
         return found
@@ -126,10 +129,6 @@ class GrowingTensor:
     @property
     def device(self) -> torch.device:
         return self.map.device
-
-    @property
-    def layout(self) -> PageLayout:
-        return layouts_of(self.fit.value_axis)[self.device.type][self.elements]
 
     @property
     def open_kind(self) -> BlockKind:

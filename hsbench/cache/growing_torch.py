@@ -5,8 +5,6 @@ Native kernels leave the same bytes in the same pages.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -57,12 +55,8 @@ class _Head:
         self._tensor, self._at = tensor, (sequence, head)
         self._index = sequence * tensor.shape[1] + head
         self._map, self._state = tensor.map[self._at], tensor.state[self._at]
-        self._fit: Fit = replace(
-            tensor.fit,
-            shift=_one(tensor.shift, self._at),
-            scale=_one(tensor.scale, self._at),
-            channel_weights=_one(tensor.weights, self._at),
-        )
+        rows = (_one(x, self._at) for x in (tensor.shift, tensor.scale, tensor.weights))
+        self._fit: Fit = tensor.fit.with_rows(**dict(zip(("shift", "scale", "weights"), rows, strict=True)))
 
     def append(self, tokens: Tensor, length: int) -> None:
         """``tokens [n, head_dim]``, behind those that it has."""
