@@ -164,6 +164,11 @@ class Cache:
         return self._shape[0]
 
     @property
+    def kv_heads(self) -> int:
+        """Of each sequence."""
+        return self._shape[1]
+
+    @property
     def capacity(self) -> int:
         """Tokens that each sequence may have."""
         return self._shape[3]
@@ -177,6 +182,18 @@ class Cache:
         """What it takes; waits for the device."""
         with forks.torch_operations():
             return CacheMemory(self._kv.memory(used=False), self._kv.memory(used=True))
+
+    def judged_blocks(self) -> tuple[int, int]:
+        """Blocks of K and V, of all sequences and heads, that are 2:4, and those that were judged; waits for the
+        device."""
+        with forks.torch_operations():
+            return self._kv.judged_blocks()
+
+    @property
+    def achieved_sparsity(self) -> float:
+        """Share of elements pruned among judged blocks of K and V together, 0 to 0.5; waits for the device."""
+        sparse, judged = self.judged_blocks()
+        return 0.5 * sparse / judged if judged else 0.0
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """What is stored, back in the original basis: K and V, ``[batch, kv_heads, longest length, head_dim]``, zero

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.growing import GrowingTensor
+from hsbench.cache.growing import JUDGED, SPARSE, GrowingTensor
 from hsbench.cache.growing_torch import block_losses
 from hsbench.cache.growth import Growth
 from hsbench.cache.hierarchical import PageCompressor
@@ -102,6 +102,11 @@ class GrowingKV:
         found = {name: sum(part.get(name, 0) for part in parts) for name in {**parts[0], **parts[1]}}
         found["growth"] += self.lengths.nbytes + self._overflow.nbytes + self._non_finite.nbytes
         return found
+
+    def judged_blocks(self) -> tuple[int, int]:
+        """Of all sequences and heads, K and V together: 2:4 ones, and all that were judged. Asks the device."""
+        counts = [tensor.state.sum((0, 1)).tolist() for tensor in (self.k, self.v)]
+        return sum(count[SPARSE] for count in counts), sum(count[JUDGED] for count in counts)
 
     def unpack(self) -> tuple[Tensor, Tensor]:
         """What is stored, in the original basis: ``[batch, kv_heads, longest length, head_dim]``, zero behind shorter

@@ -136,9 +136,9 @@ class Attending:
             if not all(bool(torch.isfinite(x).all()) for x in (k, v)):
                 raise UnsupportedError(f"{where}, as the model makes it") from error
             raise UnsupportedError(f"{where} in {self._dtype}: give another --dtype") from error
-        self.stored.add(compressed)
         self._queries[layer] = query[:, :, -QUERIES:]
         out = compressed.attend(query)
+        self.stored.add(compressed)
         if self._checked and not compressed.simulated:
             self._check(layer, query, compressed, out)
         if self._seen is not None:

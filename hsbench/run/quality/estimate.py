@@ -85,10 +85,10 @@ def _dense_s(plan: QualityPlan, model: Model, queries: int) -> float:
 def _setting_s(plan: QualityPlan, model: Model, setting: Setting, chunk: Chunk) -> float:
     q, k, v = (x.to(plan.dtype.torch_dtype) for x in _tensors(plan, model, chunk.end - chunk.first, chunk.end))
     basis = None if plan.basis is None else plan.basis[1]
-    store = METHODS[setting.method].store(setting, model.geometry.q_heads // model.geometry.kv_heads, basis)
-    layer = next(iter(model.attended))
+    group, layer = model.geometry.q_heads // model.geometry.kv_heads, next(iter(model.attended))
 
     def run() -> None:
+        store = METHODS[setting.method].store(setting, group, basis, plan.task, chunk.end)
         store.compress(layer, k, v, q, held=chunk.first, sink=plan.task.sink, local=chunk.local).attend(q)
 
     return _timed(run, plan)

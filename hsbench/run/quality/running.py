@@ -209,7 +209,9 @@ class QualityRun:
 
     def _attending(self, setting: Setting, queries: dict[int, Tensor], seen: SeenOf | None = None) -> Attending:
         geometry, basis = self.model.geometry, None if self.plan.basis is None else self.plan.basis[1]
-        store = METHODS[setting.method].store(setting, geometry.q_heads // geometry.kv_heads, basis)
+        store = METHODS[setting.method].store(
+            setting, geometry.q_heads // geometry.kv_heads, basis, self.task, self._cache.capacity
+        )
         known = queries if self.task.keeps_prefix else None
         dtype = self.plan.dtype.torch_dtype
         return Attending(store, setting, self.task, dtype, through=seen is None, seen=seen, queries=known)

@@ -26,7 +26,7 @@ class Chunk:
 
     Attributes:
         first, end: their positions.
-        local: the last tokens, of ``end``, that stay dense.
+        local: the last tokens, of ``end``, that stay dense: all but one of the pass, and of its first ``task.local``.
     """
 
     first: int
@@ -35,19 +35,20 @@ class Chunk:
 
 
 def _as_it_decodes(task: Task, start: int, end: int) -> Iterator[Chunk]:
-    # A query at position t sees dense what touches the `local` tokens before it: blocks from (t - local) // 64 on. That
-    # changes every 64 steps, so the queries between are one pass whose own tokens are dense and causal.
+    # A query at position t sees dense what touches the last `local` tokens, its own the last: blocks from
+    # (t + 1 - local) // 64 on. That changes every 64 steps, so the queries between are one pass, whose own tokens are
+    # dense and causal.
     first = start
     while first < end:
-        step = BLOCK - (first - task.local) % BLOCK
-        yield Chunk(first, min(first + step, end), task.local + min(step, end - first))
+        step = BLOCK - (first + 1 - task.local) % BLOCK
+        yield Chunk(first, min(first + step, end), task.local + min(step, end - first) - 1)
         first += step
 
 
 def _in_chunks(task: Task, start: int, end: int) -> Iterator[Chunk]:
     for first in range(0, end, task.chunk):
         last = min(first + task.chunk, end)
-        yield Chunk(first, last, task.local + last - first)
+        yield Chunk(first, last, task.local + last - first - 1)
 
 
 def _at_once(task: Task, start: int, end: int) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hsbench.attention import calls
 from hsbench.attention.reference import attention
 from hsbench.cache import bitmap
-from hsbench.cache.basis import Basis
+from hsbench.cache.basis import Basis, LayerBasis
 from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
@@ -37,8 +37,9 @@ from hsbench.problem.elements import (
     elements_of,
 )
 from hsbench.run.quality.layer_plan import LayerPlan
+from hsbench.run.quality.living import Living, why_not_living
 from hsbench.run.quality.protocol import Compressed, Store
-from hsbench.run.quality.settings import BLOCK, MethodKind, Setting
+from hsbench.run.quality.settings import BLOCK, MethodKind, Setting, Task
 
 
 @dataclass
@@ -114,18 +115,37 @@ class _Simulated(_Stored):
 
 class Hierarchical:
     """Hierarchical 2:4 by a pruner, which is fitted at the first compression to what was held before it, of the blocks
-    that are not evicted: by the attention of the last queries then. What is evicted stays so."""
+    that are not evicted: by the attention of the last queries then. What is evicted stays so.
 
-    def __init__(self, setting: Setting, group: int, basis: Any) -> None:
-        self._setting, self._group, self._basis = setting, group, basis
+    Where nothing is evicted, and no weights of V's tokens are needed, a cache that lives stores it; else all is
+    compressed anew for each pass."""
+
+    def __init__(self, setting: Setting, group: int, basis: Any, task: Task, capacity: int) -> None:
+        self._setting, self._group, self._basis, self._task = setting, group, basis, task
         self._elements = elements_by_name(setting.elements)
         self._pruner = pruner_for(pruner_of(setting.pruner or MAGNITUDE.name), self._elements)
         self._fits: dict[int, tuple[Fit, Fit]] = {}
         self._dropped: dict[int, Tensor] = {}
+        chunk = task.chunk if task.has_chunks else BLOCK
+        self._living = Living(
+            self._pruner, self._elements, setting.shares, chunk=chunk, capacity=capacity, basis=self._layer_basis
+        )
+
+    def _layer_basis(self, layer: int) -> LayerBasis | None:
+        return self._basis.layer(layer) if self._basis else None
+
+    def _lives(self, k: Tensor) -> bool:
+        grows = self._task.keeps_prefix or self._task.has_chunks
+        if self._setting.evict or not grows:
+            return False
+        how = (self._pruner, Device.of(k.device), self._elements, k.shape[-1], self._group)
+        return why_not_living(*how) is None
 
     def compress(
         self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int
     ) -> Compressed:
+        if self._lives(k):
+            return self._living.compress(layer, k, v, queries, held=held, sink=sink, local=local)
         key, value = self._setting.shares(layer)
         where = {"sink": sink, "local": local}
         eviction = self._evict(layer, k, queries, held, where)
@@ -188,7 +208,7 @@ class Unstructured:
     No kernel attends to that beside dense tokens, so attention is simulated; bytes are of the real bitmaps.
     """
 
-    def __init__(self, setting: Setting, group: int, basis: Any) -> None:
+    def __init__(self, setting: Setting, *_: Any) -> None:
         self._setting = setting
 
     def compress(
@@ -230,11 +250,12 @@ class Method:
     """A way to store K and V that can be asked for.
 
     Attributes:
-        store: makes one for a window: of a setting, the query heads per kv head, and a basis where one was given.
+        store: makes one for a window: of a setting, the query heads per kv head, a basis where one was given, the task,
+            and the tokens that it has room for.
         kind: its name, and by what its rows differ.
     """
 
-    store: Callable[[Setting, int, Any], Store]
+    store: Callable[[Setting, int, Any, Task, int], Store]
     kind: MethodKind
 
 

@@ -64,7 +64,7 @@ def test_greedy_tokens_at_sparsity_0(gguf: Path, prose: Path) -> None:
         logits = model.forward(ids[None, -1:], cache, logits="last")
     nothing, task = Setting("hierarchical", 0.0, 0.0, "magnitude"), Task(context=192, score=256, sink=0, local=0)
     dense = scoring.dense_run(model, cache, ids, 192)
-    store = stores.METHODS[nothing.method].store(nothing, model.geometry.group, None)
+    store = stores.METHODS[nothing.method].store(nothing, model.geometry.group, None, task, 512)
     found = scoring.scored_run(model, cache, ids, 192, task, Attending(store, nothing, task, torch.float16), dense)
     assert found.agree.all() and found.kl.mean() < 1e-4
     assert (dense.log_probs.argmax(-1) == ids[193:]).all()  # so the setting's likeliest tokens are those, too

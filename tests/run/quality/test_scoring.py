@@ -23,7 +23,7 @@ FP8_HALF = dataclasses.replace(HALF, elements="fp8")
 
 
 def attending(of: Setting = HALF, task: Task = SMALL, **more: object) -> Attending:
-    return Attending(stores.METHODS[of.method].store(of, 2, None), of, task, torch.float16, **more)
+    return Attending(stores.METHODS[of.method].store(of, 2, None, task, 1024), of, task, torch.float16, **more)
 
 
 def ids(count: int) -> torch.Tensor:
@@ -51,13 +51,13 @@ def test_a_query_sees_2_4_only_what_left_the_window_before_it():
         for chunk in passes:
             assert chunk.end - chunk.first <= BLOCK
             for at in range(chunk.first, chunk.end):
-                assert plan_blocks(chunk.end, 0.5, local=chunk.local).last == max(0, (at - task.local) // BLOCK)
+                assert plan_blocks(chunk.end, 0.5, local=chunk.local).last == max(0, (at + 1 - task.local) // BLOCK)
 
 
 def test_a_chunk_sees_itself_and_the_window_before_it_dense():
     task = Task(context=500, score=100, when="chunked", chunk=256, local=64)
-    assert task.passes(500, 600) == [Chunk(0, 256, 320), Chunk(256, 512, 320), Chunk(512, 600, 152)]
-    assert plan_blocks(512, 0.5, local=320).last == (256 - 64) // BLOCK
+    assert task.passes(500, 600) == [Chunk(0, 256, 319), Chunk(256, 512, 319), Chunk(512, 600, 151)]
+    assert plan_blocks(512, 0.5, local=319).last == (256 + 1 - 64) // BLOCK
 
 
 def test_whole_is_one_pass():
@@ -72,7 +72,7 @@ def test_64_tokens_at_a_time_are_what_one_at_a_time_is(model):
     cache.rewind(SMALL.context)
     alone, rows = attending(), []
     for at in range(SMALL.context, len(tokens) - 1):
-        alone.begin(Chunk(at, at + 1, SMALL.local + 1), checked=False)
+        alone.begin(Chunk(at, at + 1, SMALL.local), checked=False)
         rows.append(model.forward(tokens[None, at : at + 1], cache, alone)[0])
     log_probs = torch.cat(rows).log_softmax(-1)
     kl = (dense.log_probs.exp() * (dense.log_probs - log_probs)).sum(-1).double().numpy()
@@ -125,7 +125,7 @@ def test_fewer_bits_alone_cost_little_and_add_little_to_2_4(model, when):
 def test_what_8_bits_store_is_counted(model):
     k, v = torch.randn(2, 1, 2, 448, 64, dtype=torch.float16)
     for setting, least in ((Setting("dense", 0.0, 0.0, elements="fp8"), 1.9), (FP8_HALF, 3.0)):
-        store = stores.METHODS[setting.method].store(setting, 2, None)
+        store = stores.METHODS[setting.method].store(setting, 2, None, SMALL, 1024)
         stored = store.compress(0, k, v, k, held=448, sink=0, local=0)
         assert not stored.simulated and stored.dense_nbytes / stored.nbytes > least
         assert sum(stored.memory().values()) == stored.nbytes and stored.memory()["scale"] == 2 * 2 * 64 * 4
@@ -185,7 +185,7 @@ def test_unstructured_prunes_the_same_blocks_and_costs_less(model):
     plain = dataclasses.replace(HALF, method="unstructured", pruner=None)
     assert 0 < scores(model, of=plain).kl.mean() < scores(model).kl.mean()
     k, v = torch.randn(2, 1, 2, 448, 64, dtype=torch.float16)
-    stored = stores.Unstructured(plain, 2, None).compress(0, k, v, k, held=448, sink=64, local=128)
+    stored = stores.Unstructured(plain, 2, None, SMALL, 1024).compress(0, k, v, k, held=448, sink=64, local=128)
     kept, _ = stored.unpack()
     assert torch.equal(kept[:, :, :64].half(), k[:, :, :64]) and torch.equal(kept[:, :, 320:].half(), k[:, :, 320:])
     assert ((kept[:, :, 64:320] != 0).sum(-1) == 32).all()
