@@ -26,7 +26,6 @@ HSB_EXPORT int64_t hsb_cpu_prefill_workspace(const hsb_prefill_params *p);
 HSB_EXPORT int hsb_cpu_compress(const hsb_compress_params *p);
 HSB_EXPORT int64_t hsb_cpu_compress_workspace(const hsb_compress_params *p);
 HSB_EXPORT int hsb_cpu_append(const hsb_append_params *p);
-HSB_EXPORT int64_t hsb_cpu_append_workspace(const hsb_append_params *p);
 HSB_EXPORT int hsb_cpu_mean(const hsb_mean_params *p);
 HSB_EXPORT int hsb_cpu_token_norms(const hsb_token_norms_params *p);
 HSB_EXPORT int hsb_cpu_compress_bitmap(const hsb_compress_bitmap_params *p);

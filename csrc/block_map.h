@@ -32,6 +32,12 @@ HSB_HOST_DEVICE constexpr std::int64_t slot_of(std::int32_t entry) { return entr
 HSB_HOST_DEVICE constexpr std::int32_t entry_of(hsb_block_kind kind, std::int32_t slot) {
     return slot * (1 << HSB_KIND_BITS) + static_cast<std::int32_t>(kind);
 }
+// What a block is that is kept from pruning, or may still grow, among elements of an hsb_stored; and one that may be pruned.
+HSB_HOST_DEVICE constexpr hsb_block_kind open_kind(std::int32_t stored) {
+    return stored == HSB_STORED_16 ? HSB_DENSE : HSB_WIDE;
+}
+HSB_HOST_DEVICE constexpr hsb_block_kind judged_kind(bool is_sparse) { return is_sparse ? HSB_SPARSE_2_4 : HSB_DENSE; }
+
 constexpr auto kLastKind = static_cast<hsb_block_kind>(kBlockKinds - 1);
 static_assert(kind_of(entry_of(kLastKind, 5)) == kLastKind && slot_of(entry_of(kLastKind, 5)) == 5);
 static_assert(slot_of(entry_of(kLastKind, kMostSlots - 1)) == kMostSlots - 1, "the highest slot comes back");

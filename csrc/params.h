@@ -252,7 +252,7 @@ typedef struct hsb_append_params {
                                  * written where there is one and it is -1 */
     int32_t *overflow;          /* [batch]: set to 1 where a sequence would be longer than seq, of which then nothing is
                                  * written; never to 0 */
-    void *workspace;            /* hsb_*_append_workspace() bytes, 64-byte aligned */
+    void *workspace;            /* CUDA: hsb_cuda_append_workspace() bytes, whatever `tokens`, 64-byte aligned */
     void *stream;               /* CUDA */
     hsb_growing key;
     hsb_growing value;

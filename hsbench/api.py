@@ -14,7 +14,8 @@ from hsbench.attention import arguments, calls
 from hsbench.attention.growing import Cache
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HierarchicalKV, check_kv
+from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.paged import check_kv
 from hsbench.cache.pruner import DEFAULT_PRUNER, Pruner, check_sources
 from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import hsbench
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.bitmap import compress_bitmap, compress_bitmap_torch
-from hsbench.cache.hierarchical import compress_tensor_torch
+from hsbench.cache.packing import compress_tensor_torch
 from hsbench.cache.prune import plan_blocks, prune_hierarchical
 from hsbench.errors import NonFiniteError
 from hsbench.kernels import forks, library

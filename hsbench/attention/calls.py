@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hsbench.cache.bitmap import BitmapKV
 from hsbench.cache.growing import GrowingTensor
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.layouts import why_decode_only
+from hsbench.cache.paged import HEAD_DIMS
 from hsbench.cache.pruner import ALONG_HEAD_DIM, Axis
 from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
@@ -149,13 +150,20 @@ def decode_call(q: Tensor, kv: HierarchicalKV) -> Call:
     return _paged_call("decode", "hsb_decode_params", q, kv, kv.k.shape)
 
 
-def growing_call(operation: str, q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
-    """``decode`` or ``prefill`` over a cache that grows; ``lengths``: int32 ``[batch]``, read as it runs."""
+def growing_decode_call(q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
+    """Decode over a cache that grows; ``lengths``: int32 ``[batch]``, read as it runs."""
+    return NativeCall("decode", "hsb_decode_params", q, k.shape, {"k": k, "v": v}, **_growing_fields(k, v, lengths))
+
+
+def growing_prefill_call(q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
+    """Prefill of the last tokens of a cache that grows; see :func:`growing_decode_call`."""
+    how = {"q_len": q.shape[2], "path": library.PATHS["auto"], **_growing_fields(k, v, lengths)}
+    return NativeCall("prefill", "hsb_prefill_params", q, k.shape, {"k": k, "v": v}, **how)
+
+
+def _growing_fields(k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> dict[str, Any]:
     order = library.constants()[f"HSB_ORDER_{k.fit.order.upper()}"]
-    how: dict[str, Any] = {"key_order": order, "key_shift": k.shift, "value_shift": v.shift, "lengths": lengths}
-    if operation == "prefill":
-        how |= {"q_len": q.shape[2], "path": library.PATHS["auto"]}
-    return NativeCall(operation, f"hsb_{operation}_params", q, k.shape, {"k": k, "v": v}, **how)
+    return {"key_order": order, "key_shift": k.shift, "value_shift": v.shift, "lengths": lengths}
 
 
 def decode_bitmap_call(q: Tensor, kv: BitmapKV) -> NativeCall:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,21 @@ from hsbench.attention import arguments, calls
 from hsbench.cache.basis import LayerBasis
 from hsbench.cache.growing_kv import GrowingKV
 from hsbench.cache.growth import Growth
-from hsbench.cache.hierarchical import HEAD_DIMS, check_kv
 from hsbench.cache.layouts import LAYOUTS, why_no_pages
+from hsbench.cache.paged import HEAD_DIMS, check_kv
 from hsbench.cache.prune import check_finite
 from hsbench.cache.pruner import ALONG_HEAD_DIM, CENTERED, Pruner, check_sources, pruner_for
 from hsbench.errors import UnavailableError, UnsupportedError, UsageError
 from hsbench.kernels import forks
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import SIXTEEN_BIT, TORCH_INPUTS, CacheElements, StoredElements, element_of
+from hsbench.problem.elements import (
+    DEFAULT_INPUT,
+    SIXTEEN_BIT,
+    TORCH_INPUTS,
+    CacheElements,
+    StoredElements,
+    element_of,
+)
 
 DEFAULT_SINK, DEFAULT_LOCAL = 64, 256
 """Tokens that stay dense at the beginning and at the end: without them a model pays dearly (docs/quality.md)."""
@@ -66,7 +73,7 @@ class Cache:
         batch, kv_heads: sizes.
         head_dim: 64 or 128.
         capacity: tokens that each sequence may have.
-        dtype: torch.float16 or torch.bfloat16, of K, V and q.
+        dtype: of K, V and q, one of the inputs' 16-bit types.
         device: of all tensors.
         sparsity: share of elements pruned among judged blocks, 0 (all stay dense) to 0.5 (all become 2:4).
         key_sparsity, value_sparsity: override it for K and for V.
@@ -90,7 +97,7 @@ class Cache:
         kv_heads: int,
         head_dim: int,
         capacity: int,
-        dtype: torch.dtype = torch.float16,
+        dtype: torch.dtype = DEFAULT_INPUT.torch_dtype,
         device: torch.device | str = "cpu",
         *,
         sparsity: float = 0.5,
@@ -309,7 +316,7 @@ class Cache:
         q = arguments.tensor("q", q)
         if q.ndim == 4 and q.shape[2] != 1:
             raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-        return self._attend("decode", q, None)
+        return self._attend(calls.growing_decode_call, q)
 
     def prefill(self, q: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Causal attention of the last tokens' queries, whose K and V have been appended.
@@ -334,16 +341,18 @@ class Cache:
             lengths.shape != (self.batch,) or lengths.dtype != torch.int32 or lengths.device != self._device
         ):
             raise UsageError("lengths", list(lengths.shape), f"give int32 [{self.batch}] on {self._device}")
-        return self._attend("prefill", q, lengths)
+        return self._attend(calls.growing_prefill_call, q, q_lengths=lengths)
 
-    def _attend(self, operation: str, q: Tensor, q_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, make: Callable[..., calls.NativeCall], q: Tensor, **fields: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """By a call of :mod:`hsbench.attention.calls`, which is made once for each shape of q."""
         batch, kv_heads, head_dim, capacity = self._shape
-        shape = (batch, kv_heads, capacity, head_dim)
-        calls.check_query(q, shape, self.dtype, self._device)
-        key = (operation, *q.shape)
+        calls.check_query(q, (batch, kv_heads, capacity, head_dim), self.dtype, self._device)
+        key = (make.__name__, *q.shape)
         if key not in self._calls:
-            self._calls[key] = calls.growing_call(operation, q, self._kv.k, self._kv.v, self.lengths)
-        return self._calls[key].anew(q, **({"q_lengths": q_lengths} if operation == "prefill" else {}))
+            self._calls[key] = make(q, self._kv.k, self._kv.v, self.lengths)
+        return self._calls[key].anew(q, **fields)
 
 
 def _check_finite(k: Tensor, v: Tensor, counts: list[int]) -> None:
@@ -351,7 +360,7 @@ def _check_finite(k: Tensor, v: Tensor, counts: list[int]) -> None:
         if min(counts) == x.shape[2]:
             check_finite(name, x)
         else:
-            there = torch.arange(x.shape[2]).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
+            there = torch.arange(x.shape[2], device="cpu") < torch.tensor(counts, device="cpu").unsqueeze(1)
             check_finite(name, x.masked_fill(~there.to(x.device)[:, None, :, None], 0.0))
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from hsbench.cache.compressor import PairCompressor
 from hsbench.cache.evict import Eviction, evict_blocks
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, empty_pages
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.packing import PageCompressor, empty_pages
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import BlockPlan, Operand, check_finite, plan_blocks
 from hsbench.cache.pruner import MAGNITUDE, Pruner, pruner_for

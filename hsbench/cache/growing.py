@@ -192,7 +192,7 @@ class GrowingTensor:
         plan = plan.stored_as(self.elements)
         open_ones = plan.wide if self.elements.has_scale else plan.dense
         narrow = plan.dense if self.elements.has_scale else 0
-        counts = torch.tensor([open_ones, plan.sparse, narrow, plan.eligible], dtype=torch.int32)
+        counts = torch.tensor([open_ones, plan.sparse, narrow, plan.eligible], dtype=torch.int32, device="cpu")
         self.state[first:last] = counts.to(self.device)
         if self.losses is not None and losses is not None:
             self.losses[first:last, :, : plan.eligible] = losses

@@ -14,7 +14,7 @@ from hsbench.cache.fit import Fit, fit_pruner
 from hsbench.cache.growing import JUDGED, SPARSE, GrowingTensor
 from hsbench.cache.growing_torch import block_losses
 from hsbench.cache.growth import Growth
-from hsbench.cache.hierarchical import PageCompressor
+from hsbench.cache.packing import PageCompressor
 from hsbench.cache.prune import BlockPlan, Operand, plan_blocks, split_blocks
 from hsbench.cache.pruner import Pruner, check_sources
 from hsbench.cache.storage import Shape
@@ -84,6 +84,7 @@ class GrowingKV:
             head_dim=head_dim,
             dtype=element_by(self._dtype).code,
             seq=capacity,
+            tokens=1,  # of each call its own; scratch does not depend on it
             sink=self._growth.sink,
             local=self._growth.local,
             chunk=self._growth.chunk,
@@ -147,7 +148,7 @@ class GrowingKV:
         later = [0 if is_first else count for is_first, count in zip(begins, counts, strict=True)]
         if any(later):
             alike = len(set(later)) == 1
-            tensor = None if alike else torch.tensor(later, dtype=torch.int32).to(self._device)
+            tensor = None if alike else torch.tensor(later, dtype=torch.int32, device="cpu").to(self._device)
             self.append_later(k if not alike else k[:, :, : later[0]], v if not alike else v[:, :, : later[0]], tensor)
         self.known = [length + count for length, count in zip(self.known, counts, strict=True)]
 

@@ -78,7 +78,7 @@ class _Head:
 
     def _take(self, kind: BlockKind, page: int) -> int:
         """The entry of a page of the head's own."""
-        slot = torch.tensor(self._index * self._tensor.pages_of(kind) + page)
+        slot = torch.tensor(self._index * self._tensor.pages_of(kind) + page, device="cpu")
         return int(entries_of(slot, kind))
 
     def _open(self, block: int) -> None:
@@ -89,7 +89,7 @@ class _Head:
         self._page(entry, self._tensor.open_kind).zero_()
 
     def _page(self, entry: int, kind: BlockKind) -> Tensor:
-        return self._tensor.pools[kind][int(slots_of(torch.tensor(entry)))]
+        return self._tensor.pools[kind][int(slots_of(torch.tensor(entry, device="cpu")))]
 
     def _write(self, block: int, row: int, stored: Tensor) -> None:
         tensor, kind = self._tensor, self._tensor.open_kind
@@ -125,7 +125,9 @@ class _Head:
         self._free(entry)
 
     def _free(self, entry: int) -> None:
-        page = int(slots_of(torch.tensor(entry))) - self._index * self._tensor.pages_of(self._tensor.open_kind)
+        page = int(slots_of(torch.tensor(entry, device="cpu"))) - self._index * self._tensor.pages_of(
+            self._tensor.open_kind
+        )
         self._state[OPEN] -= 1
         self._tensor.free[self._at][int(self._state[OPEN])] = page
 

@@ -20,8 +20,18 @@ from hsbench.cache.layouts import LAYOUTS, layouts_of
 from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand
 from hsbench.cache.pruner import Axis, Order
 from hsbench.cache.storage import Shape
+from hsbench.errors import UnavailableError, UnsupportedError
 from hsbench.kernels import forks, library, memory
-from hsbench.problem.elements import SIXTEEN_BIT, Element, StoredElements, element_by
+from hsbench.problem.elements import (
+    SIXTEEN_BIT,
+    TORCH_INPUTS,
+    Element,
+    StoredElements,
+    element_by,
+    element_of,
+)
+
+HEAD_DIMS = (64, 128)
 
 
 def axis_code(axis: Axis) -> int:
@@ -193,3 +203,21 @@ def unpack_entries(
         if bool(of_kind.any()):
             blocks[of_kind] = layout[kind].unpack(pool[slots[of_kind]], operand, dtype, head_dim).to(blocks.dtype)
     return blocks
+
+
+def check_kv(k: Tensor, v: Tensor) -> None:
+    """Raises :class:`UnsupportedError` unless k and v are alike, of a type that kernels take, ``[batch, kv_heads, seq,
+    64|128]``, and :class:`UnavailableError` on a device that no library is for."""
+    if k.device != v.device:
+        raise UnsupportedError(f"k is on {k.device}, but v on {v.device}: give v.to('{k.device}')")
+    if k.ndim != 4 or k.shape != v.shape or k.dtype != v.dtype:
+        raise UnsupportedError(
+            f"k {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype} must be alike: "
+            "[batch, kv_heads, seq, head_dim], one dtype"
+        )
+    if k.device.type not in LAYOUTS:
+        raise UnavailableError(f"hsbench has no kernels for {k.device.type} tensors: move k and v to cpu or cuda")
+    if element_of(k.dtype) is None:
+        raise UnsupportedError(f"k and v are {k.dtype}: convert them to {TORCH_INPUTS}")
+    if k.shape[-1] not in HEAD_DIMS or 0 in k.shape:
+        raise UnsupportedError(f"k is {list(k.shape)}: head_dim must be 64 or 128 and no size may be 0")

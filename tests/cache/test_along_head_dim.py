@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hsbench.cache.fit import Fit, fit_pruner
-from hsbench.cache.hierarchical import compress_tensor_torch
 from hsbench.cache.layouts import HEAD_DIM_LAYOUTS, LAYOUTS
+from hsbench.cache.packing import compress_tensor_torch
 from hsbench.cache.prune import BLOCK, BlockKind, choose_blocks, keep_2_of_4, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import pruner_of
 from hsbench.cache.quantise import ROUNDED

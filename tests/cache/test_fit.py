@@ -25,7 +25,8 @@ from hsbench.cache.fit import (
     query_rms_of,
 )
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HierarchicalKV, PageCompressor, compress_tensor_torch
+from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.packing import PageCompressor, compress_tensor_torch
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import (

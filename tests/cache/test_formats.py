@@ -17,7 +17,8 @@ from torch import Tensor
 from hsbench.cache import cpu_layout, cuda_layout
 from hsbench.cache.bitmap import CHUNK, PAD, BitmapKV, BitmapTensor, compress_bitmap, compress_bitmap_torch
 from hsbench.cache.block_map import entries_of, is_kind, slots_of
-from hsbench.cache.hierarchical import HierarchicalKV, compress_tensor, compress_tensor_torch
+from hsbench.cache.hierarchical import HierarchicalKV
+from hsbench.cache.packing import compress_tensor, compress_tensor_torch
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import BLOCK, BlockKind, Operand, choose_blocks, plan_blocks
 from hsbench.errors import NonFiniteError

@@ -14,7 +14,7 @@ from hsbench.cache import cpu_layout, cuda_layout, e4m3, wide
 from hsbench.cache.block_map import is_kind, slots_of
 from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import compress_tensor_torch, pack_torch
+from hsbench.cache.packing import compress_tensor_torch, pack_torch
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import (
     BlockKind,

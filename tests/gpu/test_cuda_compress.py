@@ -45,9 +45,9 @@ from compress_cases import (
 from hsbench.cache import bitmap
 from hsbench.cache.block_map import entries_of, is_kind
 from hsbench.cache.fit import Fit, channel_order
-from hsbench.cache.hierarchical import padded_blocks
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.layouts import layouts_of
+from hsbench.cache.packing import padded_blocks
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,

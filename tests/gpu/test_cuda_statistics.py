@@ -9,7 +9,7 @@ import torch
 
 from compress_cases import DTYPES, KINDS, every_dtype, make_data, make_fit
 from hsbench.cache.fit import fit_pruner
-from hsbench.cache.hierarchical import PageCompressor, compress_tensor_torch
+from hsbench.cache.packing import PageCompressor, compress_tensor_torch
 from hsbench.cache.prune import plan_blocks
 from hsbench.cache.pruner import PRUNERS, pruner_for
 from hsbench.cache.statistics import squared_norms, squared_norms_torch

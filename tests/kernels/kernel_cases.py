@@ -20,7 +20,7 @@ from hsbench.cache import e4m3
 from hsbench.cache.bitmap import BitmapTensor, compress_bitmap_torch
 from hsbench.cache.block_map import entries_of, is_kind, slots_of
 from hsbench.cache.fit import Fit, channel_order
-from hsbench.cache.hierarchical import compress_tensor_torch, pack_torch
+from hsbench.cache.packing import compress_tensor_torch, pack_torch
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import Operand, choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import Axis, Order

@@ -45,8 +45,8 @@ from cpu_calls import ISAS, THREADS, needs_library
 from hsbench.cache import bitmap
 from hsbench.cache.block_map import is_kind
 from hsbench.cache.fit import Fit
-from hsbench.cache.hierarchical import compress_tensor_torch
 from hsbench.cache.layouts import layouts_of
+from hsbench.cache.packing import compress_tensor_torch
 from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, plan_blocks
 from hsbench.cache.pruner import Axis

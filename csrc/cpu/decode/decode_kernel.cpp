@@ -40,7 +40,7 @@ public:
             with_stored<Type>(p_.k.stored, [&](auto stored) {
                 for (std::int64_t block = first; block < last; ++block) score_block(stored, block, first);
             });
-            const std::int64_t end = last * kBlock < p_.seq ? last * kBlock : p_.seq;
+            const std::int64_t end = last * kBlock < unit_.length ? last * kBlock : unit_.length;
             update_softmax<Isa>(s_, group_, head_dim_, static_cast<int>(end - first * kBlock), score_factor(p_),
                                 reserve_);
             with_stored<Type>(p_.v.stored, [&](auto stored) {
@@ -133,12 +133,18 @@ void attend_pages(const hsb_decode_params &p, const DecodeUnit &unit) {
 }
 
 template <class Isa>
-void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partials, std::int64_t splits) {
-    const std::int64_t stride = partial_floats(p.head_dim);
+void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partials, std::int64_t stride,
+                    std::int64_t splits) {
     float max = kNoMax;
     for (std::int64_t s = 0; s < splits; ++s) {
         const float m = partials[s * stride + p.head_dim];
         max = m > max ? m : max;
+    }
+    auto *out = static_cast<std::uint16_t *>(p.out) + head * p.head_dim;
+    if (max == kNoMax) {  // no tokens
+        for (int d = 0; d < p.head_dim; ++d) out[d] = 0;
+        p.lse[head] = kNoMax;
+        return;
     }
     float sum = 0.0f;
     for (std::int64_t s = 0; s < splits; ++s) {
@@ -151,7 +157,6 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
             Isa::store(partials + d, Isa::fma(Isa::load(partial + d), factor, before));
         }
     }
-    auto *out = static_cast<std::uint16_t *>(p.out) + head * p.head_dim;
     float lse = (max + (__builtin_log2f(sum) + sum_reserve(p.dtype, p.seq))) * kLn2;
     const std::int64_t kv_head = head / (p.q_heads / p.kv_heads);
     with_type(p.dtype, [&](auto type) {
@@ -170,6 +175,6 @@ void combine_splits(const hsb_decode_params &p, std::int64_t head, float *partia
 }
 
 template void attend_pages<Isa>(const hsb_decode_params &, const DecodeUnit &);
-template void combine_splits<Isa>(const hsb_decode_params &, std::int64_t, float *, std::int64_t);
+template void combine_splits<Isa>(const hsb_decode_params &, std::int64_t, float *, std::int64_t, std::int64_t);
 
 }  // namespace hsb::cpu

@@ -95,7 +95,7 @@ void update_softmax(const DecodeScratch &s, int group, int head_dim, int valid, 
 template <class Isa>
 void finish_unit(const hsb_decode_params &p, const DecodeUnit &unit, const DecodeScratch &s) {
     for (int h = 0; h < p.q_heads / p.kv_heads; ++h) {
-        float *partial = unit.partial + h * unit.partial_stride;
+        float *partial = unit.partial + h * partial_floats(p.head_dim);
         for (int d = 0; d < p.head_dim; d += Isa::width) Isa::store(partial + d, Isa::load(s.out + h * p.head_dim + d));
         partial[p.head_dim] = s.max[h] * score_factor(p);
         partial[p.head_dim + 1] = s.sum[h];

@@ -8,12 +8,16 @@
 // divided by it; whoever finishes the last split of a kv head combines them in the order of the splits. Nothing
 // depends on which thread did what, so results repeat bit for bit.
 //
+// Of a cache that grows, a sequence has as many splits as its length asks for, and the units of a sequence stand in a row.
+//
 // Workspace:  counter u32 [batch * kv_heads], padded to 64 bytes
-//             partial     [batch * q_heads][splits][partial_floats]     head_dim of output, maximum, sum
+//             partial     [units][group][partial_floats]     head_dim of output, maximum, sum
 //             scratch     [threads][scratch_floats]
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/block_kinds.h"
 #include "cpu/page.h"
@@ -27,25 +31,76 @@ constexpr int kRun = 8;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-struct DecodeSplits {
-    std::int64_t blocks;        // per kv head
-    std::int64_t split_blocks;  // per split, a multiple of kRun; the last split may have fewer
-    std::int64_t splits;        // per kv head
-    std::int64_t units;
-};
-
 // Enough units that the last one to finish is a small part of the whole (128, and 8 a thread on large machines);
 // no more than that, since each begins both streams anew: 256 cost 5 to 10% at 8k and 32k tokens.
-inline DecodeSplits decode_splits(const hsb_decode_params &p) {
-    const std::int64_t heads = static_cast<std::int64_t>(p.batch) * p.kv_heads;
-    const std::int64_t wanted = p.threads > 16 ? 8 * static_cast<std::int64_t>(p.threads) : 128;
-    DecodeSplits s;
-    s.blocks = ceil_div(p.seq, kBlock);
-    s.split_blocks = ceil_div(ceil_div(s.blocks, ceil_div(wanted, heads)), kRun) * kRun;
-    s.splits = ceil_div(s.blocks, s.split_blocks);
-    s.units = heads * s.splits;
-    return s;
+inline std::int64_t wanted_units(const hsb_decode_params &p) {
+    return p.threads > 16 ? 8 * static_cast<std::int64_t>(p.threads) : 128;
 }
+
+inline std::int64_t split_blocks_of(std::int64_t blocks, std::int64_t splits) {
+    return std::max<std::int64_t>(1, ceil_div(ceil_div(blocks, splits), kRun)) * kRun;
+}
+
+// One part of a kv head.
+struct Split {
+    std::int64_t head;           // batch * kv_heads + kv head
+    std::int64_t first, last;    // blocks, one past the end
+    std::int64_t of_head;        // the head's splits
+    std::int64_t first_of_head;  // unit of its first one
+};
+
+// How all heads are cut: alike, or, of a cache that grows, by the length of each sequence.
+class Splits {
+public:
+    explicit Splits(const hsb_decode_params &p) : kv_heads_(p.kv_heads) {
+        const std::int64_t heads = std::int64_t{p.batch} * p.kv_heads, wanted = wanted_units(p);
+        if (!p.lengths) {
+            blocks_ = ceil_div(p.seq, kBlock);
+            split_blocks_ = split_blocks_of(blocks_, ceil_div(wanted, heads));
+            units_ = heads * ceil_div(blocks_, split_blocks_);
+            return;
+        }
+        std::int64_t all = 0;
+        for (std::int32_t i = 0; i < p.batch; ++i) all += ceil_div(p.lengths[i], kBlock) * p.kv_heads;
+        split_blocks_ = split_blocks_of(all, wanted);
+        for (std::int32_t i = 0; i < p.batch; ++i) {
+            sequences_.push_back({units_, ceil_div(p.lengths[i], kBlock)});
+            units_ += p.kv_heads * splits_of(sequences_.back().blocks);
+        }
+    }
+    std::int64_t units() const { return units_; }
+
+    Split operator[](std::int64_t unit) const {
+        Sequence sequence{0, blocks_};
+        std::int64_t heads_before = 0;
+        if (!sequences_.empty()) {
+            const auto after = [](std::int64_t wanted, const Sequence &other) { return wanted < other.first_unit; };
+            const auto at = std::upper_bound(sequences_.begin(), sequences_.end(), unit, after) - 1;
+            sequence = *at;
+            heads_before = (at - sequences_.begin()) * kv_heads_;
+        }
+        const std::int64_t splits = splits_of(sequence.blocks), in_sequence = unit - sequence.first_unit;
+        const std::int64_t head = in_sequence / splits, split = in_sequence % splits, first = split * split_blocks_;
+        return {heads_before + head, first, std::min(first + split_blocks_, sequence.blocks), splits, unit - split};
+    }
+
+    // The most that there can be, whatever the lengths are.
+    static std::int64_t most_units(const hsb_decode_params &p) {
+        return p.lengths ? wanted_units(p) + std::int64_t{p.batch} * p.kv_heads : Splits(p).units();
+    }
+
+private:
+    struct Sequence {
+        std::int64_t first_unit, blocks;
+    };
+    // A head without blocks has a split that holds nothing.
+    std::int64_t splits_of(std::int64_t blocks) const {
+        return std::max<std::int64_t>(1, ceil_div(blocks, split_blocks_));
+    }
+
+    std::int64_t kv_heads_, blocks_ = 0, split_blocks_ = 0, units_ = 0;
+    std::vector<Sequence> sequences_;
+};
 
 constexpr std::int64_t partial_floats(int head_dim) { return head_dim + 16; }
 

@@ -46,6 +46,13 @@ void check(const hsb_prefill_params &p) {
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.threads > 0, "threads must be positive");
     stored_blocks(p, kBlock);  // checks them
+    HSB_CHECK(!p.lengths || !p.position, "a cache that grows evicts nothing");
+    for (std::int32_t i = 0; p.lengths && i < p.batch; ++i) {
+        HSB_CHECK(0 <= p.lengths[i] && p.lengths[i] <= p.seq, "lengths must be 0 to seq");
+        HSB_CHECK(
+            !p.q_lengths || (0 <= p.q_lengths[i] && p.q_lengths[i] <= std::min<std::int64_t>(p.q_len, p.lengths[i])),
+            "q_lengths must be 0 to q_len, and to the sequence's length");
+    }
 }
 
 }  // namespace

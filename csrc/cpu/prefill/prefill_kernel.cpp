@@ -50,25 +50,30 @@ struct Scratch {
 struct Rows {
     Rows(const hsb_prefill_params &p, std::int64_t head)
         : p(p), kv_head(head), group(p.q_heads / p.kv_heads), first_head(head * group), rows(p.q_len * group),
+          length(p.lengths ? p.lengths[head / p.kv_heads] : p.seq),
+          queries(p.lengths && p.q_lengths ? p.q_lengths[head / p.kv_heads] : p.q_len),
           blocks(stored_blocks(p, kBlock)), position(p.position ? p.position + head * blocks : nullptr) {}
 
     std::int64_t query(std::int64_t row) const { return row / group; }
     // [batch, q_heads, q_len] flat
     std::int64_t index(std::int64_t row) const { return (first_head + row % group) * p.q_len + row / group; }
-    std::int64_t last_token(std::int64_t row) const { return p.seq - p.q_len + row / group; }
+    std::int64_t last_token(std::int64_t row) const { return length - queries + row / group; }
+    // Rows of queries that there are: the first ones.
+    std::int64_t there() const { return queries * group; }
 
     // The first token of a stored block.
     std::int64_t start(std::int64_t stored) const { return (position ? position[stored] : stored) * kBlock; }
     // Stored blocks that begin at or before a token.
     std::int64_t blocks_until(std::int64_t token) const {
-        const std::int64_t seen = token / kBlock + 1;
+        const std::int64_t seen = token < 0 ? 0 : token / kBlock + 1;
         return position ? std::upper_bound(position, position + blocks, seen - 1) - position : seen;
     }
-    // Whether all that a row may see is evicted.
-    bool sees_nothing(std::int64_t row) const { return last_token(row) < start(0); }
+    // Whether there is no such query, or all that it may see is evicted.
+    bool sees_nothing(std::int64_t row) const { return row >= there() || last_token(row) < start(0); }
 
     const hsb_prefill_params &p;
     std::int64_t kv_head, group, first_head, rows;
+    std::int64_t length, queries;  // of the sequence
     std::int64_t blocks;           // stored, of this head
     const std::int32_t *position;  // [blocks], or null
 };
@@ -200,7 +205,8 @@ void prefill_unit_of(const hsb_prefill_params &p, const PrefillUnit &unit, std::
 
     const std::int32_t *k_map = p.k.map + unit.head * rows.blocks;
     const std::int32_t *v_map = p.v.map + unit.head * rows.blocks;
-    const std::int64_t seen = rows.blocks_until(rows.last_token(unit.last_row - 1));
+    const std::int64_t end = std::min(unit.last_row, rows.there());  // rows behind it see nothing
+    const std::int64_t seen = unit.first_row < end ? rows.blocks_until(rows.last_token(end - 1)) : 0;
     const float reserve = sum_reserve(p.dtype, p.seq);
     int from = 0;  // tiles before it have seen all they see
     for (std::int64_t block = 0; block < seen; ++block) {

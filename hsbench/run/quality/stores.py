@@ -18,9 +18,9 @@ from hsbench.cache.basis import Basis, LayerBasis
 from hsbench.cache.evict import Eviction, evict_blocks, same_memory
 from hsbench.cache.fit import Fit, fit_pruner, pooled_attention
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.hierarchical import HEAD_DIMS, HierarchicalKV
+from hsbench.cache.hierarchical import HierarchicalKV
 from hsbench.cache.layouts import why_decode_only, why_no_pages
-from hsbench.cache.paged import page_bytes
+from hsbench.cache.paged import HEAD_DIMS, page_bytes
 from hsbench.cache.prune import BlockPlan, keep_unstructured, kept_per_token, plan_blocks
 from hsbench.cache.pruner import DEFAULT_MODEL_PRUNER, MAGNITUDE, Pruner, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
@@ -37,7 +37,7 @@ from hsbench.problem.elements import (
     elements_of,
 )
 from hsbench.run.quality.layer_plan import LayerPlan
-from hsbench.run.quality.living import Living, why_not_living
+from hsbench.run.quality.living import Living, reads_chunks, why_not_living
 from hsbench.run.quality.protocol import Compressed, Store
 from hsbench.run.quality.settings import BLOCK, MethodKind, Setting, Task
 
@@ -135,11 +135,14 @@ class Hierarchical:
         return self._basis.layer(layer) if self._basis else None
 
     def _lives(self, k: Tensor) -> bool:
-        grows = self._task.keeps_prefix or self._task.has_chunks
+        device = Device.of(k.device)
+        # A chunk that no kernel reads at once cannot be the first: token by token nothing would be there to fit to.
+        grows = self._task.keeps_prefix or (
+            self._task.has_chunks and reads_chunks(self._pruner, device, self._elements)
+        )
         if self._setting.evict or not grows:
             return False
-        how = (self._pruner, Device.of(k.device), self._elements, k.shape[-1], self._group)
-        return why_not_living(*how) is None
+        return why_not_living(self._pruner, device, self._elements, k.shape[-1], self._group) is None
 
     def compress(
         self, layer: int, k: Tensor, v: Tensor, queries: Tensor, *, held: int, sink: int, local: int

@@ -43,15 +43,15 @@ def test_a_run(model, run_of):
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("prefill_call", "layer 0, tokens 448 to 512"),
-        ("decode_call", "layer 0, the last alone of tokens 448 to 512"),
+        ("growing_prefill_call", "layer 0, tokens 448 to 511"),
+        ("growing_decode_call", "layer 0, the last alone of tokens 448 to 511"),
     ],
 )
 def test_a_wrong_kernel_is_found_and_makes_no_figure(model, run_of, monkeypatch, name, where):
     right = getattr(calls, name)
 
-    def wrong(q, kv):
-        call = right(q, kv)
+    def wrong(*given):
+        call = right(*given)
         inner = call.run
 
         def run():
@@ -71,14 +71,14 @@ def test_a_wrong_kernel_is_found_and_makes_no_figure(model, run_of, monkeypatch,
 
 
 def test_a_wrong_kernel_ends_its_row_alone(model, run_of, monkeypatch):
-    from hsbench.run.quality import stores
+    from hsbench.run.quality import living
 
-    inner = stores._Paged.attend
+    inner = living._Alive.attend
 
     def wrong_at_a_half(self, q):
-        return inner(self, q) * (1.01 if self.kv.achieved_sparsity == 0.5 else 1)
+        return inner(self, q) * (1.01 if self.cache.achieved_sparsity == 0.5 else 1)
 
-    monkeypatch.setattr(stores._Paged, "attend", wrong_at_a_half)
+    monkeypatch.setattr(living._Alive, "attend", wrong_at_a_half)
     quarter = dataclasses.replace(HALF, key_sparsity=0.25, value_sparsity=0.25)
     report = run_of(model, HALF, NONE, quarter, windows=2).run()
     assert {result.record.case.key_sparsity: result.record.status for result in report.results} == {

@@ -125,7 +125,7 @@ def test_fewer_bits_alone_cost_little_and_add_little_to_2_4(model, when):
 def test_what_8_bits_store_is_counted(model):
     k, v = torch.randn(2, 1, 2, 448, 64, dtype=torch.float16)
     for setting, least in ((Setting("dense", 0.0, 0.0, elements="fp8"), 1.9), (FP8_HALF, 3.0)):
-        store = stores.METHODS[setting.method].store(setting, 2, None, SMALL, 1024)
+        store = stores.METHODS[setting.method].store(setting, 2, None, dataclasses.replace(SMALL, when="whole"), 1024)
         stored = store.compress(0, k, v, k, held=448, sink=0, local=0)
         assert not stored.simulated and stored.dense_nbytes / stored.nbytes > least
         assert sum(stored.memory().values()) == stored.nbytes and stored.memory()["scale"] == 2 * 2 * 64 * 4
@@ -161,7 +161,8 @@ def test_the_dense_run_is_the_model_in_one_go(model):
 def test_the_first_scored_pass_and_another_are_checked(model):
     passes = SMALL.passes(SMALL.context, SMALL.context + SMALL.score)
     for seed in range(5):
-        assert scoring.checked_passes(passes, SMALL.context, seed) == {0, 1}
+        found = scoring.checked_passes(passes, SMALL.context, seed)
+        assert 0 in found and len(found) == 2 and found <= {0, 1, 2}
     chunked = Task(context=500, score=300, when="chunked", chunk=200).passes(500, 800)
     picked = [scoring.checked_passes(chunked, 500, seed) for seed in range(20)]
     assert all(2 in one and one <= {2, 3} for one in picked)
@@ -238,7 +239,7 @@ def test_settings_of_eviction():
 def test_what_is_evicted_stays_so_as_the_cache_grows(pruner, elements):
     torch.manual_seed(0)
     setting = Setting("hierarchical", 0.25, 0.25, pruner, evict=0.5, elements=elements)
-    store = stores.Hierarchical(setting, 2, None)
+    store = stores.Hierarchical(setting, 2, None, SMALL, 1024)
     k, v, q = torch.randn(1, 2, 704, 64).half(), torch.randn(1, 2, 704, 64).half(), torch.randn(1, 4, 64, 64).half()
     before = None
     for held in (448, 512, 576, 640):
