@@ -1,5 +1,5 @@
-// Appends tokens to a cache that grows, and judges the blocks that have left its window (hsb_append_params). One work item is
-// K or V of one (sequence, kv head): it shares nothing with the others.
+// Appends tokens to a cache that grows, and judges the blocks that have left its window (hsb_append_params). One work item
+// is K or V of one (sequence, kv head): it shares nothing with the others.
 #include "api.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"

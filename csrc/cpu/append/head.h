@@ -2,13 +2,14 @@
 // hsbench/cache/growing_torch.py. For launchers.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "append.h"
 #include "cpu/compress/blocks.h"
 #include "cpu/compress/scan.h"
-#include "cpu/simd/half.h"
 #include "losses.h"
 
 namespace hsb::cpu {
@@ -85,32 +86,14 @@ private:
         std::memset(open_page(block), 0, std::size_t{kBlock} * head_dim_ * 2);
     }
 
-    // Where an element stands in an open page (cpu/page.h), whose tiles are those of a dense one.
-    std::int64_t at(std::int64_t token, std::int64_t channel) const {
-        const bool is_key = shape_.operand == HSB_KEY;
-        const std::int64_t lane = is_key ? token : channel, step = is_key ? channel : token;
-        const std::int64_t steps = is_key ? head_dim_ : kBlock;
-        const std::int64_t tile = lane / kTileLanes * (steps / kTileSteps) + step / kTileSteps;
-        return (tile * kTileSteps + step % kTileSteps) * kTileLanes + lane % kTileLanes;
-    }
-
     // Tokens `first` and on of those appended, to rows of a block's open page.
     void write(std::int64_t block, std::int64_t row, std::int64_t first, std::int64_t count) {
         const DefaultArithmetic arithmetic;
-        const std::uint16_t *x = x_ + first * head_dim_;
-        BlockFit fit = of_head();
-        const std::uint16_t largest = store_block<Isa>(x, static_cast<int>(count), fit, shape_, stored_, nullptr);
+        const std::uint16_t largest = write_tokens<Isa>(x_ + first * head_dim_, static_cast<int>(count), of_head(),
+                                                        shape_, static_cast<int>(row), open_page(block));
         if (largest >= infinity_bits(p_.dtype))
             bad_.scan(static_cast<const std::uint16_t *>(shape_.operand == HSB_KEY ? p_.k : p_.v),
                       (head_ * p_.tokens + first) * head_dim_, count * head_dim_);
-        const std::uint16_t *values = stored_;
-        if (is_narrow()) {
-            widen_tokens<Isa>(stored_, static_cast<int>(count), fit, shape_, units_);
-            values = units_;
-        }
-        std::uint16_t *const page = open_page(block);
-        for (std::int64_t token = 0; token < count; ++token)
-            for (std::int64_t c = 0; c < head_dim_; ++c) page[at(row + token, c)] = values[token * head_dim_ + c];
     }
 
     BlockFit of_head() const {
@@ -120,49 +103,13 @@ private:
                 of_channels(g_.scale)};
     }
 
-    // What an open page holds, in the tensor's own order of channels and type.
-    void read(std::int64_t block) {
-        const std::uint16_t *const page = open_page(block);
-        const float *scale = of_head().scale;
-        const float largest =
-            with_type(p_.dtype, [&](auto type) { return to_float(infinity_bits(p_.dtype) - 1, type); });
-        const auto put = [&](int place, int channel) {
-            for (int token = 0; token < kBlock; ++token) {
-                const std::uint16_t value = page[at(token, place)];
-                std::uint16_t &to = block_[token * head_dim_ + channel];
-                if (!scale) {
-                    to = value;
-                    continue;
-                }
-                const float x = std::fmin(std::fmax(to_float(value, Fp16{}) * scale[channel], -largest), largest);
-                to = with_type(p_.dtype, [&](auto type) { return from_float(x, type); });
-            }
-        };
-        if (g_.order == HSB_ORDER_MIRROR)
-            for_each_place(put);
-        else
-            for (int c = 0; c < head_dim_; ++c) put(c, c);
-    }
-
-    // put(place, channel) of HSB_ORDER_MIRROR.
-    template <class Put>
-    void for_each_place(Put &&put) const {
-        const int half = head_dim_ / 2;
-        for (int g = 0; g < half / 2; ++g) {
-            put(4 * g, g);
-            put(4 * g + 1, half - 1 - g);
-            put(4 * g + 2, half + g);
-            put(4 * g + 3, head_dim_ - 1 - g);
-        }
-    }
-
     void judge(std::int64_t block) {
         const DefaultArithmetic arithmetic;
         if (!is_narrow() && g_.ratio == 0.0) {
             ++state_[kJudged];
             return;
         }
-        read(block);
+        read_tokens<Isa>(open_page(block), of_head(), shape_, block_);
         const hsb_compress_params one = as_tensor();
         const Plan plan(one);
         const auto become = [&](auto &blocks) {
@@ -230,8 +177,6 @@ private:
     const std::uint16_t *const x_;
     const std::int64_t blocks_;
     std::int32_t *const map_, *const state_, *const free_;
-    alignas(64) std::uint16_t stored_[kBlock * 128];
-    alignas(64) std::uint16_t units_[kBlock * 128];
     alignas(64) std::uint16_t block_[kBlock * 128];
 };
 
