@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class _Layer(CacheLayerMixin):
+class TensorLayer(CacheLayerMixin):
     """One layer: K and V, each ``[batch, kv_heads, capacity, head_dim]``; the first `length` tokens are in use."""
 
     is_sliding = False
@@ -38,6 +38,7 @@ class _Layer(CacheLayerMixin):
         return self.used()
 
     def used(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of the tokens that there are, views."""
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def get_seq_length(self, *_args: Any) -> int:
@@ -71,7 +72,7 @@ class ModelCache:
         self.capacity, self.batch = shape[2], shape[0]
         self.length = 0
         pairs = ([torch.empty(shape, dtype=dtype, device=device) for _ in "kv"] for _ in range(layers))
-        self._layers = [_Layer(*pair) for pair in pairs]
+        self._layers = [TensorLayer(*pair) for pair in pairs]
         self.hf = Cache(layers=list(self._layers))
 
     def rewind(self, length: int) -> None:

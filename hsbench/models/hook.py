@@ -1,9 +1,10 @@
 """The hook: an attention function of ours, in transformers' registry, in place of the model's own.
 
-Every attention layer of a model that was loaded with ``attn_implementation=NAME`` calls :func:`_attention`, which hands
-q, K and V to whatever a :class:`Call` says. What it does not understand, it refuses: an attention function that ignores
-an argument gives a wrong answer, in silence. So does one without a mask function in transformers' registry of those
-(masks are then None, padding is ignored), hence :func:`_no_mask`.
+Every attention layer of a model that was loaded with ``attn_implementation=NAME`` calls :func:`_attention`, which
+hands q, K and V to whatever a :class:`Call` says, or to the layer of a cache that attends by itself
+(:class:`Attending`). What it does not understand, it refuses: an attention function that ignores an argument gives a
+wrong answer, in silence. So does one without a mask function in transformers' registry of those (masks are then None,
+padding is ignored), hence :func:`_no_mask`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
@@ -29,6 +30,29 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Causal: the n queries are the last n of the m tokens. q and K are post-RoPE; a scaling other than the usual is folded
 into q, so that ``softmax(q k^T / sqrt(d)) v`` is what the model wants.
 """
+
+
+class Attending(Protocol):
+    """A layer of a cache that attends to its own tokens: its ``update`` hands on what is new, marked as its own."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in it."""
+        ...
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Takes the n new tokens' k and v ``[b, kv_heads, n, d]`` in; ``q`` as of :data:`Attend`, and what it gives."""
+        ...
+
+
+_MARK = "hsbench_layer"
+
+
+def marked(key: torch.Tensor, layer: Attending) -> torch.Tensor:
+    """The new tokens' K, as the layer's own: transformers hands it from cache to attention untouched."""
+    setattr(key, _MARK, layer)
+    return key
+
 
 # Arguments that change nothing here: dropout and its like are of training, positions are in q and k already.
 _HARMLESS = frozenset(
@@ -65,15 +89,20 @@ class Call:
         attended: those layers.
         facts: filled with what each layer asked for, where it is a dictionary.
         windows: the sliding windows that layers have, which masks may hold.
+        alone: whether each sequence has one query, which sees all: no mask can say more, and none is looked at.
     """
 
     attend: Attend | None
     attended: frozenset[int]
     windows: frozenset[int]
     facts: dict[int, LayerFacts] | None = None
+    alone: bool = False
 
 
-_CALL: ContextVar[Call] = ContextVar("hsbench_attention")
+_OF_A_USER = Call(None, frozenset(), frozenset())
+"""Of passes that are not ours: a user's own ``generate``."""
+
+_CALL: ContextVar[Call] = ContextVar("hsbench_attention", default=_OF_A_USER)
 
 
 @contextmanager
@@ -113,12 +142,16 @@ def _attention(
     d = query.shape[-1]
     if scaling is not None and abs(scaling * d**0.5 - 1) > 1e-6:
         query = query * (scaling * d**0.5)
-    if call.attend is not None and layer in call.attended:
-        if softcap is not None or s_aux is not None or (sliding_window or key.shape[2]) < key.shape[2]:
-            raise UnsupportedError(
-                f"layer {layer} is to see {key.shape[2]} tokens, but has a window of {sliding_window}"
-            )
-        out = call.attend(layer, query, key, value)
+    own: Attending | None = getattr(key, _MARK, None)
+    if own is not None or (call.attend is not None and layer in call.attended):
+        tokens = key.shape[2] + (0 if own is None else own.length)
+        if softcap is not None or s_aux is not None or (sliding_window or tokens) < tokens:
+            raise UnsupportedError(f"layer {layer} is to see {tokens} tokens, but has a window of {sliding_window}")
+        if own is not None:
+            out = own.attend(query, key, value)
+        else:
+            assert call.attend is not None
+            out = call.attend(layer, query, key, value)
     elif softcap is None and s_aux is None:
         out = dense_attend(query, key, value, window=sliding_window)
     else:
@@ -163,6 +196,8 @@ def _no_mask(
     Raises:
         UnsupportedError: another mask (padding, chunks, a prefix that sees itself).
     """
+    if _CALL.get().alone:
+        return
     if attention_mask is not None and not bool(attention_mask.all()):
         raise UnsupportedError("the model pads its input, which hsbench does not know")
     if cache_position is not None:

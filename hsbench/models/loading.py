@@ -32,7 +32,12 @@ _RANDOM_MLP = 3.5  # width of the feed-forward layers over the model's, as in Ll
 
 
 def open_model(
-    spec: str | Source, *, device: str = "cpu", dtype: str | None = None, context: int | None = None
+    spec: str | Source,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    context: int | None = None,
+    wide_head: bool = True,
 ) -> Model:
     """Open what MODEL names.
 
@@ -44,6 +49,7 @@ def open_model(
             for the 16-bit type that it was published in (that of the widest range where it was in none).
         context: tokens that it will see at most; None for all that it can. A layer that slides over a window at least
             as long is attended.
+        wide_head: whether a model of 16 bits makes its logits in fp32, for what compares them; it costs time.
 
     Raises:
         UsageError: no such model, a damaged one, or one that does not continue text.
@@ -58,7 +64,7 @@ def open_model(
     element = COMPUTE[dtype] if dtype else _usual(source, where)
     _check_room(source, element, where)
     try:
-        return _loaded(source, element, where, context)
+        return _loaded(source, element, where, context, wide_head)
     except HsbenchError:
         raise
     except Exception as error:
@@ -95,7 +101,7 @@ def _check_room(source: Source, element: Element, device: Device) -> None:
         check_fits(what, weights + on_the_way, device, _SMALLER)
 
 
-def _loaded(source: Source, element: Element, device: Device, context: int | None) -> Model:
+def _loaded(source: Source, element: Element, device: Device, context: int | None, wide_head: bool) -> Model:
     from hsbench.models.hook import NAME, register
     from hsbench.models.model import Model
 
@@ -105,7 +111,7 @@ def _loaded(source: Source, element: Element, device: Device, context: int | Non
         from transformers import AutoModelForCausalLM
 
         if source.shape is not None:
-            hf = _random_weights(source.shape, element)
+            hf = _random_weights(source.shape, element, device)
         else:
             hf, info = AutoModelForCausalLM.from_pretrained(
                 **source.arguments, dtype=element.torch_dtype, attn_implementation=NAME, output_loading_info=True
@@ -115,7 +121,7 @@ def _loaded(source: Source, element: Element, device: Device, context: int | Non
     config = hf.config.get_text_config()
     if source.rope_base is not None:
         _check_rope(source, hf)
-    if element is not FP32:
+    if wide_head and element is not FP32:
         widen_head(hf)
     facts = _asked(hf)
     geometry = _geometry(config, source.max_positions, facts)
@@ -199,7 +205,7 @@ def _attended(facts: Mapping[int, LayerFacts], context: int) -> tuple[tuple[int,
     return tuple(layer for layer in sorted(facts) if layer not in dense), tuple(notes)
 
 
-def _random_weights(shape: ModelShape, element: Element) -> Any:
+def _random_weights(shape: ModelShape, element: Element, device: Device) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from hsbench.models.hook import NAME
@@ -216,7 +222,9 @@ def _random_weights(shape: ModelShape, element: Element) -> Any:
         vocab_size=_RANDOM_VOCAB,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    # Where they are to be: a CPU would draw billions of them for a minute.
+    devices = [torch.cuda.current_device()] if device.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.device(str(device)):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=element.torch_dtype, attn_implementation=NAME)
 

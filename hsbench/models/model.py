@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,8 +12,12 @@ from hsbench.models.cache import ModelCache
 from hsbench.models.geometry import ModelGeometry
 from hsbench.models.hook import Attend, Call, calling
 from hsbench.models.memory import cache_bytes, check_fits
+from hsbench.models.pieces import ANY_PIECE, PIECE, in_pieces
 from hsbench.models.tokenizer import Tokenizer
 from hsbench.problem.elements import INPUTS, Element, element_of
+
+if TYPE_CHECKING:
+    from hsbench.models.living import LivingCache
 
 __all__ = ["Attend", "Model", "ModelCache"]
 
@@ -44,12 +48,14 @@ class Model:
         windows: frozenset[int] = frozenset(),
         element: Element | None = None,
     ) -> None:
+        self._piece = PIECE if in_pieces(hf) else ANY_PIECE
         self.name, self.identity, self.geometry = name, identity, geometry
         self.attended, self.notes = attended, notes
         self._hf, self._tokenizer, self._windows = hf, tokenizer, windows
         self.device, self.dtype = Device.of(hf.device), hf.dtype
         self.element = element or element_of(hf.dtype) or next(iter(INPUTS.values()))
         takes = inspect.signature(hf.forward).parameters
+        self._takes_cache_position = "cache_position" in takes  # up to 5.0
         self._cache_argument = "cache" if "cache" in takes else "past_key_values"  # renamed in 5.2x
 
     def tokens(self, text: str) -> torch.Tensor:
@@ -77,13 +83,16 @@ class Model:
         Raises:
             UnavailableError: there is not.
         """
+        check_fits(f"a pass of {tokens:,} tokens", self.pass_bytes(tokens), self.device, "take fewer tokens")
+
+    def pass_bytes(self, tokens: int) -> int:
+        """About what a pass of so many tokens takes, beside the weights and any cache."""
         config = self._hf.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         # The residual stream, its norm, q, K, V and the output of attention; then the feed-forward layer's two halves,
-        # and their product. Measured on Llama's.
-        wide = 6 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-        check_fits(
-            f"a pass of {tokens:,} tokens", tokens * wide * self.dtype.itemsize, self.device, "take fewer tokens"
-        )
+        # and their product, in pieces. Measured on Llama's.
+        elements = 6 * config.hidden_size * tokens + 3 * inner * min(tokens, self._piece)
+        return int(elements * self.dtype.itemsize)
 
     @torch.no_grad()
     def forward(
@@ -122,3 +131,39 @@ class Model:
         if cache is not None:
             cache.appended(n)
         return result.logits.float()
+
+    @property
+    def hf(self) -> Any:
+        """transformers' own model, which attends through our hook."""
+        return self._hf
+
+    @torch.no_grad()
+    def prompt(self, ids: torch.Tensor, cache: LivingCache) -> torch.Tensor:
+        """Append a prompt ``[batch, n]`` to an empty cache; what comes after it, ``[batch, vocab]``.
+
+        Raises:
+            UnsupportedError, NonFiniteError: as of the cache's layers.
+        """
+        with calling(self._plain_call()):
+            result = self._hf(
+                input_ids=ids.to(str(self.device)), use_cache=True, logits_to_keep=1, **{self._cache_argument: cache}
+            )
+        return result.logits[:, -1]
+
+    @torch.no_grad()
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: LivingCache) -> torch.Tensor:
+        """Append one token to each sequence of a cache; what comes after it, ``[batch, vocab]``. Nothing here waits for
+        the device, or takes anything from the host that changes from step to step, but what layers do.
+
+        Args:
+            ids: int64 ``[batch, 1]``, on the device.
+            positions: int64 ``[batch, 1]``, likewise, all alike.
+        """
+        arguments: dict[str, Any] = {self._cache_argument: cache, "position_ids": positions}
+        if self._takes_cache_position:
+            arguments["cache_position"] = positions[0]
+        with calling(self._plain_call(alone=True)):
+            return self._hf(input_ids=ids, use_cache=True, logits_to_keep=1, **arguments).logits[:, -1]
+
+    def _plain_call(self, *, alone: bool = False) -> Call:
+        return Call(None, frozenset(), self._windows, alone=alone)
