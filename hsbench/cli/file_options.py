@@ -21,14 +21,16 @@ ResultFile = Annotated[str, _word("FILE", "Results that --output wrote: CSV, JSO
 BaseFile = Annotated[str, _word("BASE", "Results of before: CSV, JSON or Parquet.")]
 NewFile = Annotated[str, _word("NEW", "Results of now.")]
 
-DIFF_METRICS = ("time", "kv_bytes", "error", "quality")
+DIFF_METRICS = ("time", "token_time", "kv_bytes", "error", "quality")
 DIFF_FORMATS = ("table", "json", "markdown", "junit")
 
 FailOver = Annotated[str | None, _option("--fail-over", "SHARE", "A change must be larger, such as 5% or 0.05 (5%).")]
 DiffMetric = Annotated[
     str | None,
     _option(
-        "--metric", "METRIC", "time, kv_bytes, error, or quality, which is the KL (time; of quality's rows quality)."
+        "--metric",
+        "METRIC",
+        "time, kv_bytes, error, quality, which is the KL, or token_time (time; quality and token_time where they are).",
     ),
 ]
 AcrossMachines = Annotated[

@@ -21,6 +21,7 @@ from hsbench.cli.decode import decode
 from hsbench.cli.diff import diff
 from hsbench.cli.doctor import doctor
 from hsbench.cli.exit_codes import INTERNAL, INTERRUPTED
+from hsbench.cli.generate import generate
 from hsbench.cli.output import writing
 from hsbench.cli.parse import as_option
 from hsbench.cli.plot import plot
@@ -32,7 +33,7 @@ from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, tran
 from hsbench.errors import HsbenchError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
-for _command in (decode, prefill, compare, quality, show, plot, diff, doctor, capture, calibrate):
+for _command in (decode, prefill, compare, quality, generate, show, plot, diff, doctor, capture, calibrate):
     app.command(cls=Command)(_command)
 
 

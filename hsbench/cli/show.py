@@ -25,7 +25,7 @@ def show(file: f.ResultFile, format: o.Format = None, output: o.Output = None) -
 
     from hsbench.cli.stored import warn_of
     from hsbench.report import console_for, render_sweep
-    from hsbench.results import Quality, quality_report_of, read_filled, reports_of
+    from hsbench.results import Generated, Quality, generate_report_of, quality_report_of, read_filled, reports_of
 
     stored = read_filled(path)
     kinds = {type(row) for row in stored.rows}
@@ -35,9 +35,10 @@ def show(file: f.ResultFile, format: o.Format = None, output: o.Output = None) -
     target.manifest = stored.manifest
     reports = reports_of(stored)
     with target:
-        if kinds == {Quality}:
-            target.rows = Quality
-            target.report(quality_report_of(stored))
+        for kind, report_of in ((Quality, quality_report_of), (Generated, generate_report_of)):
+            if kinds == {kind}:
+                target.rows = kind
+                target.report(report_of(stored))
         for report in reports:
             target.report(report)
     if target.format == "table" and len(reports) > 1:

@@ -1,5 +1,6 @@
 """How to show results: records, tables, Markdown, and the writers of every `--format`."""
 
+from hsbench.report.generate import render_generate
 from hsbench.report.markdown import markdown
 from hsbench.report.page import console_for
 from hsbench.report.quality import render_quality
@@ -15,6 +16,7 @@ __all__ = [
     "markdown",
     "parquet_writer",
     "render",
+    "render_generate",
     "render_quality",
     "render_sweep",
     "writer_for",

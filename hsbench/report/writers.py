@@ -20,12 +20,13 @@ from rich.console import Console
 
 from hsbench.errors import UsageError
 from hsbench.report.documents import CsvWriter, JsonWriter, ParquetWriter
+from hsbench.report.generate import generate_markdown, render_generate
 from hsbench.report.markdown import machine_markdown, report_markdown
 from hsbench.report.page import console_for
 from hsbench.report.quality import quality_markdown, render_quality
 from hsbench.report.stream import RowStream, Writer
 from hsbench.report.table import render
-from hsbench.results import Quality, Record, Report, Reported, Row
+from hsbench.results import Generated, Quality, Record, Report, Reported, Row
 
 
 class Layout(Protocol):
@@ -51,7 +52,15 @@ class _Quality:
         return quality_markdown(report)
 
 
-LAYOUTS: dict[type[Row[Any, Any]], Layout] = {Record: _Attention(), Quality: _Quality()}
+class _Generate:
+    def render(self, report: Any, console: Console) -> None:
+        render_generate(report, console, machine=False)
+
+    def markdown(self, report: Any) -> str:
+        return generate_markdown(report)
+
+
+LAYOUTS: dict[type[Row[Any, Any]], Layout] = {Record: _Attention(), Quality: _Quality(), Generated: _Generate()}
 """By the kind of rows."""
 
 

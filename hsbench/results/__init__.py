@@ -1,6 +1,7 @@
 """What a run reports: rows of a case and its measures, their identity, and the machine beside them."""
 
 from hsbench.results.attention import COLUMNS, AttentionCase, AttentionMeasures, Record
+from hsbench.results.generate import GenerateCase, Generated, GenerateMeasures, GenerateReport
 from hsbench.results.identity import key, may_match
 from hsbench.results.quality import Quality, QualityCase, QualityMeasures
 from hsbench.results.reading import read_rows
@@ -10,6 +11,7 @@ from hsbench.results.stored import (
     Stored,
     ceiling_of,
     ceilings_of,
+    generate_report_of,
     quality_report_of,
     read_filled,
     read_stored,
@@ -22,6 +24,10 @@ __all__ = [
     "STATUSES",
     "AttentionCase",
     "AttentionMeasures",
+    "GenerateCase",
+    "GenerateMeasures",
+    "GenerateReport",
+    "Generated",
     "MeasuredCeiling",
     "Quality",
     "QualityCase",
@@ -35,6 +41,7 @@ __all__ = [
     "Stored",
     "ceiling_of",
     "ceilings_of",
+    "generate_report_of",
     "key",
     "may_match",
     "quality_report_of",

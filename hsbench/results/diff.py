@@ -20,6 +20,7 @@ from typing import Any
 
 from hsbench.errors import UsageError
 from hsbench.results.attention import Record
+from hsbench.results.generate import Generated
 from hsbench.results.identity import key, may_match
 from hsbench.results.quality import Quality
 from hsbench.results.row import Row
@@ -119,7 +120,7 @@ def compare_files(
     """Compares the rows that two files have in common.
 
     Args:
-        metric: one of `METRICS`; None for the time, and of rows of ``quality`` the KL.
+        metric: one of `METRICS`; None for the time, of rows of ``quality`` the KL, of ``generate`` that of a token.
         fail_over: share by which a change must pass, 0.05 for 5 %.
         circumstances: what else differs between the runs, in words; clocks are added.
 
@@ -236,12 +237,22 @@ def _against_baseline(base: Record, new: Record, company: bool) -> tuple[float, 
     return then.speedup_lo / now.speedup_hi, then.speedup_hi / now.speedup_lo  # type: ignore[operator]
 
 
-def _half(row: AnyRow, z: float) -> float | None:
+def _token_time(base: AnyRow, new: AnyRow, z: float) -> Span:
+    """The ratio of the medians of two rows' steps; their quartiles tell its interval."""
+    ratio = new.measures.token_ms / base.measures.token_ms
+    halves = [_half(row, z, "token_ms") for row in (base, new)]
+    if None in halves:
+        return Span(ratio, None, None)
+    width = math.exp(math.hypot(*(one for one in halves if one is not None)))
+    return Span(ratio, ratio / width, ratio * width)
+
+
+def _half(row: AnyRow, z: float, column: str = "time_us") -> float | None:
     """Half the width of the median's interval, of the time's logarithm; None where a row does not tell."""
-    m = row.measures
-    if m.samples is None or m.samples < 2 or not m.time_us_p25 or not m.time_us_p75:
+    low, high, samples = (getattr(row.measures, name) for name in (f"{column}_p25", f"{column}_p75", "samples"))
+    if samples is None or samples < 2 or not low or not high:
         return None
-    return _t(z, m.samples - 1) * _MEDIAN_OF_QUARTILES * math.log(m.time_us_p75 / m.time_us_p25) / math.sqrt(m.samples)
+    return _t(z, samples - 1) * _MEDIAN_OF_QUARTILES * math.log(high / low) / math.sqrt(samples)
 
 
 def _t(z: float, freedom: int) -> float:
@@ -279,13 +290,17 @@ METRICS = {
     one.name: one
     for one in (
         Metric("time", "time_us", "us", (Record,), _time),
-        Metric("kv_bytes", "kv_bytes", "bytes", (Record, Quality), _exact("kv_bytes")),
-        Metric("error", "rel_error", "", (Record, Quality), _exact("rel_error")),
+        Metric("token_time", "token_ms", "ms", (Generated,), _token_time),
+        Metric("kv_bytes", "kv_bytes", "bytes", (Record, Quality, Generated), _exact("kv_bytes")),
+        Metric("error", "rel_error", "", (Record, Quality, Generated), _exact("rel_error")),
         Metric("quality", "kl", "nats", (Quality,), _kl),
     )
 }
 """By the name that is asked for."""
 
 
+_USUAL = {Record: "time", Quality: "quality", Generated: "token_time"}
+
+
 def _metric(name: str | None, row: AnyRow) -> Metric:
-    return METRICS[name or ("time" if isinstance(row, Record) else "quality")]
+    return METRICS[name or _USUAL[type(row)]]

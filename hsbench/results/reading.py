@@ -14,10 +14,11 @@ from hsbench.errors import UsageError
 from hsbench.problem.workload import PAPER_PRUNER
 from hsbench.results import parquet
 from hsbench.results.attention import Record, is_dense
+from hsbench.results.generate import Generated
 from hsbench.results.quality import Quality
 from hsbench.results.row import SCHEMA, Row
 
-BENCHMARKS: dict[str, type[Row[Any, Any]]] = {rows.benchmark: rows for rows in (Record, Quality)}
+BENCHMARKS: dict[str, type[Row[Any, Any]]] = {rows.benchmark: rows for rows in (Record, Quality, Generated)}
 """The kinds of rows, by the name in their `benchmark` column."""
 
 _NAME, _, _VERSION = SCHEMA.partition("/")

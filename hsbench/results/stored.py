@@ -14,6 +14,7 @@ from hsbench.methods import PRUNER_FAMILIES
 from hsbench.problem.phase import PHASES
 from hsbench.problem.workload import PAPER_PRUNER, Workload
 from hsbench.results.attention import AttentionCase, Record
+from hsbench.results.generate import Generated, GenerateReport
 from hsbench.results.quality import Quality
 from hsbench.results.reading import parse_row, read_content
 from hsbench.results.report import MeasuredCeiling, QualityReport, Report, Result
@@ -133,6 +134,13 @@ def quality_report_of(stored: Stored) -> QualityReport:
     results = stored.of(Quality)
     interrupted = any(result.record.status == "interrupted" for result in results)
     return QualityReport(results, stored.machine, {}, interrupted=interrupted)
+
+
+def generate_report_of(stored: Stored) -> GenerateReport:
+    """The same of a run of ``generate``."""
+    results = stored.of(Generated)
+    interrupted = any(result.record.status == "interrupted" for result in results)
+    return GenerateReport(results, stored.machine, {}, interrupted=interrupted)
 
 
 def ceiling_of(record: Record) -> MeasuredCeiling | None:

@@ -115,7 +115,7 @@ def test_another_gpu_is_refused_for_times(hsbench: Run, tmp_path: Path) -> None:
     [
         (["--fail-over", "5"], "--fail-over 5: give a share such as 5% or 0.05"),
         (["--fail-over", "nan%"], "--fail-over nan%: give a share such as 5% or 0.05"),
-        (["--metric", "speed"], "--metric speed: unknown; one of time, kv_bytes, error, quality"),
+        (["--metric", "speed"], "--metric speed: unknown; one of time, token_time, kv_bytes, error, quality"),
         (["--format", "csv"], "--format csv: unknown; one of table, json, markdown, junit"),
         (["--output", "d.csv"], "--output d.csv: end it in .txt, .json, .md or .xml"),
     ],

@@ -31,6 +31,7 @@ def spawn(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ["decode", "--help"],
         ["compare", "--help"],
         ["quality", "--help"],
+        ["generate", "--help"],
         ["doctor", "--help"],
         ["capture", "--help"],
         ["calibrate", "--help"],
@@ -60,6 +61,7 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
         ["decod"],
         ["quality", "model", "--text", "text.txt", "--context", "z"],
         ["quality", "--text", "no.txt"],
+        ["generate", "model", "--context", "z"],
     ],
 )
 def test_typing_errors_are_answered_before_torch(argv: list[str]) -> None:
@@ -84,6 +86,7 @@ def test_help_shows_every_option_and_the_exit_codes() -> None:
         "prefill",
         "compare",
         "quality",
+        "generate",
         "doctor",
         "capture",
         "calibrate",

@@ -97,7 +97,7 @@ def test_bad_values(hsbench: Run, bench: object, command: str, argv: list[str], 
     ("argv", "words"),
     [
         (["decod"], "did you mean decode?"),
-        (["frobnicate"], "one of decode, prefill, compare, quality, show"),
+        (["frobnicate"], "one of decode, prefill, compare, quality, generate, show"),
         (["--seq", "4"], "follow the command"),
         (["--versoin"], "did you mean --version?"),
         (["doctor", "--seq", "4"], "no such option"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hsbench.results import SCHEMA, STATUSES, QualityCase, QualityMeasures, Record
+from hsbench.results import SCHEMA, STATUSES, GenerateCase, GenerateMeasures, QualityCase, QualityMeasures, Record
 from hsbench.results.columns import columns_of
 
 PAGE = (Path(__file__).parents[2] / "docs/results.md").read_text(encoding="utf-8")
@@ -13,9 +13,10 @@ PAGE = (Path(__file__).parents[2] / "docs/results.md").read_text(encoding="utf-8
 
 def test_every_column_is_described_in_order():
     described = re.findall(r"^\| `\w+` \| (?:bool|int|float|str)\b.*\|$", PAGE, re.MULTILINE)
+    others = (QualityCase, QualityMeasures, GenerateCase, GenerateMeasures)
     assert described == [
         f"| `{one.name}` | {one.type.__name__}{'?' * one.optional} | {one.unit} | {one.hint} | {one.meaning} |"
-        for one in (*Record.columns(), *columns_of(QualityCase), *columns_of(QualityMeasures))
+        for one in (*Record.columns(), *(column for kind in others for column in columns_of(kind)))
     ]
 
 

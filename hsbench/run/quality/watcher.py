@@ -1,8 +1,10 @@
-"""Who is told what goes on in a run of ``quality``."""
+"""Who is told what goes on in a run of a command that lets a model run."""
 
 from __future__ import annotations
 
-from hsbench.results import Quality, Result
+from typing import Any
+
+from hsbench.results import Result
 
 
 class Watcher:
@@ -17,5 +19,5 @@ class Watcher:
     def through(self, tokens: int) -> None:
         """So many more tokens went through the model."""
 
-    def finished(self, result: Result[Quality]) -> None:
+    def finished(self, result: Result[Any]) -> None:
         """A row is done."""
