@@ -189,7 +189,7 @@ def _run(request: GenerateRequest, asked: _Asked, output: Output) -> int:
             task, prompt, prompts = _prompts(request, asked, source)
             longest = max(task.capacity(context) for context in task.contexts)
             weights = asked.weights or (None if device.is_cuda else FP32.name)
-            model = open_model(source, device=str(device), dtype=weights, context=longest, wide_head=False)
+            model = open_model(source, device=str(device), dtype=weights, context=longest, for_speed=True)
             if basis is not None:
                 basis.check_heads(model.geometry.kv_heads, model.geometry.head_dim)
             held = next((one for one in WEIGHTS.values() if one.torch_dtype == model.dtype), FP32)

@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hsbench.attention import arguments
 from hsbench.attention.growing import Cache as GrowingCache
 from hsbench.cache.basis import Basis
 from hsbench.cache.fit import QUERIES
+from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.pruner import AUTO_PRUNER, CENTERED, Pruner, auto_pruner
 from hsbench.errors import UnsupportedError, UsageError
+from hsbench.kernels.device import Device
 from hsbench.models.cache import TensorLayer
 from hsbench.models.dense import dense_attend
 from hsbench.models.hook import NAME, marked, register
-from hsbench.problem.elements import DEFAULT_INPUT, element_of
+from hsbench.problem.elements import DEFAULT_INPUT, SIXTEEN_BIT, CacheElements, element_of
 
 register()
 
@@ -155,8 +159,8 @@ class DenseLayer(AttendingLayer):
     Args:
         shape: ``(batch, kv_heads, capacity, head_dim)``.
         how: encloses the attention of one query, to name a backend of torch's.
-        rows: whether the query heads of a group go as rows of their kv head, which spares most backends a copy of K
-            and V for each.
+        rows: whether the query heads of a group go as rows of their kv head, which spares some backends reading K and V
+            once for each.
     """
 
     def __init__(
@@ -171,6 +175,10 @@ class DenseLayer(AttendingLayer):
         super().__init__()
         self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
         self.device, self.dtype = self.keys.device, dtype
+        self.attend_by(how, rows=rows)
+
+    def attend_by(self, how: Callable[[], AbstractContextManager[Any]], *, rows: bool) -> None:
+        """From now on, attention of one query is of this kind."""
         self._how, self._rows = how, rows
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, before: int) -> Tensor:
@@ -297,7 +305,10 @@ class HierarchicalCache(LivingCache):
         shares: the sparsity of K and of V by layer, in place of ``sparsity``.
         basis: of the model, for a pruner that needs one.
         attended: the layers that may be compressed; by the model's configuration where not given.
-        how: as of :class:`hsbench.Cache`: ``sparsity``, ``pruner``, ``sink``, ``local``, ``elements`` and their like.
+        pruner: by name; ``auto`` is the one that costs a model least where only decode reads the cache
+            (:func:`growing_pruner`). For a conversation, whose later turns are many tokens at once, take ``centered``.
+        elements: of the cache's values, by name or as they are.
+        how: as of :class:`hsbench.Cache`: ``sparsity``, ``sink``, ``local`` and their like.
 
     Raises:
         UsageError: the model does not attend through hsbench, or as :class:`hsbench.Cache`.
@@ -314,6 +325,8 @@ class HierarchicalCache(LivingCache):
         shares: Sequence[tuple[float, float]] | None = None,
         basis: Basis | None = None,
         attended: Collection[int] | None = None,
+        pruner: str | Pruner = AUTO_PRUNER,
+        elements: str | CacheElements = SIXTEEN_BIT,
         **how: Any,
     ) -> None:
         config = model.config.get_text_config()
@@ -325,6 +338,8 @@ class HierarchicalCache(LivingCache):
         dtype = dtype or (model.dtype if element_of(model.dtype) else DEFAULT_INPUT.torch_dtype)
         attended = _attended(config, capacity) if attended is None else attended
         sizes = batch, heads, capacity, head_dim
+        stored = arguments.cache_elements(elements, how.pop("key_elements", None), how.pop("value_elements", None))
+        how |= {"pruner": growing_pruner(pruner, stored, Device.of(model.device)), "elements": stored}
 
         def layer(number: int) -> AttendingLayer | TensorLayer:
             if number not in attended:
@@ -337,6 +352,15 @@ class HierarchicalCache(LivingCache):
             return CompressedLayer(GrowingCache(batch, heads, head_dim, capacity, dtype, model.device, **own))
 
         super().__init__([layer(number) for number in range(config.num_hidden_layers)])
+
+
+def growing_pruner(asked: str | Pruner, elements: CacheElements, device: Device) -> str | Pruner:
+    """The pruner of a cache that decode alone reads, whose tokens of V cannot be weighed against later ones: of
+    ``auto`` the one that sees the prompt's last queries, along head_dim; where nothing reads such pages, the best that
+    is left."""
+    if asked != AUTO_PRUNER:
+        return asked
+    return CENTERED.name if why_no_pages(elements, device, "head_dim") else auto_pruner(decode_alone=True)
 
 
 def _attended(config: Any, capacity: int) -> list[int]:

@@ -11,6 +11,7 @@ from hsbench.errors import HsbenchError, UnavailableError, UnsupportedError, Usa
 from hsbench.kernels.device import CPU, Device
 from hsbench.measure.out_of_memory import is_out_of_memory, let_go
 from hsbench.models.extra import quiet
+from hsbench.models.fused import fuse_norms
 from hsbench.models.geometry import ModelGeometry
 from hsbench.models.head import widen_head
 from hsbench.models.memory import check_fits
@@ -37,7 +38,7 @@ def open_model(
     device: str = "cpu",
     dtype: str | None = None,
     context: int | None = None,
-    wide_head: bool = True,
+    for_speed: bool = False,
 ) -> Model:
     """Open what MODEL names.
 
@@ -49,7 +50,8 @@ def open_model(
             for the 16-bit type that it was published in (that of the widest range where it was in none).
         context: tokens that it will see at most; None for all that it can. A layer that slides over a window at least
             as long is attended.
-        wide_head: whether a model of 16 bits makes its logits in fp32, for what compares them; it costs time.
+        for_speed: whether a model of 16 bits makes its logits in 16, and not, for what compares them, in fp32; and
+            whether a GPU has a kernel of its own for norms.
 
     Raises:
         UsageError: no such model, a damaged one, or one that does not continue text.
@@ -64,7 +66,7 @@ def open_model(
     element = COMPUTE[dtype] if dtype else _usual(source, where)
     _check_room(source, element, where)
     try:
-        return _loaded(source, element, where, context, wide_head)
+        return _loaded(source, element, where, context, for_speed)
     except HsbenchError:
         raise
     except Exception as error:
@@ -101,7 +103,7 @@ def _check_room(source: Source, element: Element, device: Device) -> None:
         check_fits(what, weights + on_the_way, device, _SMALLER)
 
 
-def _loaded(source: Source, element: Element, device: Device, context: int | None, wide_head: bool) -> Model:
+def _loaded(source: Source, element: Element, device: Device, context: int | None, for_speed: bool) -> Model:
     from hsbench.models.hook import NAME, register
     from hsbench.models.model import Model
 
@@ -121,8 +123,10 @@ def _loaded(source: Source, element: Element, device: Device, context: int | Non
     config = hf.config.get_text_config()
     if source.rope_base is not None:
         _check_rope(source, hf)
-    if wide_head and element is not FP32:
+    if not for_speed and element is not FP32:
         widen_head(hf)
+    if for_speed and device.is_cuda:
+        fuse_norms(hf)
     facts = _asked(hf)
     geometry = _geometry(config, source.max_positions, facts)
     attended, notes = _attended(facts, context or geometry.max_positions)

@@ -174,6 +174,8 @@ def facts(report: GenerateReport) -> list[tuple[str, str]]:
             for kind in how
         ]  # fmt: skip
         lines.append(("step", "; ".join(by_method)))
+    if backends := text.unique(row.measures.backend for row in rows):
+        lines.append(("sdpa", f"by its {text.listed(backends)} backend, the fastest of those tried"))
     if any(row.measures.break_even_tokens is not None for row in rows):
         lines.append(
             ("break-even", "tokens after which what filling the cache takes beyond the baseline's is made up for")

@@ -75,6 +75,7 @@ class GenerateMeasures:
     """What is measured of a method; all of it None in a row that did not run."""
 
     stepping: str | None = measure("how a step was launched: `graph`, `a graph per step` or `eager`", "state")
+    backend: str | None = measure("of torch's attention, the fastest that was found for `sdpa`", "state")
     first_token_ms: float | None = measure("from the prompt to its first token; taken once", "time", "ms")
     fill_ms: float | None = measure(
         "of that, storing the prompt's K and V: compression, where there is any", "time", "ms"

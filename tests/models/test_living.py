@@ -18,6 +18,7 @@ from hsbench.cache.fit import QUERIES
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.models import HierarchicalCache, pieces
 from hsbench.models.cache import TensorLayer
+from hsbench.models.fused import fuse_norms
 from hsbench.models.hook import NAME
 from hsbench.models.living import DenseLayer, LivingCache
 from hsbench.models.loading import open_model
@@ -130,6 +131,8 @@ def test_what_a_layer_is_asked_to_be(folders: Folders) -> None:
         assert (how["key_sparsity"], how["value_sparsity"]) == shares[at]
         assert how["pruner"] == "calibrated:hd" and how["sink"] == 7
         assert torch.equal(how["basis"].query_rms, layers[at].query_rms)
+    assert HierarchicalCache(model.hf, 1, 128).layers[0].cache.how["pruner"] == "attentive:hd"
+    assert HierarchicalCache(model.hf, 1, 128, elements="int4").layers[0].cache.how["pruner"] == "centered"  # on a CPU
     assert cache.layers[0].dtype == torch.float16  # the model's is fp32
     model.prompt(ids(100), cache)
     assert cache.layers[0].cache.queries.shape == (1, 4, QUERIES, 16)
@@ -149,3 +152,13 @@ def test_feed_forward_layers_in_pieces_say_the_same(folders: Folders, monkeypatc
     assert seen == [33, 33, 33, 33, 8]
     monkeypatch.setattr(model, "_piece", 33)
     assert model.pass_bytes(1000) < whole
+
+
+@pytest.mark.parametrize(("family", "fused"), [("llama", 7), ("qwen3", 13), ("gemma", 0), ("gemma3", 0)])
+def test_norms_by_one_kernel_say_the_same(family: str, fused: int, folders: Folders) -> None:
+    model = open_model(str(folders(family)), dtype="bf16", for_speed=True)
+    assert model.forward(ids(), None, logits="last").dtype == torch.float32  # of a head in 16 bits
+    wide = open_model(str(folders(family)), dtype="bf16")
+    expected = wide.forward(ids(), None)
+    assert fuse_norms(model.hf) == fused
+    torch.testing.assert_close(model.forward(ids(), None), expected, rtol=0.05, atol=0.05)

@@ -21,7 +21,7 @@ from hsbench.run.generate import parts as looking
 from hsbench.run.generate.settings import EXTRA_STEPS, Generation
 from hsbench.run.generate.stepping import Decoding, EagerStep, GraphStep, Step, warm_up
 
-WARM_TOKENS = 512
+WARM_TOKENS = {"cpu": 512, "cuda": 4096}
 """Of a prompt that goes through everything once, before anything is timed: blocks are compressed in it, too."""
 
 EAGER, GRAPH, GRAPHS = "eager", "graph", "a graph per step"
@@ -45,6 +45,7 @@ class Measured:
         reserved, used: bytes of the cache by component: all that it has; what was in use at the last token.
         peak_bytes: at most, beyond the model's weights; None where the system does not tell.
         rel_error: the largest of the layers that were checked; None for a cache that torch attends to.
+        backend: of torch's, the one that was chosen; None where it was asked for, or is not torch's.
     """
 
     how: str
@@ -57,6 +58,7 @@ class Measured:
     used: dict[str, int] = field(default_factory=dict)
     peak_bytes: int | None = None
     rel_error: float | None = None
+    backend: str | None = None
 
 
 class _WaitingClock:
@@ -74,6 +76,7 @@ def measure_row(
     make: Callable[[int, int], LivingCache],
     ids: Tensor,
     task: Generation,
+    choose: Callable[[LivingCache], str | None] = lambda cache: None,
     through: Callable[[int], None] = lambda tokens: None,
 ) -> Measured:
     """Generates, and times it.
@@ -81,6 +84,7 @@ def measure_row(
     Args:
         make: makes an empty cache of so many sequences, with room for so many tokens.
         ids: int64 ``[batch, context]``.
+        choose: chooses a backend for what a prompt has filled, and names it.
         through: told of tokens that went through the model.
 
     Raises:
@@ -95,6 +99,7 @@ def measure_row(
         found = Measured(_how(cache, task))
         decoding = _first_token(found, model, cache, ids, task)
     through(ids.numel())
+    found.backend = choose(cache)
     _check(found, model, cache, task.seed)
     with footprint.running():
         _steps(found, decoding, task, through)
@@ -116,7 +121,7 @@ def _how(cache: LivingCache, task: Generation) -> str:
 
 
 def _rehearse(model: Model, make: Callable[[int, int], LivingCache], ids: Tensor, task: Generation) -> None:
-    tokens = min(WARM_TOKENS, ids.shape[1])
+    tokens = min(WARM_TOKENS[model.device.kind], ids.shape[1])
     cache = make(task.batch, tokens + 1)
     decoding = Decoding(model, cache, task, tokens, model.prompt(ids[:, :tokens], cache))
     decoding.step()

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from hsbench import measure
-from hsbench.cache.pruner import MAGNITUDE
 from hsbench.models.model import Model
-from hsbench.problem.elements import SIXTEEN_BIT, element_of, elements_by_name
+from hsbench.problem.elements import element_of
 from hsbench.results import GenerateCase, Generated, GenerateMeasures, Result
 from hsbench.run.generate.measuring import Measured
 from hsbench.run.generate.methods import cache_dtype, pruner_name
@@ -83,7 +82,7 @@ class Rows:
 
     def _measures(self, row: Done, found: Measured) -> dict[str, Any]:
         g, task = self._model.geometry, self._plan.task
-        measures: dict[str, Any] = {"rel_error": found.rel_error, "stepping": found.how}
+        measures: dict[str, Any] = {"rel_error": found.rel_error, "stepping": found.how, "backend": found.backend}
         if found.first_token_s:
             measures |= {"first_token_ms": 1e3 * found.first_token_s, "fill_ms": 1e3 * found.fill_s}
         if found.steps_s:
@@ -107,16 +106,11 @@ class Rows:
         dtype = cache_dtype(setting, self._model, plan.dtype)
         element = element_of(dtype)
         ours, pruned = setting.family != TORCH, setting.pruner is not None
-        pruner = None
-        if setting.pruner is not None:
-            pruner = pruner_name(setting.pruner, elements_by_name(setting.elements), plan.device)
-        elif setting.elements != SIXTEEN_BIT.name:
-            pruner = MAGNITUDE.name
         return GenerateCase(
             model=self._model.name, model_hash=self._model.identity[:12], text=plan.prompt.name,
             text_hash=plan.prompt.sha256[:12], device=plan.device.kind, weights=plan.weights,
             dtype="fp32" if element is None else element.name, context=context, batch=task.batch,
-            new_tokens=task.new_tokens, method=setting.method, pruner=pruner,
+            new_tokens=task.new_tokens, method=setting.method, pruner=pruner_name(setting, plan.device),
             basis=plan.basis[0].name if plan.basis is not None and pruned else None,
             plan=None if setting.plan is None else setting.plan.name, key_sparsity=setting.key_sparsity,
             value_sparsity=setting.value_sparsity, sink=task.sink if ours else None, local=task.local if ours else None,

@@ -15,10 +15,10 @@ from hsbench.models.living import LivingCache
 from hsbench.models.model import Model
 from hsbench.results import Generated, GenerateReport, Result
 from hsbench.run.generate.measuring import DisagreementError, measure_row
-from hsbench.run.generate.methods import about_bytes, new_cache
+from hsbench.run.generate.methods import about_bytes, choose_backend, new_cache
 from hsbench.run.generate.plan import GeneratePlan
 from hsbench.run.generate.rows import Done, Rows, baseline_of, compared_to
-from hsbench.run.generate.settings import MethodSetting
+from hsbench.run.generate.settings import TORCH, MethodSetting
 from hsbench.run.quality.watcher import Watcher
 
 REMEDY = "give less of --context or --batch"
@@ -83,7 +83,8 @@ class GenerateRun:
         try:
             self._check_room(setting, row.context)
             make = partial(_make, setting, self.model, plan)
-            row.found = measure_row(self.model, make, ids, plan.task, self.watcher.through)
+            choose = self._choose if setting.family == TORCH and setting.variant is None else _leave
+            row.found = measure_row(self.model, make, ids, plan.task, choose, self.watcher.through)
             row.status = "ok"
         except DisagreementError as error:
             row.status, row.reason = "incorrect", f"the kernel disagrees with its own cache: {error}"
@@ -100,6 +101,9 @@ class GenerateRun:
             let_go(error)
             row.status, row.reason = "oom", f"ran out of memory: {REMEDY}"
 
+    def _choose(self, cache: LivingCache) -> str | None:
+        return choose_backend(cache, self.model.geometry.q_heads)
+
     def _check_room(self, setting: MethodSetting, context: int) -> None:
         plan, task = self.plan, self.plan.task
         measure.release_memory(plan.device)
@@ -114,6 +118,10 @@ class GenerateRun:
 
 class _TooLargeError(Exception):
     """What a row needs is more than there is."""
+
+
+def _leave(cache: LivingCache) -> str | None:
+    return None
 
 
 def _make(setting: MethodSetting, model: Model, plan: GeneratePlan, batch: int, capacity: int) -> LivingCache:

@@ -72,7 +72,7 @@ class MethodSetting:
 
     Attributes:
         family: one of :data:`METHODS`.
-        variant: of torch's, a backend; None for its own choice.
+        variant: of torch's, a backend; None for the fastest.
         elements: what stored values are, by name.
         pruner: by name, or ``auto``; None where nothing is pruned.
         key_sparsity, value_sparsity: of each layer, unless ``plan`` says otherwise.
