@@ -42,7 +42,7 @@ DiffFormat = Annotated[
     _option("--format", "FORMAT", "table, json, markdown or junit; else by --output: .txt, .json, .md or .xml."),
 ]
 
-PLOT_KINDS = ("auto", "scaling", "sparsity", "roofline", "quality", "layers")
+PLOT_KINDS = ("auto", "scaling", "sparsity", "roofline", "quality", "layers", "step")
 PLOT_METRICS = ("kl", "perplexity")
 
 ResultFiles = Annotated[
@@ -50,7 +50,7 @@ ResultFiles = Annotated[
 ]
 PlotKind = Annotated[
     str | None,
-    _option("--kind", "KIND", "scaling, sparsity, roofline, quality or layers (what suits the rows)."),
+    _option("--kind", "KIND", "scaling, sparsity, roofline, quality, layers or step (what suits the rows)."),
 ]
 PlotMethods = Annotated[str | None, _option("--methods", "NAME,...", "Families or family:variant to show (all).")]
 PlotMetric = Annotated[

@@ -15,7 +15,7 @@ from hsbench.cli.parse import parse_choice, parse_list, parse_number, parse_size
 from hsbench.cli.progress import QualityProgress
 from hsbench.cli.request import DEVICES, Typed
 from hsbench.cli.signals import Interruptible
-from hsbench.cli.streams import stderr
+from hsbench.cli.streams import say_how_to_draw, stderr
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
 from hsbench.problem.elements import FP32, INPUTS, SIXTEEN_BIT, Element
@@ -212,6 +212,7 @@ def _run(request: GenerateRequest, asked: _Asked, output: Output) -> int:
         raise request.as_typed(error) from error
     if output.format != "table" or output.path is not None:
         render_generate(report, console_for(stderr()))
+    say_how_to_draw(output.path, output.format)
     return _exit_code(report)
 
 

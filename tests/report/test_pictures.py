@@ -13,8 +13,18 @@ import pytest
 
 from hsbench.errors import UsageError
 from hsbench.report.pictures import Picture, draw, drawing, theme
+from hsbench.report.pictures.kinds import KINDS
 from hsbench.report.pictures.quality import frontier
-from hsbench.results import Quality, QualityCase, QualityMeasures, Result, Stored
+from hsbench.results import (
+    GenerateCase,
+    Generated,
+    GenerateMeasures,
+    Quality,
+    QualityCase,
+    QualityMeasures,
+    Result,
+    Stored,
+)
 
 MACHINE = {"cpu": {"model": "Test CPU", "threads": 4, "isa": "avx2"}, "gpu": None, "versions": {"torch": "2.13.0"}}
 MANIFEST = {"started": "2026-11-27T12:00:00+00:00"}
@@ -281,6 +291,35 @@ def test_layers() -> None:
         draw([stored(SETTINGS)], "layers")
 
 
+def generated(method: str, context: int, ms: float, speedup: float, **shares: float) -> Generated:
+    case = GenerateCase(
+        model="m", model_hash="0", text="drawn", text_hash="0", device="cuda", weights="bf16", dtype="bf16",
+        context=context, batch=8, new_tokens=9, method=method, pruner=None, basis=None, plan=None, key_sparsity=0.0,
+        value_sparsity=0.0, sink=64, local=256, temperature=0.0, seed=0, eager=False, threads=None, isa=None,
+    )  # fmt: skip
+    measures = {f"{part}_share": share for part, share in shares.items()}
+    return Generated(case, GenerateMeasures(token_ms=ms, speedup=speedup, **measures), "ok")
+
+
+def test_parts_of_a_step() -> None:
+    rows = [
+        generated("dense", 8192, 10.0, 1.0, attention=0.5, mlp=0.25, other=0.25),
+        generated("hierarchical", 8192, 8.0, 1.25, attention=0.25, append=0.125, mlp=0.625),
+        generated("dense", 32768, 20.0, 1.0, attention=0.75, mlp=0.25),
+    ]
+    picture = draw([stored(rows, "rows.json")])
+    panels = picture.spec()["vconcat"]
+    assert picture.kind == "step" and "8 sequences" in picture.about
+    assert [panel["title"]["text"] for panel in panels] == ["8k tokens", "32k tokens"]
+    bars = panels[0]["layer"][0]["data"]["values"]
+    ms = {(point["method"], point["part"]): point["ms"] for point in bars}
+    assert ms["dense", "attention"] == 5.0 and ms["hierarchical", "append"] == 1.0
+    assert sum(point["ms"] for point in bars if point["method"] == "hierarchical") == 8.0
+    assert [one["words"] for one in panels[0]["layer"][1]["data"]["values"]] == ["10.00", "8.00, 1.25x"]
+    with pytest.raises(UsageError, match="has no rows of generate, which --kind step draws"):
+        draw([stored(SETTINGS)], "step")
+
+
 # ---- What cannot be drawn ------------------------------------------------------------------------------------
 def test_what_cannot_be_drawn(sweep: list[Any]) -> None:
     with pytest.raises(UsageError, match="has no rows of quality, which --kind quality draws"):
@@ -343,11 +382,13 @@ WITH_VL_CONVERT = pytest.mark.skipif(importlib.util.find_spec("vl_convert") is N
 
 def every_kind(sweep: list[Any]) -> list[Picture]:
     heads = [quality(layer=0, head=head, output_error=0.1) for head in range(3)]
-    files = [stored(sweep), stored([*SETTINGS, *heads])]
-    return [
-        draw([files[kind in ("quality", "layers")]], kind)
-        for kind in ("scaling", "sparsity", "roofline", "quality", "layers")
+    steps = [
+        generated("dense", 8192, 10.0, 1.0, attention=0.5),
+        generated("hierarchical", 8192, 8.0, 1.25, attention=0.5),
     ]
+    attention, costs = stored(sweep), stored([*SETTINGS, *heads])
+    of = {"quality": costs, "layers": costs, "step": stored(steps)}
+    return [draw([of.get(kind, attention)], kind) for kind in KINDS if kind != "auto"]
 
 
 def test_the_spec_is_vega_lite_s(sweep: list[Any]) -> None:

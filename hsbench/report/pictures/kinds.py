@@ -9,11 +9,11 @@ from typing import Any
 from hsbench.errors import UsageError, unknown
 from hsbench.problem.elements import SIXTEEN_BIT
 from hsbench.report import text
-from hsbench.report.pictures import layers, quality, roofline, scaling, sparsity
+from hsbench.report.pictures import layers, quality, roofline, scaling, sparsity, step
 from hsbench.report.pictures.picture import Picture
-from hsbench.results import Quality, Record, Row, Stored
+from hsbench.results import Generated, Quality, Record, Row, Stored
 
-KINDS = ("auto", "scaling", "sparsity", "roofline", "quality", "layers")
+KINDS = ("auto", "scaling", "sparsity", "roofline", "quality", "layers", "step")
 METRICS = tuple(quality.METRICS)
 
 AnyRow = Row[Any, Any]
@@ -38,26 +38,36 @@ def draw(
         "roofline": roofline.picture,
         "quality": lambda shown: quality.picture(shown, metric),
         "layers": layers.picture,
+        "step": step.picture,
     }
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     chosen = _suiting(files) if kind == "auto" else kind
     kept = files if methods is None else [_only(file, methods) for file in files]
-    wanted: type[AnyRow] = Quality if chosen in ("quality", "layers") else Record
+    wanted, of_what = _DRAWN.get(chosen, (Record, "decode, prefill or compare"))
     rows = [result.record for file in kept for result in file.of(wanted)]
     names = ", ".join(str(file.path) for file in files)
     if not rows:
-        of_what = "rows of quality" if wanted is Quality else "rows of decode, prefill or compare"
         chosen_rows = "" if methods is None else f" of {', '.join(methods)}"
-        raise UsageError("file", names, f"has no {of_what}{chosen_rows}, which --kind {chosen} draws")
+        raise UsageError("file", names, f"has no rows of {of_what}{chosen_rows}, which --kind {chosen} draws")
     if all(row.status != "ok" for row in rows):
         ends = text.unique(f"{row.status}: {row.reason}" if row.reason else row.status for row in rows)
         raise UsageError("file", names, f"has no row that is ok, so there is nothing to draw ({ends[0]})")
     return of[chosen](kept)
 
 
+_DRAWN: dict[str, tuple[type[AnyRow], str]] = {
+    "quality": (Quality, "quality"),
+    "layers": (Quality, "quality"),
+    "step": (Generated, "generate"),
+}
+"""Which rows a kind draws, where these are not of attention alone."""
+
+
 def _suiting(files: Sequence[Stored]) -> str:
     rows = [row for file in files for row in file.rows]
+    if any(isinstance(row, Generated) for row in rows):
+        return "step"
     if any(isinstance(row, Quality) for row in rows):
         settings = [row for row in rows if isinstance(row, Quality) and row.case.layer is None]
         return "quality" if len(settings) > 1 or not _has_heads(rows) else "layers"

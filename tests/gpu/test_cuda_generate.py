@@ -1,0 +1,62 @@
+"""Steps as CUDA graphs: what they say is what eager steps say, captured once or anew for each length."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
+
+import torch
+
+from cache_standin import StandIn
+from hsbench.kernels.device import CUDA
+from hsbench.models.loading import open_model
+from hsbench.models.model import Model
+from hsbench.problem.elements import INPUTS
+from hsbench.run.generate.methods import SDPA_BACKENDS
+from hsbench.run.generate.plan import GeneratePlan, Prompt, drawn_prompts
+from hsbench.run.generate.running import GenerateRun
+from hsbench.run.generate.settings import Generation, all_settings
+from hsbench.run.quality.watcher import Watcher
+from tiny_models import make_folder
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = make_folder(tmp_path_factory.mktemp("model"), "llama-64", max_position_embeddings=4096)
+    return open_model(str(folder), device="cuda", dtype="bf16", for_speed=True)
+
+
+def rows(model: Model, *methods: str, **task):
+    asked = Generation(**{"contexts": (700,), "new_tokens": 100, "batch": 2, **task})
+    settings = all_settings(methods, ["16bit"], "auto", (0.5, 0.5), None, SDPA_BACKENDS)
+    plan = GeneratePlan("tiny", Prompt.drawn(0), asked, tuple(settings), CUDA, "bf16", INPUTS["bf16"], told=True)
+    run = GenerateRun(plan, model, drawn_prompts(256, asked.contexts, asked.batch, 0), Watcher())
+    found = [result.record for result in run.run().results]
+    assert [row.status for row in found] == ["ok"] * len(methods), [row.reason for row in found]
+    return [row.measures for row in found]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kept", ["ours", "in torch"])
+def test_a_graph_says_what_eager_steps_say(model: Model, monkeypatch, kept: str, temperature: float) -> None:
+    if kept == "in torch":
+        monkeypatch.setattr("hsbench.models.living.GrowingCache", StandIn)
+    methods = "sdpa:flash", "dense", "hierarchical"
+    graphs = rows(model, *methods, temperature=temperature)
+    eager = rows(model, *methods, temperature=temperature, eager=True)
+    assert [m.completion for m in graphs] == [m.completion for m in eager]
+    assert [m.stepping for m in graphs] == ["a graph per step", "graph", "graph"]
+    assert {m.stepping for m in eager} == {"eager"}
+    assert all(m.samples >= 90 for m in graphs)
+    for m in (*graphs, *eager):
+        shares = (m.attention_share, m.append_share, m.projection_share, m.mlp_share, m.norm_share, m.head_share)
+        assert all(share > 0 for share in shares) and sum(shares) + m.other_share == pytest.approx(1.0)
+
+
+def test_the_fastest_of_torchs_backends_is_named(model: Model) -> None:
+    (found,) = rows(model, "sdpa", new_tokens=4)
+    assert found.backend in SDPA_BACKENDS and found.peak_bytes > 0
+    assert torch.cuda.memory_allocated() < 1 << 30
