@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -105,12 +106,15 @@ def speedup(times_s: Sequence[float], baseline: str, baseline_times_s: Sequence[
     return {"speedup": ratio.ratio, "speedup_lo": ratio.lo, "speedup_hi": ratio.hi, "baseline": baseline}
 
 
-def compress_note(workload: Workload, kv_bytes: int, compress: Callable[[], None], clock: measure.Clock) -> str:
+def compress_note(
+    workload: Workload, kv_bytes: int, compress: Callable[[], None], clock: measure.Clock, gain_s: float = 0.0
+) -> str:
     """Times pruning and packing by itself: what it costs to compress online. Empty where it cannot be timed.
 
     Args:
         kv_bytes: stored bytes of K and V.
         compress: prunes and packs once.
+        gain_s: by which each step is faster than the baseline's; 0 or less where none is, or there are no steps.
     """
     moved = workload.dense_kv_bytes + kv_bytes
     work = measure.Ceiling("compress", "GB/s", moved / 1e9, compress, "native")
@@ -119,4 +123,6 @@ def compress_note(workload: Workload, kv_bytes: int, compress: Callable[[], None
     except measure.ClockError:
         return ""
     seconds = statistics.median(probe.samples)
-    return f"prunes and packs K and V in {seconds * 1e3:.3g} ms, {moved / seconds / 1e9:.0f} GB/s read and written"
+    paid = f"; paid for after {math.ceil(seconds / gain_s):,} steps" if gain_s > 0 else ""
+    rate = f"{moved / seconds / 1e9:.0f} GB/s read and written"
+    return f"prunes and packs K and V in {seconds * 1e3:.3g} ms, {rate}{paid}"

@@ -146,12 +146,14 @@ class _Measuring(CellRun):
         dense = [row for row in good if row.method.dense]
         baseline = min(dense, key=lambda row: medians[row.method.name], default=None)
         for row in rows:
-            columns = self._columns(row, medians[row.method.name])
+            columns, gain_s = self._columns(row, medians[row.method.name]), 0.0
             if baseline is not None and row in good:
                 name, against = baseline.method.name, baseline.samples.times_s
                 columns |= accounting.speedup(row.samples.times_s, name, against)
+                if not self.workload.phase.causal:  # a step of many over the same K and V
+                    gain_s = medians[name] - medians[row.method.name]
             status = "ok" if row in good else "incorrect"
-            self.close(row, status, row.verdict.reason, self._compress_note(row), **columns)
+            self.close(row, status, row.verdict.reason, self._compress_note(row, gain_s), **columns)
 
     def _columns(self, row: Sampled, median_s: float) -> dict[str, object]:
         meanwhile = self.quota.summary(row.method.name)
@@ -165,14 +167,14 @@ class _Measuring(CellRun):
             "cold_by": self.cold_by,
         }
 
-    def _compress_note(self, row: Sampled) -> str:
+    def _compress_note(self, row: Sampled, gain_s: float) -> str:
         compress = row.prepared.compress
         if compress is None:
             return ""
         with measure.annotate(row.method.name), measure.annotate("prune"), measure.annotate("compress"):
             try:
                 clock = measure.clock_for(self.device)
-                return accounting.compress_note(self.workload, row.prepared.kv_bytes, compress, clock)
+                return accounting.compress_note(self.workload, row.prepared.kv_bytes, compress, clock, gain_s)
             except Exception as error:  # the row's own result is whole
                 if not is_out_of_memory(error):
                     raise

@@ -36,7 +36,7 @@ from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE
 from hsbench.problem.workload import Workload, make_workload
 from hsbench.results import Report, Result
-from hsbench.run import measuring
+from hsbench.run import accounting, measuring
 from hsbench.run.measuring import run_workload
 from hsbench.run.observer import Observer
 from hsbench.run.settings import Settings
@@ -231,6 +231,19 @@ def check_rows(report: Report) -> None:
             1.0,
             1.0,
         )
+
+
+def test_the_steps_after_which_compression_has_paid() -> None:
+    class Millisecond:
+        def time(self, run: Callable[[], None]) -> float:
+            run()
+            return 1e-3
+
+    def note(gain_s: float) -> str:
+        return accounting.compress_note(decode(), 1000, lambda: None, Millisecond(), gain_s)
+
+    assert note(0.4e-3).endswith("; paid for after 3 steps") and note(1e-9).endswith("after 1,000,000 steps")
+    assert "paid" not in note(0.0) and "paid" not in note(-1e-3)
 
 
 @pytest.mark.slow
