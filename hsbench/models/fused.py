@@ -1,8 +1,12 @@
-"""Norms by one kernel: as transformers writes them they are six, whose launches cost a step more than what they do."""
+"""Fewer kernels for what is small: as transformers writes them, a step of one token launches six for each norm and ten
+for each layer's RoPE, which take longer to launch than to run. What comes out is the same but for rounding, and is held
+against the model's own before it is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,20 +15,23 @@ import torch.nn.functional as F
 _LIKE = 2**-6
 """Relative: what rounding to 16 bits at another place may change, and less than another formula would."""
 
+_ROPE = "apply_rotary_pos_emb"
+
+Rope = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
 
 def fuse_norms(hf: Any) -> int:
-    """Let the RMS norms of a model on a GPU be torch's own kernel, where that gives what they give; how many are.
+    """Let the RMS norms of a model be torch's own kernel, where that gives what they give; how many are.
 
-    Of each kind one look tells: some add 1 to their weights, or round in an order of their own that matters.
+    Some add 1 to their weights, or round in an order of their own that matters: they stay as they are.
     """
     count = 0
     for module in hf.modules():
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None or weight.ndim != 1:
             continue
-        fused = _fused(weight, eps)
-        draw = torch.Generator(weight.device).manual_seed(0)
-        x = torch.randn(4, len(weight), generator=draw, dtype=torch.float32, device=weight.device).to(weight.dtype)
+        fused = _norm(weight, eps)
+        x = _drawn(4, len(weight), like=weight)
         with torch.no_grad():
             own, ours = module(x).float(), fused(x).float()
         if bool(((own - ours).abs() <= _LIKE * own.abs()).all()):
@@ -33,8 +40,64 @@ def fuse_norms(hf: Any) -> int:
     return count
 
 
-def _fused(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
+def _norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(hidden_states, (hidden_states.shape[-1],), weight, eps)
 
     return forward
+
+
+@contextmanager
+def fused_rope(hf: Any) -> Iterator[bool]:
+    """In here, a model's RoPE of one token takes four kernels, where it is the usual one, over two halves.
+
+    Gives whether it is. It is a function of transformers' module, and so of all models of the architecture.
+    """
+    layers = (module for module in hf.modules() if hasattr(module, "layer_idx") and hasattr(module, "head_dim"))
+    attention = next(layers, None)
+    home = sys.modules.get(type(attention).__module__)
+    own: Rope | None = getattr(home, _ROPE, None)
+    if attention is None or own is None or not _is_usual(own, attention.head_dim, next(hf.parameters())):
+        yield False
+        return
+
+    def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any) -> Any:
+        if q.shape[2] != 1 or more or named:
+            return own(q, k, cos, sin, *more, **named)
+        return _rope(q, k, cos, sin)
+
+    setattr(home, _ROPE, rope)
+    try:
+        yield True
+    finally:
+        setattr(home, _ROPE, own)
+
+
+def _rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """q ``[b, q_heads, 1, d]`` and k ``[b, kv_heads, 1, d]`` at the angles ``[b, 1, d]``, whose halves are alike."""
+    heads, half = q.shape[1], q.shape[-1] // 2
+    both = torch.cat((q, k), 1)
+    angle = sin.unsqueeze(1)[..., :half]
+    out = both * cos.unsqueeze(1)
+    out[..., :half].addcmul_(both[..., half:], angle, value=-1)
+    out[..., half:].addcmul_(both[..., :half], angle)
+    return out[:, :heads], out[:, heads:]
+
+
+def _is_usual(own: Rope, head_dim: int, like: torch.Tensor) -> bool:
+    """Whether a model's RoPE is this one."""
+    q, k = (_drawn(2, heads, 1, head_dim, like=like) for heads in (4, 2))
+    half = torch.linspace(0.1, 3.0, head_dim // 2, device=like.device)
+    angle = torch.cat((half, half)).expand(2, 1, -1)
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    try:
+        expected, found = own(q, k, cos, sin), _rope(q, k, cos, sin)
+    except (RuntimeError, TypeError, ValueError):  # of other arguments, or over a part of head_dim
+        return False
+    pairs = [(one.float(), other.float()) for one, other in zip(expected, found, strict=True)]
+    return all(one.shape == other.shape and bool(((one - other).abs() <= _LIKE * 4).all()) for one, other in pairs)
+
+
+def _drawn(*shape: int, like: torch.Tensor) -> torch.Tensor:
+    draw = torch.Generator(like.device).manual_seed(0)
+    return torch.randn(*shape, generator=draw, dtype=torch.float32, device=like.device).to(like.dtype)

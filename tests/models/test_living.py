@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hsbench.cache.fit import QUERIES
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.models import HierarchicalCache, pieces
 from hsbench.models.cache import TensorLayer
-from hsbench.models.fused import fuse_norms
+from hsbench.models.fused import fuse_norms, fused_rope
 from hsbench.models.hook import NAME
 from hsbench.models.living import DenseLayer, LivingCache
 from hsbench.models.loading import open_model
@@ -162,3 +163,21 @@ def test_norms_by_one_kernel_say_the_same(family: str, fused: int, folders: Fold
     expected = wide.forward(ids(), None)
     assert fuse_norms(model.hf) == fused
     torch.testing.assert_close(model.forward(ids(), None), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt-oss"])
+def test_rope_by_few_kernels_says_the_same(family: str, folders: Folders) -> None:
+    model = open_model(str(folders(family)))
+    module = sys.modules[type(next(one for one in model.hf.modules() if hasattr(one, "layer_idx"))).__module__]
+    own = module.apply_rotary_pos_emb
+
+    def said() -> torch.Tensor:
+        return stepped(
+            model, HierarchicalCache(model.hf, 2, TOKENS, attended=model.attended, **EXACT), ids(batch=2), 60
+        )
+
+    expected = said()
+    with fused_rope(model.hf) as is_fused:
+        assert is_fused == (module.apply_rotary_pos_emb is not own) == (family != "gpt-oss")
+        torch.testing.assert_close(said(), expected, rtol=1e-4, atol=1e-4)
+    assert module.apply_rotary_pos_emb is own

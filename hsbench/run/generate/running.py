@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from hsbench import measure
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.machine import hardware
 from hsbench.measure.out_of_memory import is_out_of_memory, let_go
+from hsbench.models.fused import fused_rope
 from hsbench.models.living import LivingCache
 from hsbench.models.model import Model
 from hsbench.results import Generated, GenerateReport, Result
@@ -43,8 +45,9 @@ class GenerateRun:
         task, interrupted = self.plan.task, False
         tokens = sum(ids.numel() + task.batch * task.new_tokens for ids in self._prompts)
         self.watcher.begin(tokens * len(self.plan.settings))
-        for ids in self._prompts:
-            interrupted = self._context(ids, stopped=interrupted)
+        with fused_rope(self.model.hf) if self.plan.device.is_cuda else nullcontext():
+            for ids in self._prompts:
+                interrupted = self._context(ids, stopped=interrupted)
         notes = [("model", note) for note in self.model.notes]
         longest = max(task.contexts) + task.new_tokens
         if longest > (positions := self.model.geometry.max_positions):
