@@ -11,7 +11,9 @@ pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'"
 import torch
 
 from cache_standin import StandIn
+from hsbench.attention.growing import Cache
 from hsbench.errors import UnavailableError, UnsupportedError
+from hsbench.kernels import library
 from hsbench.measure import FreeMemory
 from hsbench.models.living import HierarchicalCache
 from hsbench.models.model import Model
@@ -161,3 +163,18 @@ def test_baseline_and_break_even(run_of: RunOf) -> None:
     other.found.tokens = torch.tensor([[0, 0, 1, 0]])
     measures = rows.result(other, None, ours.found.tokens).record.measures
     assert (measures.tokens_equal, measures.tokens_until_other) == (0.75, 2)
+
+
+@pytest.mark.skipif(library.why_missing("cpu") is not None, reason="needs the compiled CPU library")
+def test_the_real_cache(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsbench.models.living.GrowingCache", Cache)
+    methods = "sdpa", "dense", "hierarchical", "hierarchical:fp8", "hierarchical:int4/fp8"
+    report = run_of(*methods, contexts=(450,), new_tokens=40, batch=2, local=64, seed=1).run()
+    rows = [result.record for result in report.results]
+    assert [(row.case.method, row.status) for row in rows] == [(method, "ok") for method in methods], rows
+    ratios = [row.measures.kv_ratio for row in rows[1:]]
+    assert ratios == sorted(ratios) and 0.9 < ratios[0] < 1.0 < ratios[1]  # pages begun, and what is kept to grow
+    assert all(row.measures.kv_bytes <= row.measures.kv_reserved_bytes for row in rows)
+    assert all(row.measures.rel_error < 1e-3 for row in rows[1:])
+    assert rows[0].measures.tokens_equal > 0.9 and rows[2].measures.tokens_equal < 1.0
+    assert [row.case.pruner for row in rows[1:]] == [None, *["attentive:hd"] * 3]
