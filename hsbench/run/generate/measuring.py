@@ -159,13 +159,14 @@ def _steps(found: Measured, decoding: Decoding, task: Generation, through: Calla
 
 def _look_inside(found: Measured, model: Model, decoding: Decoding) -> None:
     cache, readings = decoding.cache, []
-    parts = looking.parts_for(model.device, captured=found.how != EAGER)
+    captured = found.how != EAGER and looking.graphs_hold_events()
+    parts = looking.parts_for(model.device, captured=captured)
 
     def around(step: Callable[[], None]) -> None:
         with parts.span(looking.STEP):
             step()
 
-    step = None if found.how == EAGER else GraphStep(decoding, around)
+    step = GraphStep(decoding, around) if captured else None
     with looking.watching(model.hf, parts):
         cache.time_by(parts.span)
         for at in range(EXTRA_STEPS - 1):

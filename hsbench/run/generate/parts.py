@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,11 @@ class EventParts:
 
     def forget(self) -> None:
         self._marks = []
+
+
+def graphs_hold_events() -> bool:
+    """Whether this torch's events can be recorded by a graph's replays, as those of 2.7 and later can."""
+    return "external" in inspect.signature(torch.cuda.Event.__new__).parameters
 
 
 def parts_for(device: Device, *, captured: bool = False) -> HostParts | EventParts:
