@@ -17,6 +17,7 @@
 #include "block_map.h"
 #include "cpu/kinds/dense.h"
 #include "cpu/kinds/int4.h"
+#include "cpu/kinds/int4_rows.h"
 #include "cpu/kinds/sparse_2_4.h"
 #include "cpu/kinds/sparse_2_4_rows.h"
 #include "cpu/kinds/wide.h"
@@ -39,13 +40,14 @@ template <class Type>
 using KindsOf = std::conditional_t<std::is_same_v<Type, Int4>, Int4Kinds,
                                    std::conditional_t<Type::is_narrow, AllKinds, BlockKinds>>;
 
-// Of V in groups along head_dim (hsb_axis), whose 2:4 pages are of rows. There is none of int4.
+// Of V in groups along head_dim (hsb_axis), whose 2:4 pages are of rows.
 using HeadDimKinds = KindList<DenseKind, Sparse24RowsKind>;
 using AllHeadDimKinds = KindList<DenseKind, Sparse24RowsKind, WideKind>;
+using QuantisedHeadDimKinds = KindList<Int4DenseKind, Int4RowsKind>;
+using Int4HeadDimKinds = KindList<Int4DenseKind, Int4RowsKind, WideKind>;
 template <class Type>
-using HeadDimKindsOf = std::conditional_t<Type::is_narrow, AllHeadDimKinds, HeadDimKinds>;
-template <class Type>
-constexpr bool kHasHeadDimPages = !std::is_same_v<Type, Int4>;
+using HeadDimKindsOf = std::conditional_t<std::is_same_v<Type, Int4>, Int4HeadDimKinds,
+                                          std::conditional_t<Type::is_narrow, AllHeadDimKinds, HeadDimKinds>>;
 
 template <class Function, class Last>
 [[gnu::always_inline]] inline decltype(auto) with_kind_of(KindList<Last>, hsb_block_kind, Function &function) {

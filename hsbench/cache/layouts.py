@@ -18,7 +18,11 @@ LAYOUTS: Layouts = {
 """Of groups along the contraction: head_dim of K, tokens of V."""
 
 HEAD_DIM_LAYOUTS: Layouts = {
-    CPU.kind: {SIXTEEN_BIT: cpu_head_dim.PAGES, STORED_FP8: cpu_head_dim.FP8_PAGES},
+    CPU.kind: {
+        SIXTEEN_BIT: cpu_head_dim.PAGES,
+        STORED_FP8: cpu_head_dim.FP8_PAGES,
+        STORED_INT4: cpu_head_dim.INT4_PAGES,
+    },
     CUDA.kind: {
         SIXTEEN_BIT: cuda_layout.ALONG_HEAD_DIM,
         STORED_FP8: cuda_layout.FP8_ALONG_HEAD_DIM,

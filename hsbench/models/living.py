@@ -290,7 +290,7 @@ class HierarchicalCache(LivingCache):
 
         from hsbench.models import HierarchicalCache  # before the model, which is to attend through it
 
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16, attn_implementation="hsbench")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16", attn_implementation="hsbench")
         cache = HierarchicalCache(model, batch=1, capacity=32768, sparsity=0.5)
         ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=256)
 

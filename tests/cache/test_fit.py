@@ -40,9 +40,8 @@ from hsbench.cache.pruner import (
     Pruner,
     pruner_of,
 )
-from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
+from hsbench.errors import NonFiniteError, UsageError
 from hsbench.kernels import library
-from hsbench.problem.elements import STORED_INT4
 
 DTYPES = [pytest.param(dtype, id=str(dtype)[6:]) for dtype in (torch.float16, torch.bfloat16)]
 MISSING = library.why_missing("cpu")
@@ -508,10 +507,6 @@ def test_a_cache_unpacks_to_what_the_definition_leaves() -> None:
 def test_what_no_kernel_reads_and_what_lacks_its_sources() -> None:
     k, v = tensors(torch.float16)
     how = dict(key_sparsity=0.5, value_sparsity=0.5)
-    with pytest.raises(
-        UnsupportedError, match="no CPU kernel reads V of int4 in groups along head_dim yet: take a pruner"
-    ):
-        compress_kv(k, v, pruner=pruner_of("mirror:hd"), elements=STORED_INT4, **how)
     for pruner in (ATTENTIVE, CALIBRATED):
         with pytest.raises(UsageError, match=f"pruner {pruner}: needs"):
             compress_kv(k, v, pruner=pruner, **how)

@@ -126,7 +126,7 @@ INT4_ALONG_HEAD_DIM: dict[str, Pack] = {
     "int4, V along head_dim": partial(scattered_int4, value_axis="head_dim"),
     "int4 with wide ends, V along head_dim": partial(scattered_int4_wide_ends, value_axis="head_dim"),
 }
-"""And of int4, which CUDA reads so."""
+"""And of int4, in whose sums q and probabilities are rounded on the CPU (:data:`WHOLE`)."""
 
 
 def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:

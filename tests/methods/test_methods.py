@@ -26,7 +26,7 @@ from hsbench.kernels import library
 from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.methods import FAMILIES, PRUNER_FAMILIES, check_methods, default_families, find_methods, rows_of
 from hsbench.methods.base import Method, Prepared
-from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, STORED_INT4, StoredElements
+from hsbench.problem.elements import INPUTS, SIXTEEN_BIT, STORED, StoredElements
 from hsbench.problem.inputs import Inputs
 from hsbench.problem.phase import DECODE, PHASES, PREFILL, Phase
 from hsbench.problem.synthetic import make_inputs
@@ -296,9 +296,7 @@ def test_v_along_head_dim_is_for_decode() -> None:
         workload = make_workload(phase.name, seq=300, pruner="balanced:hd")
         for hierarchical in rows_of("hierarchical", phase, CPU):
             reason = hierarchical.unsupported(workload, CPU)
-            if hierarchical.elements == STORED_INT4:
-                assert str(reason).startswith("no CPU kernel reads V of int4 in groups along head_dim yet")
-            elif phase.causal:
+            if phase.causal:
                 assert str(reason).startswith("prefill reads V in groups along tokens alone")
             else:
                 assert reason is None

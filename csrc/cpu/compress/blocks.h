@@ -43,10 +43,9 @@ struct Plan {
                   "order must be an hsb_order, and adjacent for V");
         HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
                   "fold must be from 0 to 1, and 0 for K");
-        HSB_CHECK(
-            p.value_axis == HSB_AXIS_TOKENS || (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE &&
-                                                !p.weights && p.fold == 0.0f && p.stored != HSB_STORED_INT4),
-            "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold, and not of int4");
+        HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
+                      (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
+                  "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
         HSB_CHECK(p.stored >= HSB_STORED_16 && p.stored <= HSB_STORED_INT4, "stored is not an hsb_stored");
         HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
         HSB_CHECK(heads * map_blocks < kMostSlots, "more blocks than a map can name: cut the batch");

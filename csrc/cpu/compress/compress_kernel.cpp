@@ -244,8 +244,11 @@ void narrow_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit
 template <class Isa>
 void quantise_page(hsb_block_kind kind, const std::byte *page, const BlockFit &fit, BlockShape shape, std::byte *out) {
     with_type(shape.dtype, [&](auto type) {
-        with_kind<QuantisedKinds>(
-            kind, [&](auto of_kind) { quantise_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, out); });
+        const auto quantise = [&](auto of_kind) {
+            quantise_page_of<Isa, decltype(type)>(of_kind, page, fit, shape, out);
+        };
+        if (shape.axis == HSB_AXIS_HEAD_DIM) return with_kind<QuantisedHeadDimKinds>(kind, quantise);
+        with_kind<QuantisedKinds>(kind, quantise);
     });
 }
 

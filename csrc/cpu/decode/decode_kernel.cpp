@@ -98,8 +98,7 @@ private:
             });
         };
         for_each_chunk<Isa>(group_, [&](auto chunk, int head) {
-            if constexpr (kHasHeadDimPages<Stored>)
-                if (p_.v.value_axis == HSB_AXIS_HEAD_DIM) return weigh(HeadDimKindsOf<Stored>{}, chunk, head);
+            if (p_.v.value_axis == HSB_AXIS_HEAD_DIM) return weigh(HeadDimKindsOf<Stored>{}, chunk, head);
             weigh(KindsOf<Stored>{}, chunk, head);
         });
     }

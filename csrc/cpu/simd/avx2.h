@@ -142,6 +142,14 @@ struct Avx2 {
         if (at != 3) digits = _mm256_slli_epi16(digits, 12 - 4 * at);
         return _mm256_or_si256(_mm256_srai_epi16(digits, 11), _mm256_set1_epi16(1));
     }
+    // Which halves of 16 bits of each lane have bit `bit`; of such a half a word's own, or 0, or that of one of two words.
+    using Select = __m256i;
+    template <int bit>
+    static Select select(Word mask) {
+        return _mm256_srai_epi16(_mm256_slli_epi16(mask, 15 - bit), 15);
+    }
+    static Word keep(Select select, Word x) { return _mm256_and_si256(select, x); }
+    static Word choose(Select select, Word x, Word otherwise) { return _mm256_blendv_epi8(otherwise, x, select); }
     static Float converted(Word x) { return _mm256_cvtepi32_ps(x); }
     static Word bits(Float x) { return _mm256_castps_si256(x); }
     static Word max(Word a, Word b) { return _mm256_max_epu32(a, b); }
@@ -167,6 +175,16 @@ struct Avx2 {
                                                     2, 3, 6, 7, 4, 5, 6, 7, 0, 1, 0, 1, 0, 1, 0, 1));
     }
     static Word lookup_whole(WholeTable table, Index index) { return _mm256_permutevar8x32_epi32(table, index); }
+
+    // Within each 4 lanes: lane i of x[k] becomes lane k of x[i].
+    static void transpose(Float (&x)[4]) {
+        const Float a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
+        const Float c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
+        x[0] = _mm256_shuffle_ps(a, c, 0x44);
+        x[1] = _mm256_shuffle_ps(a, c, 0xee);
+        x[2] = _mm256_shuffle_ps(b, d, 0x44);
+        x[3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
 
     // Lane i is the sum of x[i]'s lanes, for 8 vectors.
     static Float sums(const Float *x) {

@@ -138,6 +138,14 @@ struct Avx512 {
         if (at != 3) digits = _mm512_slli_epi16(digits, 12 - 4 * at);
         return _mm512_or_si512(_mm512_srai_epi16(digits, 11), _mm512_set1_epi16(1));
     }
+    // Which halves of 16 bits of each lane have bit `bit`; of such a half a word's own, or 0, or that of one of two words.
+    using Select = __mmask32;
+    template <int bit>
+    static Select select(Word mask) {
+        return _mm512_test_epi16_mask(mask, _mm512_set1_epi16(static_cast<short>(1u << bit)));
+    }
+    static Word keep(Select select, Word x) { return _mm512_maskz_mov_epi16(select, x); }
+    static Word choose(Select select, Word x, Word otherwise) { return _mm512_mask_mov_epi16(otherwise, select, x); }
     static Float converted(Word x) { return _mm512_cvtepi32_ps(x); }
     static Word bits(Float x) { return _mm512_castps_si512(x); }
     static Word max(Word a, Word b) { return _mm512_max_epu32(a, b); }
@@ -156,6 +164,16 @@ struct Avx512 {
         return _mm512_permutexvar_epi16(_mm512_load_si512(kWholePlaces[group % 8 / 2].place), half);
     }
     static Word lookup_whole(WholeTable table, Index index) { return _mm512_permutexvar_epi32(index, table); }
+
+    // Within each 4 lanes: lane i of x[k] becomes lane k of x[i].
+    static void transpose(Float (&x)[4]) {
+        const Float a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
+        const Float c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
+        x[0] = _mm512_shuffle_ps(a, c, 0x44);
+        x[1] = _mm512_shuffle_ps(a, c, 0xee);
+        x[2] = _mm512_shuffle_ps(b, d, 0x44);
+        x[3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
 
     // Lane i is the sum of x[i]'s lanes, for 16 vectors: half the vectors and half the distance at each level.
     static Float sums(const Float *x) {

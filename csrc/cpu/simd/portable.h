@@ -143,6 +143,16 @@ struct Portable {
             return (static_cast<std::uint32_t>(low) & 0xffff) | static_cast<std::uint32_t>(high) << 16;
         });
     }
+    // Which halves of 16 bits of each lane have bit `bit`; of such a half a word's own, or 0, or that of one of two words.
+    using Select = Word;
+    template <int bit>
+    static Select select(Word mask) {
+        return each<Select>([&](int i) { return (mask.lane[i] >> bit & 0x10001u) * 0xffffu; });
+    }
+    static Word keep(Select select, Word x) { return bit_and(select, x); }
+    static Word choose(Select select, Word x, Word otherwise) {
+        return each<Word>([&](int i) { return (select.lane[i] & x.lane[i]) | (~select.lane[i] & otherwise.lane[i]); });
+    }
     static Float converted(Word x) {
         return each<Float>([&](int i) { return static_cast<float>(static_cast<std::int32_t>(x.lane[i])); });
     }
@@ -175,6 +185,12 @@ struct Portable {
             return static_cast<std::uint16_t>(table[at[0]]) |
                    static_cast<std::uint32_t>(static_cast<std::uint16_t>(table[at[1]])) << 16;
         });
+    }
+
+    // Within each 4 lanes: lane i of x[k] becomes lane k of x[i].
+    static void transpose(Float (&x)[4]) {
+        for (int i = 0; i < 4; ++i)
+            for (int k = 0; k < i; ++k) std::swap(x[i].lane[k], x[k].lane[i]);
     }
 
     // Lane i is the sum of x[i]'s lanes, for 4 vectors.

@@ -12,6 +12,17 @@ namespace hsb::cpu {
 constexpr float kInt4Largest = 7.5f;  // scales that the largest value is
 constexpr float kLargestScale = 65504.0f;
 
+// The scale of values of which the largest magnitude has these bits, and the digit of a value, in two's complement.
+inline std::uint16_t int4_scale(std::uint32_t largest) {
+    const float exact = float_of(largest) / kInt4Largest;
+    return from_float(exact < kLargestScale ? exact : kLargestScale, Int4::Scale{});
+}
+inline std::uint32_t int4_digit(float x, float scale) {
+    const float levels = scale > 0.0f ? __builtin_fabsf(x) / scale : 0.0f;
+    const auto whole = static_cast<std::int32_t>(levels < 7.0f ? levels : 7.0f);
+    return static_cast<std::uint32_t>(x < 0.0f ? ~whole : whole) & 15;
+}
+
 // The rows of a tile of 32 lanes, each lane's value and the step that it is of: of a dense tile a row is a step, of a 2:4 tile
 // a slot of a group.
 template <class Isa, class Kind>
@@ -51,12 +62,8 @@ struct Int4Rows {
         for (int r = 0; r < kRows; ++r) {
             // Rows 2 j and 2 j + 1 of a word are its halves' digits j, of dense tiles and of 2:4 ones.
             const int at = 16 * (r % 2) + r % kWordDigits / 2 * 4;
-            for (int l = 0; l < kTileLanes; ++l) {
-                const float x = value[r][l], of_step = scale[step[r][l]];
-                const float levels = of_step > 0.0f ? __builtin_fabsf(x) / of_step : 0.0f;
-                const auto whole = static_cast<std::int32_t>(levels < 7.0f ? levels : 7.0f);
-                words[r / kWordDigits][l] |= static_cast<std::uint32_t>((x < 0.0f ? ~whole : whole) & 15) << at;
-            }
+            for (int l = 0; l < kTileLanes; ++l)
+                words[r / kWordDigits][l] |= int4_digit(value[r][l], scale[step[r][l]]) << at;
         }
         std::memcpy(tile, words, sizeof words);
     }
@@ -109,8 +116,7 @@ void quantise_page(Kind, const std::byte *page, const float *inverse, int operan
                 std::uint32_t bits[kTileLanes] = {}, largest = 0;
                 for (const Rows &tile : rows) tile.raise(first, i, bits);
                 for (int l = 0; l < kTileLanes; ++l) largest = bits[l] > largest ? bits[l] : largest;
-                const float exact = float_of(largest) / kInt4Largest;
-                scales[first + i] = from_float(exact < kLargestScale ? exact : kLargestScale, Int4::Scale{});
+                scales[first + i] = int4_scale(largest);
                 scale[first + i] = to_float(scales[first + i], Int4::Scale{});
             }
         for (int i = 0; i < 2; ++i) {
