@@ -207,6 +207,13 @@ public:
         const float2 x = Element<T>::unpack(stored), by = Element<T>::unpack(inverse_[pair]);
         return ptx::fp16x2_saturated(__fmul_rn(x.x, by.x), __fmul_rn(x.y, by.y));
     }
+    // Of the channels of a pair; and whether none of the chunk's makes what is stored smaller.
+    __device__ __forceinline__ float2 units(int pair) const { return Element<T>::unpack(inverse_[pair]); }
+    __device__ __forceinline__ bool has_units_from_1() const {
+        const std::uint32_t one = Element<T>::pack(1.0f, 1.0f);
+        return (Element<T>::is_ahead(inverse_[0], one) & Element<T>::is_ahead(inverse_[1], one) &
+                Element<T>::is_ahead(inverse_[2], one) & Element<T>::is_ahead(inverse_[3], one)) == ~0u;
+    }
     // As fp32, whatever it is.
     __device__ __forceinline__ float2 in_units(std::uint32_t stored, int pair) const {
         const float2 x = Element<T>::unpack(stored), by = Element<T>::unpack(inverse_[pair]);

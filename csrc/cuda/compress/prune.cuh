@@ -58,7 +58,12 @@ struct Pruned {
         return {ptx::low_halves(kept[0], kept[1]), ptx::high_halves(kept[0], kept[1]), codes};
     }
 
-    // What is kept in its place, and zeros in that of what is not.
+    // What is kept in its place, and zeros in that of what is not: of what was pruned, where nothing was folded into it; and of
+    // `kept`, whatever became of it.
+    __device__ __forceinline__ void in_place(std::uint32_t (&to)[4], const std::uint32_t (&x)[4]) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[i] = x[i] & stays[i];
+    }
     __device__ __forceinline__ void spread(std::uint32_t (&to)[4]) const {
         to[0] = kept[0] & stays[0];
         to[1] = select(stays[0], kept[1], kept[0]) & stays[1];

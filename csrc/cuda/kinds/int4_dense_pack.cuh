@@ -69,14 +69,16 @@ struct Int4DensePack {
                                                        int lane) {
         Int4Values<HeadDim, Source> values(v, source, page, room, lane);
         values.find_scales(x);
+        float inverse[16];
+        values.load_inverses(inverse);
         const int strip = values.strip();
         values.template store_words<4>(
             [&](int pair, int t) {
                 const int token = t / 2 * 8 + t % 2 * 2;
-                const auto steps = [&](int i) { return values.steps(x[token + i][pair], token + i, pair); };
-                const uint2 a = steps(0), b = steps(4), c = steps(1), d = steps(5);
-                return uint2{int4_half_word(int4_pair(a.x, b.x), int4_pair(c.x, d.x), values.is_below()),
-                             int4_half_word(int4_pair(a.y, b.y), int4_pair(c.y, d.y), values.is_below())};
+                const auto of = [&](int i) { return values.quotients(x[token + i][pair], inverse[token + i], pair); };
+                const float2 a = of(0), b = of(4), c = of(1), d = of(5);
+                return uint2{int4_half_word(int4_floors(a.x, b.x), int4_floors(c.x, d.x), values.is_below()),
+                             int4_half_word(int4_floors(a.y, b.y), int4_floors(c.y, d.y), values.is_below())};
             },
             [&](int row, int t) { return int4_words<ValuePage<HeadDim>>(strip, row * 4 + t) + v.run * 4; });
     }

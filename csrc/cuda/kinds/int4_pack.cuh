@@ -5,13 +5,15 @@
 // x / scale is a whole number, or at least 2^-14 of itself below the next one. Hence no division: the floor of x times an
 // inverse that is a little too large, by 2^-17, is the same.
 //
-// K's scales are of all its tokens: a CTA's four warps have the four strips of one block, and meet in `room`, 512 bytes of each:
+// K's scales are of all its tokens: a CTA's four warps have the four strips of one block, and meet in `room`, of each warp:
 //
 //   codes     u8 [16 tokens][head_dim / 8 chunks]: two groups each, the kept positions in 4 bits, of 2:4 pages
 //   maxima    u16 [head_dim], at byte 256
 //
-// V's scales are of 64 channels, which one warp has: room is first f32 [64] of the tokens' inverses, then u16 codes [64 rows]
-// [4 runs] of four groups each.
+// V's scales are of 64 channels, which one warp has:
+//
+//   codes     u16 [64 rows][4 runs] of four groups each
+//   inverses  f32 [4 runs][20], of 16 tokens each
 #pragma once
 
 #include <cstdint>
@@ -25,6 +27,8 @@
 #include "int4_page.cuh"
 
 namespace hsb::cuda {
+
+constexpr int kInt4RoomBytes = 832;  // of a warp
 
 // Two scales, of the values whose largest magnitudes, in units of their channels' scales, are given.
 struct Int4ScalePair {
@@ -51,15 +55,17 @@ private:
     }
 };
 
-// The floor of x / scale, -8 to 7, in the low bits of a register; x in units of its channel's scale.
-__device__ __forceinline__ std::uint32_t int4_steps(float x, float inverse) {
-    constexpr float kWhole = 12582912.0f;  // 1.5 x 2^23: sums with it are whole numbers
-    return __float_as_uint(fmaxf(fminf(__fmaf_rd(x, inverse, kWhole), kWhole + 7.0f), kWhole - 8.0f));
+// The floors of two quotients x / scale, each -8 to 7, in the low bytes of halves; x in units of its channel's scale. Each is added
+// to 1280, where numbers of fp16 are whole ones and those of fp32 far finer: rounded down to the one and cut to the other is
+// rounded down. So one instruction cuts two, and two more bring a pair into range, which fp32 would need for each.
+constexpr float kInt4Zero = 1280.0f;
+__device__ __forceinline__ std::uint32_t int4_floors(float low, float high) {
+    return ptx::fp16x2_towards_zero(low, high);
 }
-
-// Two values' steps, in the low bytes of halves.
-__device__ __forceinline__ std::uint32_t int4_pair(std::uint32_t low, std::uint32_t high) {
-    return ptx::low_halves(low, high);
+__device__ __forceinline__ float int4_quotient(float x, float inverse) { return __fmaf_rd(x, inverse, kInt4Zero); }
+__device__ __forceinline__ std::uint32_t int4_in_range(std::uint32_t floors) {
+    constexpr std::uint32_t kLeast = 0x64f864f8u, kMost = 0x65076507u;  // 1280 - 8, 1280 + 7
+    return ptx::fp16x2_between(floors, kLeast, kMost);
 }
 
 // What a row, i or i + 8 of a strip, has of a word: of steps -n - 1 and n of four values, in the low bytes of halves, its
@@ -71,17 +77,27 @@ __device__ __forceinline__ std::uint32_t int4_half_word(std::uint32_t steps, boo
     return below ? __funnelshift_l(word, word, 4) : word;
 }
 __device__ __forceinline__ std::uint32_t int4_half_word(std::uint32_t first, std::uint32_t second, bool below) {
-    return int4_half_word(ptx::permute_bytes<0x6420>(first, second), below);
+    return int4_half_word(ptx::permute_bytes<0x6420>(int4_in_range(first), int4_in_range(second)), below);
 }
 
 // Of four values in two groups, in the low and in the high halves: those that stay, by the groups' codes at bit `place` of the
 // halves.
 __device__ __forceinline__ void int4_kept(std::uint32_t (&kept)[2], const std::uint32_t (&x)[4], std::uint32_t codes,
                                           int place) {
-    const auto mask = [&](int bit) { return (codes >> (place + bit) & 0x00010001u) * 0xffffu; };
+    const auto mask = [&](int bit) { return ptx::spread_signs(codes << (15 - place - bit)); };
     const auto select = [](std::uint32_t by, std::uint32_t a, std::uint32_t b) { return (a & by) | (b & ~by); };
     kept[0] = select(mask(1), x[2], select(mask(0), x[1], x[0]));
     kept[1] = select(mask(3), select(mask(2), x[3], x[2]), x[1]);
+}
+
+// The inverse of what 2:4 keeps, zeros elsewhere: value `i` of two groups, by the codes at bit `place` of the halves.
+__device__ __forceinline__ std::uint32_t int4_spread(const std::uint32_t (&kept)[2], std::uint32_t codes, int place,
+                                                     int i) {
+    const auto mask = [&](int bit) { return ptx::spread_signs(codes << (15 - place - bit)); };
+    const auto is = [&](int bit, int position) {
+        return (position & 1 ? mask(bit) : ~mask(bit)) & (position & 2 ? mask(bit + 1) : ~mask(bit + 1));
+    };
+    return (kept[0] & is(0, i)) | (kept[1] & is(2, i));
 }
 
 // The word of codes (int4_page.cuh) of rows i and i + 8: of 8 groups of a row of which every other one, from `odd` on, counts.
@@ -114,7 +130,7 @@ public:
     using T = typename Source::Type;
     using Strip = KeyStrip<HeadDim>;
     using Shape = KeyPage<HeadDim>;
-    static constexpr int kChunks = Strip::kRowChunks, kMaximaAt = 256, kRoomBytes = 512;
+    static constexpr int kChunks = Strip::kRowChunks, kMaximaAt = 256, kRoomBytes = kInt4RoomBytes;
     static_assert(kStripRows * kChunks <= kMaximaAt && kMaximaAt + HeadDim * 2 <= kRoomBytes, "room for both");
 
     __device__ Int4Keys(const Strip &k, const Source &source, unsigned char *page, uint4 *room, int lane)
@@ -148,8 +164,8 @@ public:
         for (int i = 0; i < 4; i += 2) {
             const float2 first = source_.in_units(largest[i], i), second = source_.in_units(largest[i + 1], i + 1);
             const Int4ScalePair low(first.x, second.x), high(first.y, second.y);  // of both groups
-            inverse_[i] = {low.inverse.x, high.inverse.x};
-            inverse_[i + 1] = {low.inverse.y, high.inverse.y};
+            inverse_[i] = of_stored({low.inverse.x, high.inverse.x}, i);
+            inverse_[i + 1] = of_stored({low.inverse.y, high.inverse.y}, i + 1);
             if (k_.strip == 0 && lane_ < kChunks) {
                 unsigned char *const to = page_ + Int4Scales<Shape>::at(0, step, t + i / 2) + half * 4;
                 ptx::store_4(to, low.bits);
@@ -162,8 +178,8 @@ public:
     __device__ __forceinline__ void steps(std::uint32_t (&to)[4], const std::uint32_t (&x)[4]) const {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float2 two = source_.in_units(x[i], i);
-            to[i] = int4_pair(int4_steps(two.x, inverse_[i].x), int4_steps(two.y, inverse_[i].y));
+            const float2 two = kOfStored ? Element<T>::unpack(x[i]) : source_.in_units(x[i], i);
+            to[i] = int4_floors(int4_quotient(two.x, inverse_[i].x), int4_quotient(two.y, inverse_[i].y));
         }
     }
 
@@ -201,6 +217,14 @@ public:
     }
 
 private:
+    // An inverse has the units, too, where all of their products are numbers: none of fp16 comes near an end of fp32.
+    static constexpr bool kOfStored = !Element<T>::kWide;
+    __device__ __forceinline__ float2 of_stored(float2 inverse, int i) const {
+        if constexpr (!kOfStored) return inverse;
+        const float2 unit = source_.units(i);
+        return {inverse.x * unit.x, inverse.y * unit.y};
+    }
+
     __device__ uint4 *maxima(int strip) const {
         return reinterpret_cast<uint4 *>(rooms_ + strip * kRoomBytes + kMaximaAt);
     }
@@ -209,7 +233,7 @@ private:
     const Source &source_;
     unsigned char *page_, *rooms_;
     int lane_;
-    float2 inverse_[4];  // of the elements of both groups
+    float2 inverse_[4];  // of the elements of both groups, or of the same as stored
 };
 
 // ---- V ---------------------------------------------------------------------------------------------------------------
@@ -218,22 +242,32 @@ template <int HeadDim, class Source>
 class Int4Values {
 public:
     using Shape = ValuePage<HeadDim>;
+    static constexpr int kCodesBytes = 512, kRunInverses = 20;  // apart so that no run's banks are another's
+    static_assert(kCodesBytes + 4 * kRunInverses * 4 <= kInt4RoomBytes, "room for both");
 
     __device__ Int4Values(const ValueRuns &v, const Source &source, unsigned char *page, uint4 *room, int lane)
         : v_(v), source_(source), page_(page), room_(room), lane_(lane) {}
 
+    // The larger magnitudes of two head dims of tokens, as pairs of 16 bits, in units.
+    using Largest = std::uint32_t[16];
+    __device__ __forceinline__ void take_largest(std::uint32_t &largest, std::uint32_t x, int pair) const {
+        largest = Element<typename Source::Type>::larger(largest, source_.scaled(x, pair));
+    }
+
     // Of what is kept, `x`: the tokens' scales.
     __device__ __forceinline__ void find_scales(const ValueRuns::Pairs &x) {
+        Largest largest = {};
+#pragma unroll
+        for (int t = 0; t < 16; ++t)
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) take_largest(largest[t], x[t][pair], pair);
+        find_scales(largest, [&](int t, int pair) { return x[t][pair]; });
+    }
+    // The same of the largest; kept(token, pair): what is kept.
+    template <class Kept>
+    __device__ __forceinline__ void find_scales(const Largest &largest, Kept &&kept) {
         float most[16];
-#pragma unroll
-        for (int t = 0; t < 16; ++t) {
-            most[t] = 0.0f;
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                const float2 two = source_.in_units(x[t][pair], pair);
-                most[t] = fmaxf(most[t], fmaxf(fabsf(two.x), fabsf(two.y)));
-            }
-        }
+        find_largest(most, largest, kept);
         // Over the lanes of the same run, each of which comes to have two of the 16.
         float eight[8], four[4], two[2];
         share(eight, most, v_.dims % 2, 1);
@@ -241,23 +275,35 @@ public:
         share(two, four, v_.dims / 4, 8);
         const int pair = v_.dims % 2 * 4 + v_.dims / 2 % 2 * 2 + v_.dims / 4;  // of tokens
         const Int4ScalePair scales(two[0], two[1]);
-        auto *const inverses = reinterpret_cast<float *>(room_);
-        *reinterpret_cast<float2 *>(inverses + v_.run * 16 + pair * 2) = scales.inverse;
+        *reinterpret_cast<float2 *>(inverses() + pair * 2) = scales.inverse;
         const int t = pair / 4 * 2 + pair % 2, number = v_.run % 2 + pair / 2 % 2 * 2;
         ptx::store_4(page_ + Int4Scales<Shape>::at(v_.part, v_.run / 2, t) + number * 4, scales.bits);
         __syncwarp();
+    }
+    // Reads them all.
+    __device__ __forceinline__ void load_inverses(float (&inverse)[16]) const {
 #pragma unroll
         for (int i = 0; i < 16; i += 4) {
-            const float4 four = *reinterpret_cast<const float4 *>(inverses + v_.run * 16 + i);
-            inverse_[i] = four.x, inverse_[i + 1] = four.y, inverse_[i + 2] = four.z, inverse_[i + 3] = four.w;
+            const float4 four = *reinterpret_cast<const float4 *>(inverses() + i);
+            inverse[i] = four.x, inverse[i + 1] = four.y, inverse[i + 2] = four.z, inverse[i + 3] = four.w;
         }
-        __syncwarp();  // room is free
     }
 
-    // Steps of two head dims of a token.
-    __device__ __forceinline__ uint2 steps(std::uint32_t x, int token, int pair) const {
+    // Quotients of two head dims of a token, of that inverse.
+    __device__ __forceinline__ float2 quotients(std::uint32_t x, float inverse, int pair) const {
         const float2 two = source_.in_units(x, pair);
-        return {int4_steps(two.x, inverse_[token]), int4_steps(two.y, inverse_[token])};
+        return {int4_quotient(two.x, inverse), int4_quotient(two.y, inverse)};
+    }
+    // Floors of what two head dims' groups `g` keep first or last, whose inverses are looked up by its codes.
+    __device__ __forceinline__ std::uint32_t kept_floors(std::uint32_t x, std::uint32_t codes, int g, bool last,
+                                                         int pair) const {
+        const float2 two = source_.in_units(x, pair);
+        const auto inverse = [&](int bit) {  // of the code's two bits from there on
+            const std::uint32_t byte = (bit < 2 ? codes << (2 - bit) : codes >> (bit - 2)) & 12u;
+            return *reinterpret_cast<const float *>(reinterpret_cast<const unsigned char *>(inverses() + g * 4) + byte);
+        };
+        const int bit = g * 4 + last * 2;
+        return int4_in_range(int4_floors(int4_quotient(two.x, inverse(bit)), int4_quotient(two.y, inverse(16 + bit))));
     }
 
     // Stores words that two lanes have halves of: a lane those of half of its head dims. half_words(pair, which): of both rows
@@ -295,6 +341,35 @@ public:
     }
 
 private:
+    // Of tokens, in units. Pairs of 16 bits take a third of the instructions: exact as long as no unit makes numbers smaller and
+    // none gets too large.
+    template <class Kept>
+    __device__ __forceinline__ void find_largest(float (&most)[16], const Largest &largest, Kept &&kept) const {
+        using E = Element<typename Source::Type>;
+        std::uint32_t all = 0;
+#pragma unroll
+        for (int t = 0; t < 16; ++t) all = E::larger(all, largest[t]);
+        const float2 of_all = E::unpack(all);
+        const bool is_exact = source_.has_units_from_1() && of_all.x <= E::kLargest && of_all.y <= E::kLargest;
+        if (__all_sync(~0u, is_exact)) {
+#pragma unroll
+            for (int t = 0; t < 16; ++t) {
+                const float2 two = E::unpack(largest[t]);
+                most[t] = fmaxf(two.x, two.y);
+            }
+            return;
+        }
+#pragma unroll
+        for (int t = 0; t < 16; ++t) {
+            most[t] = 0.0f;
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                const float2 two = source_.in_units(kept(t, pair), pair);
+                most[t] = fmaxf(most[t], fmaxf(fabsf(two.x), fabsf(two.y)));
+            }
+        }
+    }
+
     // Halves of what two lanes have, the later one's where `later`: the larger of each.
     template <int Count>
     static __device__ __forceinline__ void share(float (&half)[Count], const float (&x)[2 * Count], bool later,
@@ -306,12 +381,16 @@ private:
         }
     }
 
+    // Of the run's tokens.
+    __device__ float *inverses() const {
+        return reinterpret_cast<float *>(room_) + kCodesBytes / 4 + v_.run * kRunInverses;
+    }
+
     const ValueRuns &v_;
     const Source &source_;
     unsigned char *page_;
     uint4 *room_;
     int lane_;
-    float inverse_[16];  // of the tokens
 };
 
 }  // namespace hsb::cuda

@@ -13,7 +13,7 @@ class Int4Rows {
 public:
     using Strip = RowStrip<HeadDim>;
     using Shape = HeadDimValuePage<HeadDim>;
-    static constexpr int kRowBytes = kStripRows / 2, kRoomBytes = 512;
+    static constexpr int kRowBytes = kStripRows / 2, kRoomBytes = kInt4RoomBytes;
     static_assert(Shape::kRows * kRowBytes <= kRoomBytes, "room for codes");
 
     __device__ Int4Rows(const Strip &v, const Source &source, unsigned char *page, uint4 *room, int lane)
@@ -53,7 +53,7 @@ public:
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float2 two = source_.in_units(x[i], i);
-            to[i] = int4_pair(int4_steps(two.x, inverse_[n]), int4_steps(two.y, inverse_[n]));
+            to[i] = int4_floors(int4_quotient(two.x, inverse_[n]), int4_quotient(two.y, inverse_[n]));
         }
     }
 
@@ -63,7 +63,8 @@ public:
     __device__ __forceinline__ void store_word(std::uint32_t a0, std::uint32_t a1, std::uint32_t b0, std::uint32_t b1,
                                                At &&at) const {
         const bool below = v_.chunk % kLanes >= kLanes / 2;
-        const std::uint32_t first = ptx::permute_bytes<0x6240>(a0, b0), second = ptx::permute_bytes<0x6240>(a1, b1);
+        const std::uint32_t first = ptx::permute_bytes<0x6240>(int4_in_range(a0), int4_in_range(b0));
+        const std::uint32_t second = ptx::permute_bytes<0x6240>(int4_in_range(a1), int4_in_range(b1));
         const std::uint32_t of_first = int4_half_word(ptx::low_halves(first, second), below);
         const std::uint32_t of_second = int4_half_word(ptx::high_halves(first, second), below);
         const std::uint32_t got = __shfl_xor_sync(~0u, below ? of_first : of_second, kLanes / 2);

@@ -20,7 +20,9 @@ struct Int4Sparse24Pack {
 #pragma unroll
             for (int n = 0; n < Strip::kLoads; ++n) {
                 const Pruned pruned = source.prune_chunk(choice, x[n]);
-                pruned.spread(groups[n]);
+                std::uint32_t of_chunk[4];
+                Source::groups_of(x[n], of_chunk);
+                pruned.in_place(groups[n], of_chunk);
                 codes[n] = pruned.codes;
                 keys.put_codes(n, codes[n]);
             }
@@ -52,7 +54,9 @@ struct Int4Sparse24Pack {
 #pragma unroll
             for (int n = 0; n < kLoads; ++n) {
                 const Pruned pruned = source.prune_chunk(choice, x[n]);
-                pruned.spread(groups[n]);
+                std::uint32_t of_chunk[4];
+                Source::groups_of(x[n], of_chunk);
+                pruned.in_place(groups[n], of_chunk);
                 codes[n] = pruned.codes;
             }
         });
@@ -80,8 +84,8 @@ struct Int4Sparse24Pack {
                                                        const ValueRuns::Pairs &x, unsigned char *page, uint4 *room,
                                                        int lane) {
         Int4Values<HeadDim, Source> values(v, source, page, room, lane);
-        ValueRuns::Pairs kept;
-        std::uint32_t codes[4] = {};
+        std::uint32_t kept[4][4][2], codes[4] = {};  // [pair of head dims][group][first, last]
+        typename Int4Values<HeadDim, Source>::Largest largest = {};
         source.with_choice([&](auto choice) {
             const auto weights = source.token_weights(choice, first_token(v.run, 0));
             const auto prune = [&](auto group, int pair) {
@@ -90,9 +94,14 @@ struct Int4Sparse24Pack {
                                                    x[g * 4 + 3][pair]};
                 std::uint32_t spread[4];
                 const Pruned pruned = source.template prune_group<g * 4>(choice, of_group, weights, g);
-                pruned.spread(spread);
+                if constexpr (decltype(choice)::kIsAll)
+                    pruned.spread(spread);
+                else
+                    pruned.in_place(spread, of_group);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) kept[g * 4 + i][pair] = spread[i];
+                for (int i = 0; i < 4; ++i) values.take_largest(largest[g * 4 + i], spread[i], pair);
+                kept[pair][g][0] = pruned.kept[0];
+                kept[pair][g][1] = pruned.kept[1];
                 codes[pair] |= pruned.codes;
             };
 #pragma unroll
@@ -103,7 +112,8 @@ struct Int4Sparse24Pack {
                 prune(std::integral_constant<int, 3>(), pair);
             }
         });
-        values.find_scales(kept);
+        values.find_scales(
+            largest, [&](int t, int pair) { return int4_spread(kept[pair][t / 4], codes[pair], t / 4 * 4, t % 4); });
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) values.put_codes(pair, codes[pair]);
         const int word = values.strip() * 2 + v.run / 2;
@@ -113,13 +123,9 @@ struct Int4Sparse24Pack {
 #pragma unroll
                 for (int later = 0; later < 2; ++later) {
                     const int g = two * 2 + later;
-                    std::uint32_t steps[4];
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const uint2 rows = values.steps(kept[g * 4 + i][pair], g * 4 + i, pair);
-                        steps[i] = int4_pair(rows.x, rows.y);
-                    }
-                    int4_kept(of_group[later], steps, codes[pair], g * 4);
+                    for (int i = 0; i < 2; ++i)
+                        of_group[later][i] = values.kept_floors(kept[pair][g][i], codes[pair], g, i > 0, pair);
                 }
                 // Both rows' two groups' first ones, then the second ones.
                 const std::uint32_t first = ptx::permute_bytes<0x6240>(of_group[0][0], of_group[1][0]);

@@ -43,6 +43,17 @@ __device__ __forceinline__ std::uint32_t fp16x2_saturated(float low, float high)
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+// Towards zero; those beyond the largest finite number become it.
+__device__ __forceinline__ std::uint32_t fp16x2_towards_zero(float low, float high) {
+    std::uint32_t y;
+    asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+// Both of two within bounds.
+__device__ __forceinline__ std::uint32_t fp16x2_between(std::uint32_t x, std::uint32_t least, std::uint32_t most) {
+    asm("max.f16x2 %0, %0, %1;\n\tmin.f16x2 %0, %0, %2;" : "+r"(x) : "r"(least), "r"(most));
+    return x;
+}
 __device__ __forceinline__ std::uint32_t bf16x2_saturated(float low, float high) {
     std::uint32_t y;
     asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
