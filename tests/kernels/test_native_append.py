@@ -1,5 +1,5 @@
 """Append, and decode by lengths, on each of the CPU's instruction sets and by several threads: what they leave is the
-definition's. What a cache that lives is asked besides, on every device: test_growing.py. All of it takes about 6 s.
+definition's. What a cache that lives is asked besides, on every device: test_growing.py.
 """
 
 from __future__ import annotations
