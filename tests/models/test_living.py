@@ -133,7 +133,7 @@ def test_what_a_layer_is_asked_to_be(folders: Folders) -> None:
         assert how["pruner"] == "calibrated:hd" and how["sink"] == 7
         assert torch.equal(how["basis"].query_rms, layers[at].query_rms)
     assert HierarchicalCache(model.hf, 1, 128).layers[0].cache.how["pruner"] == "attentive:hd"
-    assert HierarchicalCache(model.hf, 1, 128, elements="int4").layers[0].cache.how["pruner"] == "centered"  # on a CPU
+    assert HierarchicalCache(model.hf, 1, 128, elements="int4").layers[0].cache.how["pruner"] == "attentive:hd"
     assert cache.layers[0].dtype == torch.float16  # the model's is fp32
     model.prompt(ids(100), cache)
     assert cache.layers[0].cache.queries.shape == (1, 4, QUERIES, 16)

@@ -16,13 +16,19 @@ import torch
 from hsbench.cache.fit import fit_key
 from hsbench.cache.prune import choose_blocks, plan_blocks, prune_hierarchical
 from hsbench.cache.pruner import MIRROR
+from hsbench.models import HierarchicalCache
 from hsbench.models.dense import dense_attend, soft_attend
+from hsbench.models.hook import NAME
 from hsbench.models.loading import open_model
 from hsbench.models.model import Model
+from hsbench.models.sources import find_source
 from hsbench.models.statistics import calibrate
 from hsbench.models.text import Text, read_text
 
 pytestmark = pytest.mark.slow
+
+NEW = 256
+"""Tokens of an answer."""
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +105,20 @@ def test_its_basis(model: Model, text: Text) -> None:
     model.forward(model.tokens(text.text)[None, 1000:1256], None, attend, logits="none")  # text that it was not made of
     mirror, weighed = (sum(errors) / len(errors) for errors in lost.values())
     assert weighed < 0.8 * mirror
+
+
+def test_greedy_tokens_at_sparsity_0_are_huggingface_s_own(model: Model, gguf_path: Path) -> None:
+    # A question: a text alone it would only repeat. No likeliest token is nearer than 0.008 to the next one.
+    before, behind = find_source(str(gguf_path)).tokenizer.frame()
+    words = f"Explain to a child, in many words, what this says:\n{pydoc_data.topics.topics['objects'][:1200]}"
+    ids = model.tokens(before + words + behind)[None]
+    capacity = ids.shape[1] + NEW
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False}
+    asked |= {"eos_token_id": None, "pad_token_id": 0}
+    model.hf.set_attn_implementation("sdpa")
+    theirs = model.hf.generate(**asked)[0, -NEW:]
+    model.hf.set_attn_implementation(NAME)
+    cache = HierarchicalCache(model.hf, 1, capacity, sparsity=0.0, pruner="magnitude", sink=0, local=64)
+    ours = model.hf.generate(past_key_values=cache, **asked)[0, -NEW:]
+    assert cache.length == capacity - 1 and ours.unique().numel() > 25
+    assert torch.equal(ours, theirs), model.text(ours)

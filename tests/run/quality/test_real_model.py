@@ -59,10 +59,10 @@ def test_greedy_tokens_at_sparsity_0(gguf: Path, prose: Path) -> None:
     cache = model.new_cache(1, 512)
     ids = prompt
     logits = model.forward(prompt[None], cache, logits="last")
-    for _ in range(257):
+    for _ in range(65):
         ids = torch.cat([ids, logits[0, -1:].argmax(-1)])
         logits = model.forward(ids[None, -1:], cache, logits="last")
-    nothing, task = Setting("hierarchical", 0.0, 0.0, "magnitude"), Task(context=192, score=256, sink=0, local=0)
+    nothing, task = Setting("hierarchical", 0.0, 0.0, "magnitude"), Task(context=192, score=64, sink=0, local=0)
     dense = scoring.dense_run(model, cache, ids, 192)
     store = stores.METHODS[nothing.method].store(nothing, model.geometry.group, None, task, 512)
     found = scoring.scored_run(model, cache, ids, 192, task, Attending(store, nothing, task, torch.float16), dense)
