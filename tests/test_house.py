@@ -25,6 +25,7 @@ ROOMS = (
     "cache",
     "attention",
     "api",
+    "distributed",
     "methods",
     "models",
     "results",

@@ -61,6 +61,10 @@ class EmptyCall:
         self.out = torch.empty_like(q, memory_format=torch.contiguous_format)
         self.lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
 
+    def write_to(self, out: Tensor, lse: Tensor) -> None:
+        """See :meth:`NativeCall.write_to`."""
+        self.out, self.lse = out, lse
+
     def run(self) -> None:
         """Writes ``out`` and ``lse``."""
         with forks.torch_operations():
@@ -115,6 +119,11 @@ class NativeCall:
             **{name: operand.params() for name, operand in operands.items()},
         )
         self._native = library.Operation(operation, q.device, params)
+
+    def write_to(self, out: Tensor, lse: Tensor) -> None:
+        """From now on runs write there: contiguous tensors as ``out`` and ``lse`` are, which they become."""
+        self.out, self.lse = out, lse
+        self._native.params.out, self._native.params.lse = out.data_ptr(), lse.data_ptr()
 
     def run(self) -> None:
         """Computes ``out`` and ``lse``."""
@@ -195,16 +204,24 @@ def prefill_products(elements: CacheElements, device: Device) -> Element | None:
     return FP8 if device.is_cuda and elements.has_scale else None
 
 
-def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto") -> Call:
+def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto", ahead: int = 0) -> Call:
     """Causal prefill over pages; ``q [batch, q_heads, q_len, head_dim]``, the last query sees all of seq. ``path``
-    names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all."""
-    check_query(q, kv.shape, kv.dtype, kv.device)
+    names a CUDA kernel, one of :data:`hsbench.kernels.library.PATHS`; the CPU has one kernel for all. The last query is
+    ``ahead`` tokens behind the cache's last, whose blocks are then whole: for the kernel, those between are evicted."""
+    batch, kv_heads, held, head_dim = kv.shape
+    shape = batch, kv_heads, held + ahead, head_dim
+    check_query(q, shape, kv.dtype, kv.device)
     device = Device.of(kv.device)
     if reason := why_not_prefill(kv.k.elements, device, kv.v.value_axis):
         raise UnsupportedError(reason)
-    stored = {} if kv.eviction is None else {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
+    stored: dict[str, Any] = {}
+    if kv.eviction is not None:
+        stored = {"position": kv.eviction.position, "stored_blocks": kv.k.plan.blocks}
+    elif ahead:
+        blocks = torch.arange(kv.k.plan.blocks, dtype=torch.int32, device=kv.device)
+        stored = {"position": blocks.repeat(batch, kv_heads, 1), "stored_blocks": kv.k.plan.blocks}
     how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}
-    call = _paged_call("prefill", "hsb_prefill_params", q, kv, kv.shape, **how)
+    call = _paged_call("prefill", "hsb_prefill_params", q, kv, shape, **how)
     call.products = prefill_products(kv.k.elements, device)
     return call
 

@@ -78,14 +78,19 @@ class Captured:
         stat = self.path.stat()
         return _sha256(self.path, self.layer, (stat.st_size, stat.st_mtime_ns))
 
-    def load(self, device: Device | str) -> Inputs:
+    def load(self, device: Device | str, tokens: slice | None = None) -> Inputs:
         """Load the tensors and check that every element is finite.
+
+        Args:
+            tokens: those of K and V; None for all.
 
         Raises:
             UsageError: the file is damaged, or an element is not finite; names tensor and first index.
         """
-        q, k, v = (self._load(name, device, self.q_len if name == "q" else None) for name in "qkv")
-        return Inputs(q, k, v, source=self.source)
+        of_kv = tokens or slice(None)
+        q = self._load("q", device, slice(-self.q_len, None))
+        k, v = self._load("k", device, of_kv), self._load("v", device, of_kv)
+        return Inputs(q, k, v, source=self.source, ahead=self.seq - of_kv.indices(self.seq)[1])
 
     def context(self, device: Device | str, most: int) -> torch.Tensor:
         """The last queries of the file, whether or not they are used: ``most``, or as many as there are.
@@ -93,14 +98,15 @@ class Captured:
         Raises:
             UsageError: as :meth:`load`.
         """
-        return self._load("q", device, most)
+        return self._load("q", device, slice(-most, None))
 
-    def _load(self, name: str, device: Device | str, last: int | None) -> torch.Tensor:
-        """q, k or v; of the last tokens alone, if told."""
+    def _load(self, name: str, device: Device | str, tokens: slice) -> torch.Tensor:
+        """Some tokens of q, k or v."""
         key = f"layers.{self.layer}.{name}"
         with open_safetensors(self.path, "pt") as file:
             try:
-                tensor = file.get_tensor(key) if last is None else file.get_slice(key)[:, :, -last:]
+                whole = tokens == slice(None)
+                tensor = file.get_tensor(key) if whole else file.get_slice(key)[:, :, tokens]
             except Exception as error:  # safetensors raises its own types, by version
                 raise damaged(self.path, error) from error
         tensor = tensor.contiguous()

@@ -20,6 +20,7 @@ class Inputs:
         context: ``[batch, q_heads, n, head_dim]``, the last n queries of the context, q's last among them, where they
             are known and a pruner looks at them.
         query_rms: fp32 ``[kv_heads, head_dim]``, of a basis, where a pruner takes one.
+        ahead: tokens of the sequence behind k's last, where k and v are a part of it: q is the last of these.
     """
 
     q: torch.Tensor
@@ -28,3 +29,4 @@ class Inputs:
     source: str
     context: torch.Tensor | None = None
     query_rms: torch.Tensor | None = None
+    ahead: int = 0

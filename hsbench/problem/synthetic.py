@@ -34,7 +34,7 @@ OUTLIER_SCALE = (10.0, 20.0)
 _Q, _K, _V, _CHANNELS = range(4)  # first key of the generators
 
 
-def make_inputs(workload: Workload, device: Device | str) -> Inputs:
+def make_inputs(workload: Workload, device: Device | str, tokens: slice | None = None) -> Inputs:
     """Synthetic tensors: standard normal, with ``outliers`` a few channels of K large and off zero.
 
     They are generated on the CPU whatever the device, so that every device measures the same numbers, by all
@@ -43,6 +43,7 @@ def make_inputs(workload: Workload, device: Device | str) -> Inputs:
     Args:
         workload: shape, dtype, seed, and ``tensors`` of ``gaussian`` or ``outliers``.
         device: where the tensors go.
+        tokens: of which K and V are made, the same as in all of them; None for all.
 
     Raises:
         ValueError: the workload's tensors are captured.
@@ -55,21 +56,24 @@ def make_inputs(workload: Workload, device: Device | str) -> Inputs:
         raise ValueError(f"tensors {workload.tensors!r} are captured: load them with open_captured")
     dtype = workload.element.torch_dtype
     q_shape = (workload.batch, workload.q_heads, workload.q_len, workload.head_dim)
-    kv_shape = (workload.batch, workload.kv_heads, workload.seq, workload.head_dim)
+    first, last, _ = (tokens or slice(None)).indices(workload.seq)
+    kv_shape = (workload.batch, workload.kv_heads, last - first, workload.head_dim)
     outliers = None
     if workload.tensors == "outliers":
         heads = range(workload.kv_heads)
         outliers = [outlier_channels(workload.seed, head, workload.head_dim) for head in heads]
 
-    def tensor(which: int, shape: tuple[int, ...], channels: list[Channels] | None = None) -> torch.Tensor:
+    def tensor(
+        which: int, shape: tuple[int, ...], channels: list[Channels] | None = None, begin: int = 0
+    ) -> torch.Tensor:
         # One at a time, so that the host holds one tensor more than the device does at most.
         with torch.inference_mode(False):  # threads do not inherit that mode, and may not write what was made in it
             out = memory.empty(shape, dtype, "cpu")
-        _fill(out, workload.seed, which, channels)
+        _fill(out, workload.seed, which, channels, begin)
         return out.to(str(device))
 
-    q, k, v = tensor(_Q, q_shape), tensor(_K, kv_shape, outliers), tensor(_V, kv_shape)
-    return Inputs(q, k, v, source=workload.tensors)
+    q, k, v = tensor(_Q, q_shape), tensor(_K, kv_shape, outliers, first), tensor(_V, kv_shape, begin=first)
+    return Inputs(q, k, v, source=workload.tensors, ahead=workload.seq - last)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def outlier_channels(seed: int, head: int, head_dim: int) -> Channels:
     return Channels(index=index, scale=scale, mean=sign * scale)
 
 
-def _fill(out: torch.Tensor, seed: int, which: int, channels: list[Channels] | None) -> None:
-    """Fill ``out`` [batch, heads, tokens, head_dim] from the generators of tensor ``which``."""
+def _fill(out: torch.Tensor, seed: int, which: int, channels: list[Channels] | None, begin: int = 0) -> None:
+    """Fill ``out`` [batch, heads, tokens, head_dim] from the generators of tensor ``which``, from token ``begin``."""
     import numpy as np
     import torch
 
@@ -109,17 +113,22 @@ def _fill(out: torch.Tensor, seed: int, which: int, channels: list[Channels] | N
         generator = _generator(seed, which, entry, head, start // STRETCH)
         piece = np.empty((PIECE // head_dim, head_dim), dtype=np.float32)
         source = torch.from_numpy(piece)
-        end = min(start + STRETCH, tokens)
+        end = min(start + STRETCH, begin + tokens)
         for first in range(start, end, len(piece)):
             count = min(len(piece), end - first)
             generator.standard_normal(dtype=np.float32, out=piece[:count])
             if channels is not None:
                 large = channels[head]
                 piece[:count, large.index] = large.mean + large.scale * piece[:count, large.index]
-            out[entry, head, first : first + count].copy_(source[:count])
+            skipped = max(begin - first, 0)  # drawn all the same: a generator begins with its stretch
+            if skipped < count:
+                out[entry, head, first + skipped - begin : first + count - begin].copy_(source[skipped:count])
 
     units = [
-        (entry, head, start) for entry in range(batch) for head in range(heads) for start in range(0, tokens, STRETCH)
+        (entry, head, start)
+        for entry in range(batch)
+        for head in range(heads)
+        for start in range(begin // STRETCH * STRETCH, begin + tokens, STRETCH)
     ]
     # numpy draws without the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(max_workers=min(len(units), _cores())) as pool:
