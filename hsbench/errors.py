@@ -43,6 +43,14 @@ class UnavailableError(HsbenchError):
     exit_code = 4
 
 
+class SaidElsewhereError(HsbenchError):
+    """An error that another process of the same run says: this one ends without a word."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class UnsupportedError(HsbenchError):
     """A method cannot do this phase, shape or dtype at all, on any machine of this kind."""
 

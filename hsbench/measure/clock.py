@@ -71,16 +71,24 @@ class CudaClock:
     Args:
         min_block_s: the shortest time to hold the stream.
         max_block_s: the longest; a run that takes longer to queue is refused.
+        first: queues what comes before the run, untimed: it begins once that has ended.
     """
 
-    def __init__(self, *, min_block_s: float = 0.5e-3, max_block_s: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        min_block_s: float = 0.5e-3,
+        max_block_s: float = 0.25,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         import torch
 
         self._cuda: Any = torch.cuda
         self._min_block_s, self._max_block_s = min_block_s, max_block_s
-        self._block_s = min_block_s
+        self._block_s, self._first = min_block_s, first
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
+        self._mark: Any = None
         self._cycles_per_s = 0.0  # measured by the first sample: making a clock touches no stream
 
     @property
@@ -101,6 +109,7 @@ class CudaClock:
         block_s = self._block_s
         begin = time.perf_counter()  # for the length of the block only
         self._cuda._sleep(int(block_s * self._cycles_per_s))
+        self._first()
         self._start.record()
         run()
         self._end.record()
@@ -118,6 +127,16 @@ class CudaClock:
             )
         self._cycles_per_s = 0.0  # measure again: a clock raised since then makes the same cycles too short
         raise Retake(f"queueing took {queue_s:.2g} s, longer than the stream was held")
+
+    def mark(self) -> None:
+        """Called within a run: what it has queued so far ends here, see :meth:`marked_s`."""
+        if self._mark is None:
+            self._mark = self._cuda.Event(enable_timing=True)
+        self._mark.record()
+
+    def marked_s(self) -> float:
+        """Seconds from the start of the last run to its :meth:`mark`, on the device."""
+        return self._start.elapsed_time(self._mark) * 1e-3
 
     def _calibrate(self) -> float:
         """Spin-kernel cycles per second at the present clock; the margin of the block covers its changes."""
