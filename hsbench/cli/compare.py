@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
+from hsbench.cli.ranks import follow, follows, leads, resumed_ranks, start
 from hsbench.cli.request import Request
 from hsbench.cli.resuming import resume_task
 from hsbench.cli.run import run
@@ -29,6 +30,7 @@ def compare(
     sink: o.Sink = None,
     local: o.Local = None,
     methods: o.Methods = None,
+    ranks: o.Ranks = None,
     device: o.Device = None,
     kv: o.Kv = None,
     layer: o.Layer = None,
@@ -74,6 +76,7 @@ def compare(
         sink=sink,
         local=local,
         methods=methods,
+        ranks=ranks,
         device=device,
         kv=kv,
         layer=layer,
@@ -91,10 +94,16 @@ def compare(
         profiler=profiler,
         profile_dir=profile_dir,
     )
+    if follows():
+        return follow()
 
     from hsbench.report import render_sweep
 
     if resume is not None:
+        # What was begun by ranks is of their machine, their threads among it: they look whether this is the same.
+        several, where = resumed_ranks(request, resume)
+        if several > 1 and not leads():
+            return start(several, where or "auto")
         task = resume_task(request, resume)
     else:
         task = sweep_task(request) if replay is None else replay_task(request, replay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
+from hsbench.cli.ranks import follow, follows
 from hsbench.cli.request import Request
 from hsbench.cli.run import run
 from hsbench.cli.tasks import one_task
@@ -27,6 +28,7 @@ def decode(
     sink: o.Sink = None,
     local: o.Local = None,
     methods: o.Methods = None,
+    ranks: o.Ranks = None,
     device: o.Device = None,
     kv: o.Kv = None,
     layer: o.Layer = None,
@@ -64,6 +66,7 @@ def decode(
         sink=sink,
         local=local,
         methods=methods,
+        ranks=ranks,
         device=device,
         kv=kv,
         layer=layer,
@@ -79,6 +82,8 @@ def decode(
         profiler=profiler,
         profile_dir=profile_dir,
     )
+    if follows():
+        return follow()
 
     from hsbench.report import render
 

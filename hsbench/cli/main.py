@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from hsbench import __version__
+from hsbench.cli import signals
 from hsbench.cli.calibrate import calibrate
 from hsbench.cli.capture import capture
 from hsbench.cli.compare import compare
@@ -30,7 +31,7 @@ from hsbench.cli.quality import quality
 from hsbench.cli.show import show
 from hsbench.cli.streams import discard, say, tolerant_stderr
 from hsbench.cli.usage import COMMAND_LINE, ClickException, Command, Group, translated
-from hsbench.errors import HsbenchError, UsageError
+from hsbench.errors import HsbenchError, SaidElsewhereError, UsageError
 
 app = typer.Typer(name="hsbench", cls=Group, add_completion=False, rich_markup_mode="rich")
 for _command in (decode, prefill, compare, quality, generate, show, plot, diff, doctor, capture, calibrate):
@@ -79,10 +80,13 @@ def _answered(words: list[str]) -> int:
         return code
     except UsageError as error:
         return _fail("error", as_option(error), error.exit_code)
+    except SaidElsewhereError as error:
+        return error.exit_code
     except HsbenchError as error:
         return _fail("error", error, error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
-        say("hsbench: interrupted")
+        if not signals.said_elsewhere():
+            say("hsbench: interrupted")
         return getattr(error, "exit_code", INTERRUPTED)
     except BrokenPipeError:
         # Only stdout's gets here: whoever read it has seen enough. No error, and nothing to say.

@@ -103,6 +103,12 @@ Methods = Annotated[
     Text,
     _option("--methods", "NAME,...", "Families or family:variant; hsbench doctor lists them (all).", _RUN),
 ]
+Ranks = Annotated[
+    Text,
+    _option(
+        "--ranks", "N", "Processes, each on a GPU, that the sequence is sharded over; see docs/ranks.md (1).", _RUN
+    ),
+]
 Device = Annotated[
     Text, _option("--device", "DEVICE", f"{_either(DEVICES)} ({DEVICES[0]}: CUDA where there is one).", _RUN)
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsbench.cli import options as o
+from hsbench.cli.ranks import follow, follows
 from hsbench.cli.request import Request
 from hsbench.cli.run import run
 from hsbench.cli.tasks import one_task
@@ -28,6 +29,7 @@ def prefill(
     sink: o.Sink = None,
     local: o.Local = None,
     methods: o.Methods = None,
+    ranks: o.Ranks = None,
     device: o.Device = None,
     kv: o.Kv = None,
     layer: o.Layer = None,
@@ -66,6 +68,7 @@ def prefill(
         sink=sink,
         local=local,
         methods=methods,
+        ranks=ranks,
         device=device,
         kv=kv,
         layer=layer,
@@ -81,6 +84,8 @@ def prefill(
         profiler=profiler,
         profile_dir=profile_dir,
     )
+    if follows():
+        return follow()
 
     from hsbench.report import render
 

@@ -53,6 +53,7 @@ class Request(Typed):
     sink: str | None = None
     local: str | None = None
     methods: str | None = None
+    ranks: str | None = None
     device: str | None = None
     kv: str | None = None
     layer: str | None = None

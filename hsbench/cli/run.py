@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
+from hsbench.cli.ranks import leading, leads, start
 from hsbench.cli.signals import Interruptible, held
 from hsbench.cli.streams import say, say_how_to_draw, stderr
 from hsbench.cli.tasks import Task
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hsbench.results import Record, Report, Result
+    from hsbench.run.leading import Leader
 
 Summary = Callable[[list["Report"], "Console"], None]
 
@@ -35,13 +37,18 @@ def run(task: Task, summary: Summary) -> int:
     Raises:
         ProfilerError, UnavailableError: the results are out, but a profile that was asked for could not be made.
         KeyboardInterrupt: a signal came once all rows were out, or another while they were written.
+        HsbenchError: over ranks, one of them is gone, or does not fit the others.
     """
-    with Interruptible() as signals:
-        code = _run(task, summary, signals)
+    if task.plan.ranks > 1 and not leads():
+        return start(task.plan.ranks, task.plan.device.kind)
+    with Interruptible() as signals, leading(task.plan) as leader:
+        code = _run(task, summary, signals, leader)
+        if leader is not None:
+            leader.end(code)
     return signals.exit_code if code == INTERRUPTED else code
 
 
-def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
+def _run(task: Task, summary: Summary, signals: Interruptible, leader: Leader | None) -> int:
     from hsbench import measure
     from hsbench.cli.handoff import hand_off
     from hsbench.cli.progress import Progress, warn
@@ -73,7 +80,10 @@ def _run(task: Task, summary: Summary, signals: Interruptible) -> int:
                         reports.append(before.done(plan, at))
                         continue
                     progress.cell(at, cell.label)
-                    report = measuring.measure_cell(cell, plan.device, plan.settings, progress)
+                    if leader is None:
+                        report = measuring.measure_cell(cell, plan.device, plan.settings, progress)
+                    else:
+                        report = leader.measure(at, progress)
                     with held(), progress.aside():  # its rows are written, and so it is not one that was not reached
                         ended(report)
                     if report.interrupted or signals.first is not None:

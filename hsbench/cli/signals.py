@@ -103,7 +103,13 @@ class held:  # noqa: N801 - a context manager, used as a function
             raise Stopped(number)
 
 
+def said_elsewhere() -> bool:
+    """Whether another process says that this one was interrupted: rank 0, or what started all ranks (``ranks.py``)."""
+    return bool(os.environ.get("HSBENCH_LAUNCHER")) or os.environ.get("RANK", "0") != "0"
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, b"hsbench: interrupted\n")
+    if not said_elsewhere():
+        with contextlib.suppress(OSError):
+            os.write(2, b"hsbench: interrupted\n")
     os._exit(128 + number)

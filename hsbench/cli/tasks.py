@@ -11,6 +11,7 @@ from hsbench.cli.output import Output, make_output
 from hsbench.cli.parse import flag, parse_choice, parse_list, parse_number
 from hsbench.cli.places import check_creatable
 from hsbench.cli.problems import all_problems, one_problem, open_basis, open_tensors, warnings_of, with_plan
+from hsbench.cli.ranks import ranks_of
 from hsbench.cli.request import DEVICES, Request
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
@@ -109,6 +110,7 @@ def replay_task(request: Request, manifest: str) -> Task:
     inputs = [("replay", path), *(("kv", cell.captured.path) for cell in plan.cells if cell.captured)]
     inputs += [("basis", cell.basis.path) for cell in plan.cells if cell.basis]
     output = make_output(request.output, request.format, request.manifest, "csv", inputs)
+    _check_profiling(plan, profiler)
     profiling, said = _profiling(request, profiler, plan.device)
     again = replay(plan, then, COMMAND_LINE.get())
     output.manifest = again.manifest
@@ -134,7 +136,9 @@ def _task(
     from hsbench.machine.hardware import resolve_device
     from hsbench.run.plan import make_plan
 
-    plan = make_plan(problems, methods, resolve_device(device), settings, open_basis(request, captured))
+    ranks = ranks_of(request)
+    plan = make_plan(problems, methods, resolve_device(device), settings, open_basis(request, captured), ranks)
+    _check_profiling(plan, profiler)
     profiling, said = _profiling(request, profiler, plan.device)
     return Task(plan, output, tuple(dict.fromkeys([*warnings_of(problems), *said])), profiling)
 
@@ -169,6 +173,17 @@ def _wanted_profiler(request: Request) -> str | None:
         return None
     check_creatable(request.profile_folder, "profile_dir")
     return wanted
+
+
+def _check_profiling(plan: Plan, wanted: str | None) -> None:
+    """Refuses a profiler, which looks at one process, for a run over several.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if wanted is not None and plan.ranks > 1:
+        remedy = "a profiler looks at one process: leave `profile` out, or profile one rank's part: `seq` of it, alone"
+        raise UsageError("ranks", plan.ranks, remedy)
 
 
 def _profiling(request: Request, wanted: str | None, device: Device) -> tuple[Profiling | None, tuple[str, ...]]:

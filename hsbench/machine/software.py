@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hsbench
+from hsbench.distributed.environment import LAUNCHER
 from hsbench.kernels import library
 
 _PACKAGE = Path(hsbench.__file__).resolve().parent
@@ -24,6 +25,8 @@ _SWITCHES = (
     *("HSBENCH_", "OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_", "CUBLAS_", "CUDNN_", "PYTORCH_", "TORCH_CUDNN_"),
     *("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "LD_PRELOAD", "MALLOC_ARENA_MAX"),
 )
+#: Of them, what says how ranks are started, and nothing of what they do.
+_OF_A_RUN = (LAUNCHER, "HSBENCH_RANK_START_S")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 #: Programs beside hsbench, and what each is for.
@@ -110,7 +113,7 @@ def environment() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith(_SWITCHES) and not _SECRET.search(name)
+        if name.startswith(_SWITCHES) and not _SECRET.search(name) and name not in _OF_A_RUN
     }
 
 

@@ -42,6 +42,10 @@ class Prepared(ABC):
     def run(self) -> None:
         """Computes ``out`` (and ``lse``) once. Allocates as little as the method allows, and nothing on CUDA."""
 
+    def write_to(self, out: Tensor, lse: Tensor) -> bool:
+        """Has runs write ``out`` and ``lse`` there; whether the method can, else it keeps its own."""
+        return False
+
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
         """The K and V ``[seq, head_dim]`` of one head that ``out`` must agree with, unpacked from what is stored;
         None where they are the inputs themselves."""
@@ -84,6 +88,10 @@ class Method(ABC):
         """Why the method cannot do this workload on any such device; None if it can."""
         return None
 
+    def why_not_sharded(self, workload: Workload) -> str | None:
+        """Why it cannot attend to a part of the sequence so that parts can be combined; None if it can."""
+        return "gives no log-sum-exp, by which parts of a sequence are combined"
+
     def estimate_bytes(self, workload: Workload) -> int:
         """Memory that preparing and running it takes beyond q, k and v; known before anything is allocated."""
         return 0
@@ -100,3 +108,7 @@ class Method(ABC):
             NonFiniteError: K or V holds a NaN or an infinity.
             UnsupportedError: the method refuses these tensors.
         """
+
+    def prepare_part(self, workload: Workload, inputs: Inputs) -> Prepared:
+        """As :meth:`prepare`, of a part of a sequence, with the log-sum-exp of its own tokens."""
+        return self.prepare(workload, inputs)

@@ -38,6 +38,11 @@ class NativePrepared(Prepared):
     def run(self) -> None:
         self.call.run()
 
+    def write_to(self, out: Tensor, lse: Tensor) -> bool:
+        self.call.write_to(out, lse)
+        self.out, self.lse = out, lse
+        return True
+
     def pruned(self, batch: int, kv_head: int) -> tuple[Tensor, Tensor] | None:
         if self.exact:
             return None

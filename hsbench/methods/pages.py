@@ -89,6 +89,13 @@ class PagesMethod(Method):
             without_kernel = without_kernel or calls.why_not_prefill(self.elements, device, pruner.value_axis)
         return why_not_native(workload) or without_kernel
 
+    def why_not_sharded(self, workload: Workload) -> str | None:
+        if self.evict(workload) > 0:
+            return "blocks to evict are chosen over the whole sequence: leave --ranks or --evict out"
+        if self._pruner(workload).needs_queries:
+            return f"pruner {self._pruner(workload)} looks at queries over the whole sequence: take another"
+        return None
+
     def estimate_bytes(self, workload: Workload) -> int:
         return self.held_bytes(workload) + self._pruning_bytes(workload)
 
@@ -136,6 +143,8 @@ class PagesMethod(Method):
         )
 
         def call_of(kv: HierarchicalKV) -> calls.Call:
-            return calls.prefill_call(inputs.q, kv, self.path) if self.phase.causal else calls.decode_call(inputs.q, kv)
+            if self.phase.causal:
+                return calls.prefill_call(inputs.q, kv, self.path, inputs.ahead)
+            return calls.decode_call(inputs.q, kv)
 
         return prepare_native(compressor, call_of, prunes=self.prunes, exact=self.dense)

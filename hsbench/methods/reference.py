@@ -31,6 +31,9 @@ class Reference(Method):
     name = "reference"
     dense = True
 
+    def why_not_sharded(self, workload: Workload) -> str | None:
+        return "prefill's is for a whole sequence" if workload.phase.causal else None
+
     def estimate_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len * workload.head_dim
         head = FP32.nbytes(2 * workload.seq * workload.head_dim)

@@ -7,7 +7,9 @@ heads as query rows of their kv head, which is the same sum without a mask and i
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +63,48 @@ class _Prepared(Prepared):
         self.out = torch.full_like(self.inputs.q, float("nan"))
 
 
+@dataclass(kw_only=True)
+class _Part(_Prepared):
+    """Decode over a part of a sequence, by the operation below the public one, which gives the log-sum-exp, too."""
+
+    def run(self) -> None:
+        q, k, v = self.inputs.q, self.inputs.k, self.inputs.v
+        batch, q_heads, q_len, head_dim = q.shape
+        rows = q.view(batch, k.shape[1], q_heads // k.shape[1], head_dim)
+        out, lse = _WITH_LSE["cpu" if q.device.type == "cpu" else self.backend](rows, k, v)[:2]
+        self.out = out.reshape(q.shape)
+        # Some backends pad the rows, or give each a dimension of its own.
+        self.lse = lse.flatten(2)[..., : rows.shape[2]].reshape(batch, q_heads, q_len)
+
+    def poison(self) -> None:
+        super().poison()
+        self.lse = torch.full(self.out.shape[:-1], float("nan"), dtype=torch.float32, device=self.out.device)
+
+
+_WITH_LSE: dict[str, Callable[..., Any]] = {
+    "cpu": torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    "flash": torch.ops.aten._scaled_dot_product_flash_attention,
+    "cudnn": lambda q, k, v: torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True),
+    "mem-efficient": lambda q, k, v: torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True),
+}
+"""Of each backend's decode over heads as rows; ``cpu`` for flash there."""
+
+
 class Sdpa(Method):
     dense = True
 
     def __init__(self, backend: str, rows: bool) -> None:
         self.backend, self.rows = backend, rows
         self.name = f"sdpa:{backend}" + ("-rows" if rows else "")
+
+    def why_not_sharded(self, workload: Workload) -> str | None:
+        if self.backend == "math":
+            return "torch's math backend gives no log-sum-exp, by which parts of a sequence are combined"
+        if workload.phase.causal:
+            return "torch's causal form is not offered over a part of the keys with its log-sum-exp"
+        if not self.rows:
+            return f"torch gives a log-sum-exp where heads are rows: ask for sdpa:{self.backend}-rows"
+        return None
 
     def estimate_bytes(self, workload: Workload) -> int:
         queries = workload.batch * workload.q_heads * workload.q_len
@@ -84,7 +122,15 @@ class Sdpa(Method):
         return workload.query_bytes
 
     def prepare(self, workload: Workload, inputs: Inputs) -> Prepared:
-        prepared = _Prepared(
+        return self._prepare(workload, inputs, _Prepared)
+
+    def prepare_part(self, workload: Workload, inputs: Inputs) -> Prepared:
+        prepared = self._prepare(workload, inputs, _Part)
+        prepared.poison()  # whoever gathers it looks at what there is
+        return prepared
+
+    def _prepare(self, workload: Workload, inputs: Inputs, kind: type[_Prepared]) -> Prepared:
+        prepared = kind(
             out=torch.empty_like(inputs.q),
             memory={"dense": inputs.k.nbytes + inputs.v.nbytes},
             inputs=inputs,

@@ -19,6 +19,9 @@ from hsbench.problem.workload import Workload
 class Unstructured(Method):
     name = "unstructured"
 
+    def why_not_sharded(self, workload: Workload) -> str | None:
+        return None  # tokens are pruned each by itself
+
     def unavailable(self, device: Device) -> str | None:
         return library.why_cannot("decode_bitmap", device)
 

@@ -26,6 +26,7 @@ def heading(report: Report) -> list[str]:
         segments.insert(2, f"last {text.size(workload.q_len)} as queries")
     segments += [f"{name} {count}" for name, count in (("sink", workload.sink), ("local", workload.local)) if count]
     segments += text.unique(record.case.device for record in records)
+    segments += [f"{ranks} ranks" for ranks in text.unique(record.case.ranks for record in records) if ranks != 1]
     segments.append(workload.tensors)
     baselines = text.unique(record.measures.baseline for record in records)
     segments += [f"baseline {name}" for name in baselines]

@@ -34,8 +34,7 @@ def report_markdown(report: Report) -> str:
     # A line between two lists, or Markdown makes them one.
     reasons = [(row.method, row.instead) for row in shown.rows if row.instead]
     titles = {"Without numbers:": reasons, "KV memory:": shown.memory, "How it was measured:": shown.facts}
-    if shown.peaks:
-        head, *rows = shown.peaks
+    for head, *rows in shown.tables:
         right = ["left", *["right"] * (len(head) - 1)]
         parts.append(tabulate(rows, headers=head, tablefmt="pipe", disable_numparse=True, colalign=right))
     parts += [f"{title}\n\n{_bullets(items)}" for title, items in titles.items() if items]

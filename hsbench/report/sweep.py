@@ -28,6 +28,7 @@ _AXES: dict[str, tuple[Callable[[Report], str], str]] = {
     "sparsity": (lambda report: _sparsity(report), "sparsity {}"),
     "pruner": (lambda report: report.workload.pruner, "{}"),
     "evict": (lambda report: text.known(report.workload.evict, "{:g}".format), "evict {}"),
+    "ranks": (lambda report: _ranks(report), "{} ranks"),
     "tensors": (lambda report: report.workload.tensors.rpartition("/")[2], "{}"),
 }
 #: A column even where all cells agree: a row should say what it is.
@@ -212,6 +213,12 @@ def _where(report: Report, axes: list[str]) -> str:
 def _sparsity(report: Report) -> str:
     key, value = report.workload.key_sparsity, report.workload.value_sparsity
     return f"{key:g}" if key == value else f"{key:g}/{value:g}"
+
+
+def _ranks(report: Report) -> str:
+    """Only several are worth telling."""
+    ranks = max((result.record.case.ranks for result in report.results), default=1)
+    return str(ranks) if ranks != 1 else ""
 
 
 def _queries(report: Report) -> str:

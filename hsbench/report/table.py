@@ -48,9 +48,9 @@ def _group(page: Page, shown: View) -> None:
         page.line(("KV memory", "dim"))
         for name, words in shown.memory:
             page.labelled(name, words, style="", indent=indent)
-    if shown.peaks:
+    for table in shown.tables:
         page.line()
-        for at, line in enumerate(text.aligned(shown.peaks)):
+        for at, line in enumerate(text.aligned(table)):
             page.line((line, "" if at else "dim"))
     if shown.facts:
         page.line()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hsbench.report import memory, text
+from hsbench.report import memory, ranks, text
 from hsbench.report.compared import alarms, instead, interval, verdict
 from hsbench.report.footer import facts
 from hsbench.report.heading import heading
@@ -50,7 +50,7 @@ class View:
         headers: by the keys of the sub-columns, units included; a sub-column without one stands under the
             header to its left.
         memory: methods, and their stored bytes by component, in words.
-        peaks: a header, and a line per method: the memory that it took, cells of equal count.
+        tables: each a header, and a line per method, cells of equal count: the memory that it took, what ranks do.
         alarms: what must not be missed (failed checks).
         facts: label and text, in the order to show.
     """
@@ -59,7 +59,7 @@ class View:
     headers: dict[str, str]
     rows: list[TableRow]
     memory: list[tuple[str, str]]
-    peaks: list[list[str]]
+    tables: list[list[list[str]]]
     alarms: list[str]
     facts: list[tuple[str, str]]
 
@@ -74,7 +74,7 @@ def view(report: Report) -> View:
         headers=headers,
         rows=rows,
         memory=memory.stored(report.results),
-        peaks=memory.taken(ok),
+        tables=[table for table in (memory.taken(ok), ranks.parts(ok)) if table],
         alarms=alarms(records),
         facts=facts(report, records, ok),
     )

@@ -53,6 +53,7 @@ class AttentionCase(Case):
     )
     threads: int | None = field(metadata=about("of the CPU methods; empty on a GPU", "setting"))
     isa: str | None = field(metadata=about("instruction set of our CPU kernels; empty on a GPU", "setting"))
+    ranks: int = field(metadata=about("processes that the sequence is sharded over, each on its device", "setting"))
 
     @property
     def family(self) -> str:
@@ -78,6 +79,7 @@ class AttentionCase(Case):
             "warm" * (self.cache == "warm"),
             f"sustained {self.sustain_s or 0:g} s" * bool(self.sustain_s),
             self.device,
+            f"{self.ranks} ranks" * (self.ranks != 1),
             f"{self.threads} threads" * (self.threads is not None),
             self.isa or "",
         ]  # fmt: skip
@@ -124,6 +126,20 @@ class AttentionMeasures:
         "the same as it came: torch's allocator on a GPU, resident memory on a CPU", "memory", "bytes"
     )
     gpu_used_bytes: int | None = measure("NVML's count of the whole GPU after the method's check", "memory", "bytes")
+    shard_tokens: int | None = measure("over ranks: tokens of the largest shard", "shape")
+    device_kv_bytes: int | None = measure("over ranks: `kv_bytes` of the device that holds most", "memory", "bytes")
+    collective_us: float | None = measure(
+        "over ranks: the time behind the slowest rank's own part: its collective, and the combination", "time", "us"
+    )
+    part_us: float | None = measure("over ranks: the time without that, of the slowest rank", "time", "us")
+    efficiency: float | None = measure(
+        "over ranks: one rank's time over `ranks` times this time; see the next column", "ratio"
+    )
+    efficiency_by: str | None = measure(
+        "what one rank's time is: `one rank`, measured in this run over all tokens, or `part`: `ranks` times "
+        "`part_us`, where they do not fit one device",
+        "state",
+    )
 
 
 class Record(Row[AttentionCase, AttentionMeasures]):
@@ -145,6 +161,7 @@ class Record(Row[AttentionCase, AttentionMeasures]):
         status: str,
         reason: str | None = None,
         machine: Mapping[str, Any] | None = None,
+        ranks: int = 1,
         **measures: Any,
     ) -> Record:
         """A record of a workload.
@@ -153,6 +170,7 @@ class Record(Row[AttentionCase, AttentionMeasures]):
             cache: "cold" or "warm", as asked for.
             sustain_s: as asked for.
             machine: the facts of `Report.machine`; on a CPU, its threads and instruction set are part of the case.
+            ranks: processes that the sequence is sharded over.
             measures: by name.
 
         Raises:
@@ -168,7 +186,7 @@ class Record(Row[AttentionCase, AttentionMeasures]):
             value_sparsity=workload.value_sparsity, pruner=pruner,
             evict=evict_of(method, workload, Device.of(device)), sink=workload.sink, local=workload.local,
             tensors=workload.tensors, seed=workload.seed, cache=cache, sustain_s=sustain_s,
-            threads=(cpu or {}).get("threads"), isa=(cpu or {}).get("isa"),
+            threads=(cpu or {}).get("threads"), isa=(cpu or {}).get("isa"), ranks=ranks,
         )  # fmt: skip
         return cls(case, AttentionMeasures(**measures), status, reason)
 

@@ -149,6 +149,7 @@ def parse_row(row: Mapping[str, Any], at: int, path: Path, option: str) -> Row[A
     try:
         if older:
             row = _of_schema_3(row)
+        row = {"ranks": "1", **row}  # not told by rows of before there were several
         return kind.from_row({name: parse[name](cell) for name, cell in row.items() if name in parse})
     except (KeyError, TypeError, ValueError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)

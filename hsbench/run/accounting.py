@@ -24,6 +24,8 @@ def record(
     reason: str | None,
     machine: Mapping[str, Any],
     columns: Mapping[str, object],
+    *,
+    ranks: int = 1,
 ) -> Record:
     """The record of a row, wherever it ends: every record of a run is made here.
 
@@ -31,6 +33,7 @@ def record(
         settings: how it was measured, or would have been.
         machine: the facts of the report.
         columns: what was found out about it.
+        ranks: processes that its sequence is sharded over.
     """
     return Record.of(
         workload,
@@ -41,6 +44,7 @@ def record(
         status=status,
         reason=reason,
         machine=machine,
+        ranks=ranks,
         **columns,
     )
 

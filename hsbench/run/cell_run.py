@@ -16,6 +16,7 @@ from hsbench.kernels.device import Device
 from hsbench.machine import hardware
 from hsbench.measure.out_of_memory import REMEDY, is_out_of_memory, let_go
 from hsbench.methods import find_methods
+from hsbench.problem.inputs import Inputs
 from hsbench.results import MeasuredCeiling, Report, Result
 from hsbench.run import accounting, stages
 from hsbench.run.fit import Fit
@@ -33,9 +34,11 @@ class CellRun(ABC):
     Attributes:
         with_ceiling: whether the machine's ceiling has its turns among the methods.
         ceilings: the ones that were measured.
+        ranks: processes that a row's sequence is sharded over.
     """
 
     with_ceiling: bool
+    ranks = 1
 
     def __init__(self, cell: Cell, device: Device, settings: Settings, observer: Observer) -> None:
         self.cell, self.workload = cell, cell.workload
@@ -68,8 +71,7 @@ class CellRun(ABC):
             except KeyboardInterrupt:
                 interrupted = True
             except Exception as error:
-                self._ran_out(error)
-                interrupted = False
+                interrupted = self._failed(error)
         self._close_open("interrupted", None)
         results = [row for row in self._rows if isinstance(row, Result)]
         return Report(self.workload, results, self.machine, self.ceilings, interrupted)
@@ -88,8 +90,9 @@ class CellRun(ABC):
         if isinstance(row, Planned):
             columns |= row.footprint.columns()
         record = accounting.record(
-            self.workload, row.method.name, self.device, self.settings, status, reason, self.machine, columns
-        )
+            self.workload, row.method.name, self.device, self.settings, status, reason, self.machine, columns,
+            ranks=self.ranks,
+        )  # fmt: skip
         result = Result(record, memory, note)
         self._rows = [result if other is row else other for other in self._rows]
         self.observer.finished(result)
@@ -97,15 +100,14 @@ class CellRun(ABC):
 
     def _all(self) -> bool:
         """Runs all stages; returns whether the user interrupted the sampling."""
-        workload, device = self.workload, self.device
-        fit = Fit(workload, device, cold=self.settings.cache == "cold", ceiling=self.with_ceiling)
-        self._step(Asked, lambda row: stages.plan(row, workload, device, fit))
+        fit = self.fit()
+        self._step(Asked, lambda row: self.plan(row, fit))
         if not self._at(Planned):
             return False
         self.begin("generating q, k, v" if self.cell.captured is None else "loading q, k, v")
-        inputs = stages.load(workload, self.cell.captured, device, self.cell.basis)
-        self._step(Planned, lambda row: stages.prepare(row, workload, inputs), "preparing")
-        reference = stages.Reference(inputs, workload.seed)
+        inputs = self.load()
+        self._step(Planned, lambda row: self.prepare(row, inputs), "preparing")
+        reference = self.reference(inputs)
         used_bytes = self.telemetry.memory_used_bytes
         self._step(Packed, lambda row: reference.check(row, used_bytes), "checking against fp32")
         if not self._at(Ready):
@@ -115,6 +117,30 @@ class CellRun(ABC):
         self._step(Sampled, lambda row: stages.check_after(row, again=sampling.interrupted))
         self.account([row for row in self._at(Sampled) if row.samples.times_s])
         return sampling.interrupted
+
+    def fit(self) -> Fit:
+        """The room for the cell."""
+        return Fit(self.workload, self.device, cold=self.settings.cache == "cold", ceiling=self.with_ceiling)
+
+    def plan(self, row: Asked, fit: Fit) -> Planned | Refused:
+        """Whether a row can run."""
+        return stages.plan(row, self.workload, self.device, fit)
+
+    def load(self) -> Inputs:
+        """The tensors."""
+        return stages.load(self.workload, self.cell.captured, self.device, self.cell.basis)
+
+    def prepare(self, row: Planned, inputs: Inputs) -> Packed:
+        """The row with its K and V."""
+        return stages.prepare(row, self.workload, inputs)
+
+    def reference(self, inputs: Inputs) -> stages.Reference:
+        """What outputs are held against."""
+        return stages.Reference(inputs, self.workload.seed)
+
+    def agreed(self, after: Asked | Refused) -> Asked | Refused:
+        """What became of a row in a step, by all who take part in it."""
+        return after
 
     def _at(self, stage: type[S]) -> list[S]:
         """The rows that are at a stage."""
@@ -131,6 +157,7 @@ class CellRun(ABC):
                     after = take(row)
                 except Exception as error:
                     after = stages.refused(error, self.device)
+                after = self.agreed(after)
                 if isinstance(after, Refused):
                     # Its tensors go first: a row that failed tells nothing of them.
                     ended = _without_tensors(row)
@@ -142,13 +169,15 @@ class CellRun(ABC):
                 else:
                     self._rows[at] = after
 
-    def _ran_out(self, error: Exception) -> None:
-        """Closes the rows that are not done where memory ran out for what they share; raises any other error again."""
+    def _failed(self, error: Exception) -> bool:
+        """Closes the rows that are not done where memory ran out for what they share; raises any other error again.
+        Whether the run was interrupted."""
         if not is_out_of_memory(error):
             raise error
         let_go(error)
         self._rows = [row if isinstance(row, Result) else _without_tensors(row) for row in self._rows]
         self._close_open("oom", f"ran out of memory while {self._doing}: {REMEDY}")
+        return False
 
     def _close_open(self, status: str, reason: str | None) -> None:
         for row in list(self._rows):
@@ -161,14 +190,20 @@ def _without_tensors(row: Asked) -> Asked:
 
 
 def subject(
-    row: Ready, cache: measure.CachePolicy, sustain_s: float, device: Device, last: Callable[[], None] = lambda: None
+    row: Ready,
+    cache: measure.CachePolicy,
+    sustain_s: float,
+    device: Device,
+    last: Callable[[], None] = lambda: None,
+    now: Callable[[], float] | None = None,
 ) -> measure.Subject:
-    """A method's turn: its clocks, its output, its caches, and then ``last``."""
+    """A method's turn: its clocks, its output, its caches, and then ``last``; by the clock ``now``, if told."""
     run = row.prepared.run
+    sustain = sustaining(sustain_s, device, now)
     order_caches = cache.before(run)
 
     def before() -> None:
-        measure.sustain(run, sustain_s, device)  # first: it fills output and caches
+        sustain(run)  # first: it fills output and caches
         row.prepared.poison()
         if order_caches is not None:
             order_caches()
@@ -176,6 +211,12 @@ def subject(
         measure.settle()  # last: torch poisons a large output with all its threads, which spin afterwards
 
     return measure.Subject(row.method.name, run, before)
+
+
+def sustaining(seconds: float, device: Device, now: Callable[[], float] | None) -> Callable[[Callable[[], None]], None]:
+    """Repeats a run for so long, by the clock ``now``, if told."""
+    clock = {} if now is None else {"now": now}
+    return lambda run: measure.sustain(run, seconds, device, **clock)
 
 
 def cache_policy(rows: list[Ready], settings: Settings, device: Device) -> measure.CachePolicy:

@@ -81,7 +81,7 @@ def expect(inputs: Inputs, pruned: Pruned, seed: int, left: Left = _all_left) ->
     so that no unpacked copy of a whole cache is ever alive."""
     q, k, v = inputs.q, inputs.k, inputs.v
     rows = sample_rows(q.shape[2], seed).to(q.device)
-    kv_heads, seq = k.shape[1:3]
+    kv_heads, seq = k.shape[1], k.shape[2] + inputs.ahead
     found = attend_heads(q, kv_heads, lambda b, h: pruned(b, h) or (k[b, h], v[b, h]), rows, left=left, seq=seq)
     return Expected(rows, *found, blind_queries(q, kv_heads, seq, left))
 
@@ -170,7 +170,7 @@ def refuse_overflow(
         k, v = pruned(batch, kv_head) or (inputs.k[batch, kv_head], inputs.v[batch, kv_head])
         rows = torch.tensor([row], device=out.device)
         query = inputs.q[batch, head : head + 1].index_select(1, rows)
-        tokens, seq = left(batch, kv_head), inputs.k.shape[2]
+        tokens, seq = left(batch, kv_head), inputs.k.shape[2] + inputs.ahead
         right = attend_head(query, k, v, rows, inputs.q.shape[2], tokens=tokens, seq=seq)
         if _finite(*right):
             return

@@ -10,6 +10,8 @@ takes nothing, and so leaves its room to those after it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hsbench import measure
 from hsbench.kernels.device import CPU, Device
 from hsbench.machine import ceilings
@@ -36,11 +38,13 @@ class Fit:
         workload, device: the cell.
         cold: whether the caches are to be cold.
         ceiling: whether a ceiling is sampled along.
+        sharing: processes that the host's memory is shared by, each with as much need.
     """
 
-    def __init__(self, workload: Workload, device: Device, *, cold: bool, ceiling: bool) -> None:
+    def __init__(self, workload: Workload, device: Device, *, cold: bool, ceiling: bool, sharing: int = 1) -> None:
         self._workload, self._device = workload, device
-        self._free = measure.free_memory(device)
+        self._free = _shared(measure.free_memory(device), sharing if device == CPU else 1)
+        self._free_on_host = _shared(measure.free_memory(CPU), sharing) if device.is_cuda else None
         self._base = workload.dense_kv_bytes + workload.query_bytes + _SLACK[device.kind]
         self._measuring = _sampling(workload, device, cold=cold, ceiling=ceiling)
         self._held = self._passing = 0
@@ -51,10 +55,15 @@ class Fit:
         passing, measuring = max(self._passing, own - held), max(self._measuring, _checking(self._workload, method))
         reason = _short(self._base + self._held + held + passing + measuring, self._free)
         if reason is None and self._device.is_cuda:
-            reason = _short(_on_the_host(self._workload), measure.free_memory(CPU), " of the host's memory")
+            reason = _short(_on_the_host(self._workload), self._free_on_host, " of the host's memory")
         if reason is None:
             self._held, self._passing, self._measuring = self._held + held, passing, measuring
         return reason
+
+
+def _shared(free: measure.FreeMemory | None, sharing: int) -> measure.FreeMemory | None:
+    """One process's share of what is free."""
+    return free and replace(free, nbytes=free.nbytes // sharing)
 
 
 def _short(need: int, free: measure.FreeMemory | None, whose: str = "") -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from hsbench import measure
 from hsbench.kernels import library
@@ -14,7 +15,7 @@ from hsbench.problem.captured import Captured
 from hsbench.problem.workload import Workload
 from hsbench.results import MeasuredCeiling, Report, Result
 from hsbench.run import accounting
-from hsbench.run.cell_run import CellRun, cache_policy, subject
+from hsbench.run.cell_run import CellRun, cache_policy, subject, sustaining
 from hsbench.run.observer import Observer
 from hsbench.run.plan import Cell, Plan, make_plan
 from hsbench.run.settings import Settings
@@ -64,7 +65,7 @@ def measure_cell(cell: Cell, device: Device, settings: Settings, observer: Obser
         NonFiniteError: the tensors hold a NaN or an infinity.
     """
     measure.release_memory(device)  # what runs must not depend on what ran before
-    return _Measuring(cell, device, settings, observer).run()
+    return Measuring(cell, device, settings, observer).run()
 
 
 def not_reached(plan: Plan, cell: Cell, reports: Sequence[Report]) -> Report:
@@ -77,14 +78,22 @@ def not_reached(plan: Plan, cell: Cell, reports: Sequence[Report]) -> Report:
     """
     machine, ceilings = (reports[0].machine, reports[0].ceilings) if reports else ({}, {})
     rows = [
-        accounting.record(cell.workload, name, plan.device, plan.settings, "interrupted", None, machine, {})
+        accounting.record(
+            cell.workload, name, plan.device, plan.settings, "interrupted", None, machine, {}, ranks=plan.ranks
+        )
         for name in cell.methods
     ]
     return Report(cell.workload, [Result(row) for row in rows], machine, ceilings, interrupted=True)
 
 
-class _Measuring(CellRun):
-    """The run whose numbers are reported."""
+class Measuring(CellRun):
+    """The run whose numbers are reported.
+
+    Attributes:
+        now: seconds of a monotonic clock, by which it is decided when enough was sampled; None for this process's own.
+    """
+
+    now: Callable[[], float] | None = None
 
     with_ceiling = True
 
@@ -94,10 +103,29 @@ class _Measuring(CellRun):
         self.shared: bool | None = None  # whether others used the device while it sampled
         self.cold_by: str | None = None
 
+    def clock(self) -> measure.Clock:
+        """What times a run."""
+        return measure.clock_for(self.device)
+
+    def others(self) -> measure.OtherLoad:
+        """Counts, from now on, what others than this run take of the cores."""
+        return measure.OtherLoad()
+
+    def after_sample(self, method: str) -> None:
+        """A sample of a method was taken."""
+
+    def of_all(self, ceiling: MeasuredCeiling) -> MeasuredCeiling:
+        """The ceiling of all devices that the run is on, of one's."""
+        return ceiling
+
+    def cache(self, rows: list[Ready]) -> measure.CachePolicy:
+        """What puts the caches in order."""
+        return cache_policy(rows, self.settings, self.device)
+
     def sample(self, rows: list[Ready]) -> measure.Sampling:
         settings, device = self.settings, self.device
         self.begin("making the buffers that measuring takes")
-        cache = cache_policy(rows, settings, device)
+        cache = self.cache(rows)
         self.cold_by = cache.cold_by
         spent: dict[str, float] = {}
 
@@ -105,12 +133,13 @@ class _Measuring(CellRun):
             if not device.is_cuda:
                 self.quota.before()
 
-        subjects = [subject(row, cache, settings.sustain_s, device, last) for row in rows]
+        sustain = sustaining(settings.sustain_s, device, self.now)
+        subjects = [subject(row, cache, settings.sustain_s, device, last, self.now) for row in rows]
         # The ceiling takes its turn with the methods: what a shared machine's memory gives moves from minute to minute.
         ceiling = ceilings.ceiling_of(self.workload.phase, device)
 
         def before_ceiling() -> None:
-            measure.sustain(ceiling.run, settings.sustain_s, device)
+            sustain(ceiling.run)
             measure.settle()
 
         subjects.append(measure.Subject(_PROBE, ceiling.run, before_ceiling))
@@ -120,20 +149,23 @@ class _Measuring(CellRun):
                 return
             self.telemetry.read(name)
             self.quota.after(name)
+            self.after_sample(name)
             spent[name] = spent.get(name, 0.0) + seconds
             self.observer.sampled(name, done, settings.max_samples, spent[name])
 
         self.begin("sampling in turn")
-        load = measure.OtherLoad()
+        load = self.others()
         sampling = measure.sample_in_turn(
             subjects,
-            measure.clock_for(device),
+            self.clock(),
             settings.stop_rule(),
             rng=random.Random(self.workload.seed),
             on_sample=on_sample,
+            now=self.now or time.monotonic,
         )
         if times := sampling[_PROBE].times_s:
-            self.ceilings[ceiling.name] = MeasuredCeiling(ceiling.name, ceiling.rate(times), ceiling.unit)
+            found = self.of_all(MeasuredCeiling(ceiling.name, ceiling.rate(times), ceiling.unit))
+            self.ceilings[found.name] = found
         self.shared, warning = company(device, load, self.quota, self.telemetry)
         if warning is not None:
             self.machine["warnings"].append(warning)

@@ -4,6 +4,7 @@ It is resolved once, here, whoever asks, and written down as JSON: the "run" par
 reads, and what a run under a profiler is given. Where results go is no part of it.
 
     {"schema": "hsbench-plan/2", "device", "methods" (asked for, or null), "settings",
+     "ranks" (where the sequence is sharded over several),
      "cells": [{"workload": {every field}, "methods": [rows], "captured": null or {"path", "layer", "sha256"},
                 "basis": the same, where the pruner takes one}]}
 
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from hsbench.cache.basis import BasisLayer
 from hsbench.cache.pruner import check_sources, pruner_of
+from hsbench.distributed.shards import shards_of
 from hsbench.errors import UsageError
 from hsbench.kernels.device import KINDS, Device
 from hsbench.machine.hardware import resolve_device
 from hsbench.methods import check_methods, find_methods
 from hsbench.problem.captured import Captured, open_captured
-from hsbench.problem.workload import PAPER_PRUNER, Workload
+from hsbench.problem.workload import PAPER_PRUNER, Workload, check_size
 from hsbench.run.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,12 +85,18 @@ class Plan:
         methods: names asked for; None for all that suit a cell's phase.
         device: where they run.
         settings: how to measure.
+        ranks: processes that a cell's sequence is sharded over.
     """
 
     cells: tuple[Cell, ...]
     methods: tuple[str, ...] | None
     device: Device
     settings: Settings
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        for cell in self.cells:
+            check_ranks(cell.workload, self.ranks)
 
     def of(self, cell: Cell, rows: Sequence[str]) -> Plan:
         """The plan of one cell alone, and of some of its rows."""
@@ -105,6 +113,7 @@ class Plan:
             "device": self.device.kind,
             "methods": None if self.methods is None else list(self.methods),
             "settings": self.settings.to_dict(),
+            **({"ranks": self.ranks} if self.ranks != 1 else {}),
             "cells": [cell.to_dict() for cell in self.cells],
         }
 
@@ -146,7 +155,9 @@ class Plan:
                 except UsageError as error:
                     raise MethodsGoneError("device", device, str(error)) from error
             cells.append(Cell(workload, rows, captured, basis))
-        return cls(tuple(cells), asked, now_on, settings)
+        ranks = values.get("ranks", 1)
+        check_size("ranks", ranks)
+        return cls(tuple(cells), asked, now_on, settings, ranks)
 
 
 def make_plan(
@@ -155,6 +166,7 @@ def make_plan(
     device: Device | None,
     settings: Settings | None = None,
     basis: BasisLayer | None = None,
+    ranks: int = 1,
 ) -> Plan:
     """Resolves what to run.
 
@@ -164,10 +176,11 @@ def make_plan(
         device: where; None takes the GPU where there is one.
         settings: how to measure.
         basis: for the cells whose pruner takes one.
+        ranks: processes that a cell's sequence is sharded over.
 
     Raises:
         UsageError: an unknown method or pruner, a variant that is not there in one of the cells, no basis where one is
-            needed, or one for other heads.
+            needed, or one for other heads; a sequence that cannot be sharded so.
     """
     where = resolve_device("auto") if device is None else device
     asked = None if methods is None else tuple(check_methods(methods))
@@ -177,7 +190,21 @@ def make_plan(
     cells = tuple(
         Cell(workload, rows[workload.phase], captured, basis_for(workload, basis)) for workload, captured in distinct
     )
-    return Plan(cells, asked, where, settings or Settings())
+    return Plan(cells, asked, where, settings or Settings(), ranks)
+
+
+def check_ranks(workload: Workload, ranks: int) -> None:
+    """Refuses a workload that cannot be sharded over so many ranks.
+
+    Raises:
+        UsageError: there are fewer blocks than ranks; or queries whose own tokens are on several ranks.
+    """
+    if ranks == 1:
+        return
+    most = shards_of(workload.seq, ranks)[-1].tokens
+    if workload.q_len > most:
+        remedy = f"over {ranks} ranks, queries are those of a last chunk: give at most the last rank's {most} tokens"
+        raise UsageError("q_len", workload.q_len, remedy)
 
 
 def row_names(

@@ -148,7 +148,9 @@ def _some(words: list[str]) -> str:
 
 def _expected(plan: Plan, cell: Cell, method: str, machine: Mapping[str, Any]) -> Record:
     """The row of a method as it would be if it were stopped before it began: its case is that of any end."""
-    return accounting.record(cell.workload, method, plan.device, plan.settings, _UNFINISHED, None, machine, {})
+    return accounting.record(
+        cell.workload, method, plan.device, plan.settings, _UNFINISHED, None, machine, {}, ranks=plan.ranks
+    )
 
 
 def _what_differs(row: Record, expected: list[Record]) -> str:
@@ -169,6 +171,7 @@ def _plain(plan: Plan) -> dict[str, Any]:
 
 def _plan_differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     yield from _fields({"device": then["device"]}, {"device": now["device"]})
+    yield from _fields({"ranks": then.get("ranks", 1)}, {"ranks": now.get("ranks", 1)})
     yield from _fields(then["settings"], now["settings"])
     before, after = ([cell["workload"] for cell in plan["cells"]] for plan in (then, now))
     if before != after:

@@ -79,14 +79,24 @@ class Refused:
     footprint: measure.Footprint | None = None
 
 
-def load(workload: Workload, captured: Captured | None, device: Device, basis: BasisLayer | None = None) -> Inputs:
+def load(
+    workload: Workload,
+    captured: Captured | None,
+    device: Device,
+    basis: BasisLayer | None = None,
+    tokens: slice | None = None,
+) -> Inputs:
     """The tensors of a workload on a device, captured ones or made, and what its pruner looks at.
+
+    Args:
+        tokens: those of K and V; None for all.
 
     Raises:
         UsageError: the file of captured tensors is damaged, or holds an element that is not finite.
     """
     with measure.annotate("generate"):
-        inputs = make_inputs(workload, device) if captured is None else captured.load(device)
+        some = () if tokens is None else (tokens,)
+        inputs = make_inputs(workload, device, *some) if captured is None else captured.load(device, *some)
         # Eviction looks at them wherever they are known; which of the rows evict is for these to say.
         if captured is not None and (pruner_of(workload.pruner).needs_queries or workload.evict != 0):
             inputs.context = captured.context(device, QUERIES)
@@ -127,12 +137,16 @@ class Reference:
         self._inputs, self._seed = inputs, seed
         self._shared: check.Expected | None = None
 
+    def combined(self, expected: check.Expected) -> check.Expected:
+        """Over all of the sequence, of what these inputs give."""
+        return expected
+
     def expect(self, prepared: Prepared) -> check.Expected:
         """What a prepared method's output must be, on its own pruned K and V."""
         if prepared.pruned(0, 0) is not None:
-            return check.expect(self._inputs, prepared.pruned, self._seed, prepared.left)
+            return self.combined(check.expect(self._inputs, prepared.pruned, self._seed, prepared.left))
         if self._shared is None:
-            self._shared = check.expect(self._inputs, prepared.pruned, self._seed)
+            self._shared = self.combined(check.expect(self._inputs, prepared.pruned, self._seed))
         return self._shared
 
     def check(self, row: Packed, used_bytes: Callable[[], int | None] = lambda: None) -> Ready:

@@ -11,7 +11,7 @@ OTHER = {
     "phase": "prefill", "method": "dense", "device": "cuda", "workload": "custom", "batch": 2, "q_heads": 16,
     "kv_heads": 4, "head_dim": 64, "dtype": "bf16", "q_len": 2, "seq": 4096, "key_sparsity": 0.25,
     "value_sparsity": 0.25, "pruner": "another", "evict": 0.5, "sink": 4096, "local": 64, "tensors": "outliers",
-    "seed": 1, "cache": "warm", "sustain_s": 0.3, "threads": 8, "isa": "avx512",
+    "seed": 1, "cache": "warm", "sustain_s": 0.3, "threads": 8, "isa": "avx512", "ranks": 2,
 }  # fmt: skip
 
 

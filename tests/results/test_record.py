@@ -17,11 +17,12 @@ from hsbench.results.values import as_written, plain
 # The published schema, written out: a change here is a change for everyone who reads the files.
 PUBLISHED = """
 schema, benchmark, phase, method, dense, device, workload, batch, q_heads, kv_heads, head_dim, dtype, q_len, seq,
-key_sparsity, value_sparsity, pruner, evict, sink, local, tensors, seed, cache, sustain_s, threads, isa, status,
-reason, achieved_sparsity, achieved_evict, evict_by, time_us, time_us_p25, time_us_p75, samples, stop, speedup,
+key_sparsity, value_sparsity, pruner, evict, sink, local, tensors, seed, cache, sustain_s, threads, isa, ranks,
+status, reason, achieved_sparsity, achieved_evict, evict_by, time_us, time_us_p25, time_us_p75, samples, stop, speedup,
 speedup_lo, speedup_hi, baseline, kv_bytes, kv_ratio, read_bytes, gb_per_s, tflop_per_s, ceiling, percent_of_ceiling,
 rel_error, cold_by, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, throttled, throttle_reasons,
-throttled_share, shared, estimated_bytes, peak_bytes, gpu_used_bytes
+throttled_share, shared, estimated_bytes, peak_bytes, gpu_used_bytes,
+shard_tokens, device_kv_bytes, collective_us, part_us, efficiency, efficiency_by
 """
 
 
