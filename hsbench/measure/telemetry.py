@@ -103,6 +103,17 @@ class TelemetrySummary:
     throttled_share: float | None = None
 
 
+# NVML's levels of what two GPUs have in common, nearest first.
+_PATHS = {
+    0: "the same board",
+    10: "one PCIe switch",
+    20: "PCIe switches",
+    30: "one PCIe host bridge",
+    40: "PCIe host bridges of one NUMA node",
+    50: "the link between NUMA nodes",
+}
+
+
 class Telemetry:
     """Reads one GPU, the one that torch calls `device`; on the CPU it reads nothing and every field is None.
 
@@ -194,6 +205,18 @@ class Telemetry:
             reasons=tuple(sorted(set().union(*holding))),
             throttled_share=sum(map(bool, holding)) / len(holding) if holding else None,
         )
+
+    def link_to(self, other: Telemetry) -> str | None:
+        """By what this GPU reaches another one of the machine, in words; None when that cannot be told."""
+        if self._handle is None or other._handle is None:
+            return None
+        nvml = self._nvml
+        by_nvlink = self._ask("nvmlDeviceGetP2PStatus", other._handle, getattr(nvml, "NVML_P2P_CAPS_INDEX_NVLINK", 2))
+        if by_nvlink == getattr(nvml, "NVML_P2P_STATUS_OK", 0):
+            links = range(getattr(nvml, "NVML_NVLINK_MAX_LINKS", 18))
+            active = sum(bool(self._ask("nvmlDeviceGetNvLinkState", link)) for link in links)
+            return f"NVLink, {active} links" if active else "NVLink"
+        return _PATHS.get(self._ask("nvmlDeviceGetTopologyCommonAncestor", other._handle))
 
     def _open(self, device: Device) -> None:
         try:

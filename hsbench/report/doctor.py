@@ -5,7 +5,8 @@ Facts come from ``hsbench.machine.diagnosis.diagnose``::
     {"methods": [{"method", "device", "status", "reason"}],
      "code": {"cpu" and "cuda": {"architectures": {name: runs here}, "runs", "verdict"} or None},
      "probes": [{"name", "value", "unit"}], "missing": [{"what", "why", "remedy"}],
-     "libraries": [{"name", "version", "note"}], "machine": {nested facts}, "now": {the GPU at this moment},
+     "libraries": [{"name", "version", "note"}], "links": [{"from", "to", "by"}], "machine": {nested facts},
+     "now": {the GPU at this moment},
      "environment": {switch: value}, "git": {"commit", "dirty"} or None}
 """
 
@@ -36,6 +37,7 @@ def render_doctor(facts: dict[str, Any], console: Console) -> None:
     _methods(page, facts.get("methods", []))
     _code(page, facts.get("code", {}))
     _probes(page, facts.get("probes", []))
+    _links(page, facts.get("links", []))
     _missing(page, facts.get("missing", []))
     _libraries(page, facts.get("libraries", []))
     _facts(page, "machine", facts.get("machine", {}))
@@ -102,6 +104,15 @@ def _probes(page: Page, probes: list[dict[str, Any]]) -> None:
         value = plain(probe["value"])
         shown = "failed" if value is None else f"{digits(value):>8} {probe['unit']}"
         page.line(f"  {str(probe['name']).ljust(wide)}  {shown}")
+
+
+def _links(page: Page, links: list[dict[str, Any]]) -> None:
+    if not links:
+        return
+    page.line()
+    page.line(("links between GPUs", "bold"))
+    for link in links:
+        page.line(f"  {link['from']} - {link['to']}  {link['by'] or 'cannot be told'}")
 
 
 def _missing(page: Page, missing: list[dict[str, Any]]) -> None:

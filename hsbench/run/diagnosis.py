@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from hsbench import measure
+from hsbench.distributed.probe import collective_cost
+from hsbench.errors import HsbenchError
 from hsbench.kernels import library
-from hsbench.kernels.device import CPU, CUDA
+from hsbench.kernels.device import CPU, CUDA, Device
 from hsbench.machine import ceilings, hardware, software
 from hsbench.problem.phase import PHASES
 from hsbench.profiling import PROFILERS
@@ -29,6 +31,9 @@ def diagnose(probe: bool) -> dict[str, Any]:
         for where, kind in itertools.product(places, ("read", "copy", "gemm")):
             measured = measure.probe(ceilings.ceiling(where, kind), measure.clock_for(where))
             probes.append({"name": f"{where} {measured.name}", "value": measured.value, "unit": measured.unit})
+    several = torch.cuda.device_count() if has_gpu else 0
+    if probe and several > 1:
+        probes += _collectives(several)
     device = CUDA if has_gpu else CPU
     telemetry = measure.Telemetry(device)
     missing = hardware.missing()
@@ -39,6 +44,7 @@ def diagnose(probe: bool) -> dict[str, Any]:
     return {
         "machine": hardware.hardware(device, telemetry),
         "now": _now(telemetry) if has_gpu else {},
+        "links": _links(several),
         "methods": _methods(has_gpu),
         "code": {"cpu": _cpu_code(), "cuda": hardware.cuda_code()},
         "libraries": _libraries(telemetry.facts),
@@ -47,6 +53,26 @@ def diagnose(probe: bool) -> dict[str, Any]:
         "environment": software.environment(),
         "git": software.git_commit(),
     }
+
+
+def _links(gpus: int) -> list[dict[str, Any]]:
+    """By what each GPU reaches each other one: ``from`` and ``to``, as torch counts them, and ``by``, or None."""
+    seen = [measure.Telemetry(Device(CUDA.kind, index)) for index in range(gpus)] if gpus > 1 else []
+    pairs = itertools.combinations(range(len(seen)), 2)
+    return [{"from": one, "to": other, "by": seen[one].link_to(seen[other])} for one, other in pairs]
+
+
+def _collectives(gpus: int) -> list[dict[str, Any]]:
+    """What a decode step over ranks adds to its parts, on two GPUs and on all."""
+    probes = []
+    for ranks in sorted({2, gpus}):
+        try:
+            cost = collective_cost(CUDA, ranks)
+        except HsbenchError:  # it has said why
+            continue
+        name = f"{ranks} ranks: all-gather of {cost['bytes'] / 1e3:.1f} kB and combination"
+        probes.append({"name": name, "value": cost["us"], "unit": "us"})
+    return probes
 
 
 def _methods(has_gpu: bool) -> list[dict[str, str]]:

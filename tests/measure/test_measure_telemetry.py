@@ -167,6 +167,20 @@ def test_facts_and_a_reading(nvml, torch):
     assert telemetry.read() == Reading(1700, 2619, 350.5, 55, ())
 
 
+@pytest.mark.parametrize(
+    ("nvlink", "links", "level", "words"),
+    [(0, 18, 50, "NVLink, 18 links"), (0, 0, 50, "NVLink"), (1, 0, 10, "one PCIe switch"), (1, 0, 99, None)],
+)
+def test_by_what_two_gpus_are_linked(nvml, torch, nvlink, links, level, words):
+    nvml.nvmlDeviceGetP2PStatus = lambda handle, other, capability: nvlink
+    nvml.nvmlDeviceGetNvLinkState = lambda handle, link: int(link < links)
+    nvml.nvmlDeviceGetTopologyCommonAncestor = lambda handle, other: level
+    one, other = (Telemetry(Device(CUDA.kind, index)) for index in range(2))
+    assert one.link_to(other) == words and Telemetry(CPU).link_to(one) is None
+    nvml.broken = {"*"}
+    assert one.link_to(other) is None
+
+
 def test_the_device_is_matched_by_bus_address_not_by_index(nvml, torch):
     assert Telemetry(CUDA).facts.name == "GPU second"
     assert Telemetry(Device.of("cuda:0")).facts.name == "GPU second"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hsbench import measure, profiling
+from hsbench.errors import HsbenchError
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import hardware, software
@@ -173,3 +174,22 @@ def test_code_without_a_gpu(gpu: types.SimpleNamespace, monkeypatch: pytest.Monk
         "verdict": None,
     }
     assert "sm_80, sm_90a, compute_90 (no GPU here to run them)" in shown(found)
+
+
+def test_several_gpus_have_links_and_collectives(gpu: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    links = iter(["NVLink, 18 links", None, "one PCIe switch"])
+    monkeypatch.setattr(Gpu, "link_to", lambda self, other: next(links), raising=False)
+    found = diagnosis.diagnose(probe=False)
+    assert [(link["from"], link["to"]) for link in found["links"]] == [(0, 1), (0, 2), (1, 2)]
+    text = shown(found)
+    assert "0 - 1  NVLink, 18 links" in text and "0 - 2  cannot be told" in text
+
+    def cost(device: object, ranks: int) -> dict[str, object]:
+        if ranks == 3:
+            raise HsbenchError("they could not")
+        return {"us": 12.5, "bytes": 8320}
+
+    monkeypatch.setattr(diagnosis, "collective_cost", cost)
+    (probe,) = diagnosis._collectives(3)
+    assert probe == {"name": "2 ranks: all-gather of 8.3 kB and combination", "value": 12.5, "unit": "us"}
