@@ -74,7 +74,7 @@ class Group:
 
     def largest(self, *values: float) -> tuple[float, ...]:
         """Of each value, the largest that a rank gave."""
-        given = torch.tensor(values, dtype=torch.float64)
+        given = torch.tensor(values, dtype=torch.float64, device="cpu")
         with losing():
             dist.all_reduce(given, op=dist.ReduceOp.MAX, group=self.control)
         return tuple(given.tolist())

@@ -15,7 +15,7 @@ from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8
 ratios = st.one_of(st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0]), st.floats(0.0, 1.0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ratio=ratios, prefix=st.integers(0, 60), data=st.data())
 def test_the_share_of_2_4_blocks_stays_within_one_of_what_was_asked(ratio: float, prefix: int, data: st.DataObject):
     judged, sparse = prefix, max(0, math.ceil(ratio * prefix - 1e-9))
@@ -29,7 +29,7 @@ def test_the_share_of_2_4_blocks_stays_within_one_of_what_was_asked(ratio: float
         assert sparse <= pages[BlockKind.SPARSE_2_4] and judged - sparse <= pages[BlockKind.DENSE]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     capacity=st.integers(1, 3000),
     sink=st.sampled_from([0, 1, 64, 100]),

@@ -80,7 +80,7 @@ appends = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sink=st.sampled_from([0, 1, 64, 100]),
     local=st.sampled_from([0, 1, 64, 130]),
