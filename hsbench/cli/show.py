@@ -25,7 +25,7 @@ def show(file: f.ResultFile, format: o.Format = None, output: o.Output = None) -
 
     from hsbench.cli.stored import warn_of
     from hsbench.report import console_for, render_sweep
-    from hsbench.results import Generated, Quality, generate_report_of, quality_report_of, read_filled, reports_of
+    from hsbench.results import Generated, Quality, model_report_of, read_filled, reports_of
 
     stored = read_filled(path)
     kinds = {type(row) for row in stored.rows}
@@ -35,10 +35,10 @@ def show(file: f.ResultFile, format: o.Format = None, output: o.Output = None) -
     target.manifest = stored.manifest
     reports = reports_of(stored)
     with target:
-        for kind, report_of in ((Quality, quality_report_of), (Generated, generate_report_of)):
+        for kind in (Quality, Generated):
             if kinds == {kind}:
                 target.rows = kind
-                target.report(report_of(stored))
+                target.report(model_report_of(stored, kind))
         for report in reports:
             target.report(report)
     if target.format == "table" and len(reports) > 1:

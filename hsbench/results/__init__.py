@@ -1,18 +1,17 @@
 """What a run reports: rows of a case and its measures, their identity, and the machine beside them."""
 
 from hsbench.results.attention import COLUMNS, AttentionCase, AttentionMeasures, Record
-from hsbench.results.generate import GenerateCase, Generated, GenerateMeasures, GenerateReport
+from hsbench.results.generate import GenerateCase, Generated, GenerateMeasures
 from hsbench.results.identity import key, may_match
 from hsbench.results.quality import Quality, QualityCase, QualityMeasures
 from hsbench.results.reading import read_rows
-from hsbench.results.report import MeasuredCeiling, QualityReport, Report, Reported, Result
+from hsbench.results.report import GenerateReport, MeasuredCeiling, ModelReport, QualityReport, Report, Reported, Result
 from hsbench.results.row import SCHEMA, STATUSES, Row
 from hsbench.results.stored import (
     Stored,
     ceiling_of,
     ceilings_of,
-    generate_report_of,
-    quality_report_of,
+    model_report_of,
     read_filled,
     read_stored,
     reports_of,
@@ -29,6 +28,7 @@ __all__ = [
     "GenerateReport",
     "Generated",
     "MeasuredCeiling",
+    "ModelReport",
     "Quality",
     "QualityCase",
     "QualityMeasures",
@@ -41,10 +41,9 @@ __all__ = [
     "Stored",
     "ceiling_of",
     "ceilings_of",
-    "generate_report_of",
     "key",
     "may_match",
-    "quality_report_of",
+    "model_report_of",
     "read_filled",
     "read_rows",
     "read_stored",

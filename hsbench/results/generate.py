@@ -7,7 +7,6 @@ from typing import Any
 
 from hsbench.results.columns import about, columns_of, measure
 from hsbench.results.identity import Case
-from hsbench.results.report import MeasuredCeiling, Result
 from hsbench.results.row import Row
 
 KEPT = ("rel_error",)
@@ -126,19 +125,3 @@ class Generated(Row[GenerateCase, GenerateMeasures]):
         if self.status == "incorrect":
             row |= {one.name: None for one in columns_of(GenerateMeasures) if one.name not in KEPT}
         return row
-
-
-@dataclass
-class GenerateReport:
-    """Everything about one run of ``generate``.
-
-    Args:
-        machine, interrupted: as of `Report`.
-        notes: label and line, of the model.
-    """
-
-    results: list[Result[Generated]] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=dict)
-    ceilings: dict[str, MeasuredCeiling] = field(default_factory=dict)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    interrupted: bool = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hsbench.results.attention import Record
+from hsbench.results.generate import Generated
 from hsbench.results.quality import Quality
 from hsbench.results.row import Row
 
@@ -72,17 +73,20 @@ class Report:
 
 
 @dataclass
-class QualityReport:
-    """Everything about one run of ``quality``.
+class ModelReport(Generic[R]):
+    """Everything about one run of a command that runs a model.
 
     Args:
-        machine: as of `Report`.
-        notes: label and line, of the model and of how it was scored.
-        interrupted: as of `Report`.
+        machine, interrupted: as of `Report`.
+        notes: label and line, of the model.
     """
 
-    results: list[Result[Quality]] = field(default_factory=list)
+    results: list[Result[R]] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
     ceilings: dict[str, MeasuredCeiling] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False
+
+
+QualityReport = ModelReport[Quality]
+GenerateReport = ModelReport[Generated]

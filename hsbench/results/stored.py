@@ -14,10 +14,8 @@ from hsbench.methods import PRUNER_FAMILIES
 from hsbench.problem.phase import PHASES
 from hsbench.problem.workload import PAPER_PRUNER, Workload
 from hsbench.results.attention import AttentionCase, Record
-from hsbench.results.generate import Generated, GenerateReport
-from hsbench.results.quality import Quality
 from hsbench.results.reading import parse_row, read_content
-from hsbench.results.report import MeasuredCeiling, QualityReport, Report, Result
+from hsbench.results.report import MeasuredCeiling, ModelReport, R, Report, Result
 from hsbench.results.row import SCHEMA, Row
 
 _MANIFEST = "hsbench-manifest/"
@@ -129,18 +127,11 @@ def reports_of(stored: Stored) -> list[Report]:
     return [_report(group, stored) for group in groups]
 
 
-def quality_report_of(stored: Stored) -> QualityReport:
-    """The report of a run of ``quality``, without its notes, which no file holds."""
-    results = stored.of(Quality)
+def model_report_of(stored: Stored, kind: type[R]) -> ModelReport[R]:
+    """The report of a run of a command that runs a model, of rows of a kind, without its notes, which no file holds."""
+    results = stored.of(kind)
     interrupted = any(result.record.status == "interrupted" for result in results)
-    return QualityReport(results, stored.machine, {}, interrupted=interrupted)
-
-
-def generate_report_of(stored: Stored) -> GenerateReport:
-    """The same of a run of ``generate``."""
-    results = stored.of(Generated)
-    interrupted = any(result.record.status == "interrupted" for result in results)
-    return GenerateReport(results, stored.machine, {}, interrupted=interrupted)
+    return ModelReport(results, stored.machine, {}, interrupted=interrupted)
 
 
 def ceiling_of(record: Record) -> MeasuredCeiling | None:
