@@ -59,6 +59,10 @@ class Verdict:
     reason: str | None
 
 
+class DisagreementError(Exception):
+    """The output of a kernel is not what fp32 attention over its own cache gives."""
+
+
 def sample_rows(q_len: int, seed: int) -> Tensor:
     """Query rows to check: all of them up to ``SAMPLED_ROWS``; else the first, the last, those on both sides of some
     block edges, and random ones. Ascending."""

@@ -28,10 +28,6 @@ EAGER, GRAPH, GRAPHS = "eager", "graph", "a graph per step"
 """How the host hands over a step."""
 
 
-class DisagreementError(Exception):
-    """The output of a kernel is not what fp32 attention over its own cache gives."""
-
-
 @dataclass
 class Measured:
     """What a row is made of.
@@ -198,7 +194,7 @@ def _check(found: Measured, model: Model, cache: LivingCache, seed: int) -> None
     verdict = check.compare(check.Expected(rows, right, lse), *layer.cache.decode(q))
     found.rel_error = max(found.rel_error or 0.0, verdict.rel_error)
     if verdict.reason is not None:
-        raise DisagreementError(f"layer {number}, {layer.length} tokens: {verdict.reason}")
+        raise check.DisagreementError(f"layer {number}, {layer.length} tokens: {verdict.reason}")
 
 
 def _wait(model: Model) -> None:

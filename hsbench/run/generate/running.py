@@ -16,7 +16,8 @@ from hsbench.models.fused import fused_rope
 from hsbench.models.living import LivingCache
 from hsbench.models.model import Model
 from hsbench.results import Generated, GenerateReport, Result
-from hsbench.run.generate.measuring import DisagreementError, measure_row
+from hsbench.run.check import DisagreementError
+from hsbench.run.generate.measuring import measure_row
 from hsbench.run.generate.methods import about_bytes, choose_backend, new_cache
 from hsbench.run.generate.plan import GeneratePlan
 from hsbench.run.generate.rows import Done, Rows, baseline_of, compared_to

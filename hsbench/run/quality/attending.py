@@ -41,10 +41,6 @@ class Recorder:
         return dense_attend(q, k, v)
 
 
-class DisagreementError(Exception):
-    """The output of a kernel is not what fp32 attention over its own cache gives."""
-
-
 @dataclass
 class Stored:
     """What the layers of one pass stored, all together."""
@@ -167,4 +163,4 @@ class Attending:
         self.rel_error = max(self.rel_error or 0.0, verdict.rel_error)
         if verdict.reason is not None:
             where = f"layer {layer}, {which} {self._chunk.first} to {self._chunk.end}"
-            raise DisagreementError(f"{where}: {verdict.reason}")
+            raise check.DisagreementError(f"{where}: {verdict.reason}")

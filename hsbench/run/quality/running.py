@@ -16,8 +16,9 @@ from hsbench.errors import UnsupportedError
 from hsbench.machine import hardware
 from hsbench.measure.out_of_memory import is_out_of_memory, let_go
 from hsbench.results import Quality, QualityReport, Result
+from hsbench.run.check import DisagreementError
 from hsbench.run.quality import layers, needle, scoring
-from hsbench.run.quality.attending import Attending, DisagreementError, SeenOf
+from hsbench.run.quality.attending import Attending, SeenOf
 from hsbench.run.quality.layer_plan import LayerPlan
 from hsbench.run.quality.material import Material
 from hsbench.run.quality.plan import QualityPlan
