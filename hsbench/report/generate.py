@@ -18,6 +18,9 @@ Cells = list[str]
 PARTS = ("attention", "append", "projection", "mlp", "norm", "head", "other")
 """Of a step, as columns name them."""
 
+FIRST_TO_GO = ("95 %", "reserved", "p95", "peak")
+"""Columns that a narrow terminal does without, in this order."""
+
 
 def render_generate(report: GenerateReport, console: Console, *, machine: bool = True) -> None:
     """Print the tables of a report, its facts, and the machine's."""
@@ -25,15 +28,15 @@ def render_generate(report: GenerateReport, console: Console, *, machine: bool =
     for rows in _groups(report):
         for piece in text.joined(heading(rows), page.width):
             page.line((piece, "bold"))
-        _table(page, methods_table(rows))
+        page.table(table := methods_table(rows), [_named(table, name) for name in FIRST_TO_GO])
         for row in rows:
             if row.status != "ok" and row.reason:
                 style = "bold red" if row.status == "incorrect" else "dim"
-                page.labelled("!!", f"{label(row.case)}: {instead(row)}", style=style, indent=3)
+                page.labelled("!!", f"{label(row.case)}: {text.instead(row.status, row.reason)}", style=style, indent=3)
         if len(parts := parts_table(rows)) > 1:
             page.line()
             page.line(("of a step, ms", "bold"))
-            _table(page, parts)
+            page.table(parts, [])
         for row in rows:
             if row.measures.completion is not None:
                 page.line()
@@ -49,19 +52,13 @@ def render_generate(report: GenerateReport, console: Console, *, machine: bool =
 
 def generate_markdown(report: GenerateReport) -> str:
     """The same as Markdown, without the machine and without a final newline."""
-    from tabulate import tabulate
-
-    def piped(table: list[Cells]) -> str:
-        right = ["left", *["right"] * (len(table[0]) - 1)]
-        return tabulate(table[1:], headers=table[0], tablefmt="pipe", disable_numparse=True, colalign=right)
-
     parts: list[str] = []
     for rows in _groups(report):
-        parts += [f"### {' · '.join(heading(rows))}", piped(methods_table(rows))]
-        reasons = [f"- {label(row.case)}: {instead(row)}" for row in rows if row.status != "ok"]
+        parts += [f"### {' · '.join(heading(rows))}", text.piped(methods_table(rows))]
+        reasons = [f"- {label(row.case)}: {text.instead(row.status, row.reason)}" for row in rows if row.status != "ok"]
         parts += ["\n".join(reasons)] * bool(reasons)
         if len(of_a_step := parts_table(rows)) > 1:
-            parts += ["Of a step, ms:", piped(of_a_step)]
+            parts += ["Of a step, ms:", text.piped(of_a_step)]
         for row in rows:
             if row.measures.completion is not None:
                 quoted = "\n".join(f"> {line}" for line in said(row.measures.completion).splitlines())
@@ -195,12 +192,6 @@ def _methods(rows: Sequence[Generated], kind: str) -> list[str]:
     return text.unique(row.case.method for row in rows if row.measures.stepping == kind)
 
 
-def instead(row: Generated) -> str:
-    """What a row that is not ok says."""
-    status = row.status.upper() if row.status == "incorrect" else row.status
-    return f"{status}: {row.reason}" if row.reason else status
-
-
 def said(completion: str) -> str:
     """The text of a row, with its line breaks."""
     return completion.encode("ascii").decode("unicode_escape")
@@ -211,16 +202,5 @@ def _size(count: int) -> str:
     return f"{text.amount(count, length)} {name}"
 
 
-def _table(page: Page, table: list[Cells]) -> None:
-    """Columns side by side; where they do not fit, those go first that CSV and JSON have too."""
-    lines = text.aligned(table)
-    for name in ("95 %", "reserved", "p95", "peak"):
-        if max(map(len, lines)) <= page.width:
-            break
-        dropped = [at for at, head in enumerate(table[0]) if head == name]
-        table = [[cell for at, cell in enumerate(line) if at not in dropped] for line in table]
-        lines = text.aligned(table)
-    for at, line in enumerate(lines):
-        page.line((line, "" if at else "dim"))
-        if not at:
-            page.line(("─" * max(map(len, lines)), "dim"))
+def _named(table: list[Cells], name: str) -> list[int]:
+    return [at for at, head in enumerate(table[0]) if head == name]

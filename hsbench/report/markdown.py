@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hsbench.report import text
 from hsbench.report.machine import machine_facts
 from hsbench.report.view import GROUPS, TableRow, view
 from hsbench.results import Report
@@ -35,8 +36,7 @@ def report_markdown(report: Report) -> str:
     reasons = [(row.method, row.instead) for row in shown.rows if row.instead]
     titles = {"Without numbers:": reasons, "KV memory:": shown.memory, "How it was measured:": shown.facts}
     for head, *rows in shown.tables:
-        right = ["left", *["right"] * (len(head) - 1)]
-        parts.append(tabulate(rows, headers=head, tablefmt="pipe", disable_numparse=True, colalign=right))
+        parts.append(text.piped([head, *rows]))
     parts += [f"{title}\n\n{_bullets(items)}" for title, items in titles.items() if items]
     return "\n\n".join(parts)
 

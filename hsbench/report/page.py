@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -50,6 +51,24 @@ class Page:
         """A label, and words wrapped with a hanging indent."""
         for at, piece in enumerate(text.wrapped(words, self.width - indent)):
             self.line(((label if at == 0 else "").ljust(indent), "dim" if style == "dim" else style), (piece, style))
+
+    def table(self, table: Sequence[list[str]], optional: Iterable[Iterable[int]]) -> None:
+        """A header and its lines, side by side; where they do not fit, columns go that CSV and JSON have too.
+
+        Args:
+            optional: which, by number: as many of these groups as it takes, in order.
+        """
+        gone: set[int] = set()
+        lines = text.aligned(table)
+        for group in optional:
+            if max(map(len, lines)) <= self.width:
+                break
+            gone.update(group)
+            lines = text.aligned([[cell for at, cell in enumerate(line) if at not in gone] for line in table])
+        for at, line in enumerate(lines):
+            self.line((line, "" if at else "dim"))
+            if not at:
+                self.line(("─" * max(map(len, lines)), "dim"))
 
     def facts(self, lines: list[tuple[str, str]]) -> None:
         """Labelled lines, those that ask for something in colour."""

@@ -24,12 +24,12 @@ def render_quality(report: QualityReport, console: Console, *, machine: bool = T
     if rows:
         for piece in text.joined(heading(rows[0].case), page.width):
             page.line((piece, "bold"))
-        _table(page, settings_table(rows))
+        page.table(table := settings_table(rows), [_intervals(table)])
         _reasons(page, rows)
         for title, table in layer_tables(rows):
             page.line()
             page.line((title, "bold"))
-            _table(page, table)
+            page.table(table, [_intervals(table)])
         page.line()
     page.facts(facts(report))
     if machine:
@@ -38,21 +38,17 @@ def render_quality(report: QualityReport, console: Console, *, machine: bool = T
 
 def quality_markdown(report: QualityReport) -> str:
     """The same as Markdown, without the machine and without a final newline."""
-    from tabulate import tabulate
-
-    def piped(table: list[Cells]) -> str:
-        right = ["left", *["right"] * (len(table[0]) - 1)]
-        return tabulate(table[1:], headers=table[0], tablefmt="pipe", disable_numparse=True, colalign=right)
-
     rows = [result.record for result in report.results]
     parts: list[str] = []
     if rows:
-        parts += [f"### {' · '.join(heading(rows[0].case))}", piped(settings_table(rows))]
+        parts += [f"### {' · '.join(heading(rows[0].case))}", text.piped(settings_table(rows))]
         parts += [
-            f"- {label(row.case)}: {instead(row)}" for row in rows if row.status != "ok" and row.case.head is None
+            f"- {label(row.case)}: {text.instead(row.status, row.reason)}"
+            for row in rows
+            if row.status != "ok" and row.case.head is None
         ]
         for title, table in layer_tables(rows):
-            parts += [f"#### {title}", piped(table)]
+            parts += [f"#### {title}", text.piped(table)]
     told = "\n".join(f"- {name}: {words}" for name, words in facts(report))
     return "\n\n".join([*parts, told] if told else parts)
 
@@ -165,12 +161,6 @@ def facts(report: QualityReport) -> list[tuple[str, str]]:
     return lines
 
 
-def instead(row: Quality) -> str:
-    """What a row that is not ok says."""
-    status = row.status.upper() if row.status == "incorrect" else row.status
-    return f"{status}: {row.reason}" if row.reason else status
-
-
 def nats(value: float) -> str:
     """Three digits, as far below 1 as they go: 1.23, 0.0532, 8.6e-7."""
     return text.error(value) if abs(value) < 1e-4 and value else f"{value:.3g}"
@@ -181,20 +171,13 @@ def between(low: float | None, high: float | None, form: Callable[[float], str])
     return "" if low is None or high is None else f"[{form(low)}, {form(high)}]"
 
 
-def _table(page: Page, table: list[Cells]) -> None:
-    """Columns side by side; where they do not fit, intervals go first, which CSV and JSON have too."""
-    lines = text.aligned(table)
-    if max(map(len, lines)) > page.width:
-        dropped = [at for at, name in enumerate(table[0]) if name == "95 %"][1:]
-        lines = text.aligned([[cell for at, cell in enumerate(line) if at not in dropped] for line in table])
-    for at, line in enumerate(lines):
-        page.line((line, "" if at else "dim"))
-        if not at:
-            page.line(("─" * max(map(len, lines)), "dim"))
-
-
 def _reasons(page: Page, rows: Sequence[Quality]) -> None:
     for row in rows:
         if row.status != "ok" and row.reason and row.case.head is None:
             style = "bold red" if row.status == "incorrect" else "dim"
-            page.labelled("!!", f"{label(row.case)}: {instead(row)}", style=style, indent=3)
+            page.labelled("!!", f"{label(row.case)}: {text.instead(row.status, row.reason)}", style=style, indent=3)
+
+
+def _intervals(table: list[Cells]) -> list[int]:
+    """All but the first, KL's."""
+    return [at for at, name in enumerate(table[0]) if name == "95 %"][1:]

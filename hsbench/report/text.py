@@ -17,6 +17,20 @@ _BYTES = (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024), ("B", 1))
 _TIMES = (("s", 1e6), ("ms", 1e3), ("us", 1.0))
 
 
+def piped(table: Sequence[Sequence[str]]) -> str:
+    """A header and its lines as a table of Markdown, whose first column names what the others are of."""
+    from tabulate import tabulate
+
+    right = ["left", *["right"] * (len(table[0]) - 1)]
+    return str(tabulate(table[1:], headers=table[0], tablefmt="pipe", disable_numparse=True, colalign=right))
+
+
+def instead(status: str, reason: str | None) -> str:
+    """What a row that is not ok says."""
+    shown = status.upper() if status == "incorrect" else status
+    return f"{shown}: {reason}" if reason else shown
+
+
 def encodable(text: str, encoding: str | None) -> str:
     """`text` with what `encoding` cannot hold replaced: our own signs by look-alikes, others escaped."""
     if encoding is None or encoding.lower().replace("-", "").startswith("utf"):
