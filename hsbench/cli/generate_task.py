@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsbench.cache.pruner import AUTO_PRUNER, pruner_of
-from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
+from hsbench.cli.exit_codes import INTERRUPTED, code_of
+from hsbench.cli.model_input import default_weights, dtype_of, held_by, source_for, weights_of
 from hsbench.cli.model_options import GROWING_PRUNERS
 from hsbench.cli.output import Output, make_output
 from hsbench.cli.parse import parse_choice, parse_list, parse_number, parse_size, parse_sparsity
@@ -18,7 +19,7 @@ from hsbench.cli.signals import Interruptible
 from hsbench.cli.streams import say_how_to_draw, stderr
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
-from hsbench.problem.elements import FP32, INPUTS, SIXTEEN_BIT, Element
+from hsbench.problem.elements import SIXTEEN_BIT, Element
 from hsbench.run.generate.settings import METHODS, Generation, check_elements
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
 
     from hsbench.models.sources import Source
     from hsbench.models.text import Text
-    from hsbench.results import GenerateReport
     from hsbench.run.generate.plan import Prompt
     from hsbench.run.quality.layer_plan import LayerPlan
 
-WEIGHTS = {element.name: element for element in (FP32, *INPUTS.values())}
 _DEFAULT_SPARSITY = "0.5"
 
 
@@ -136,8 +135,8 @@ def _asked(request: GenerateRequest) -> _Asked:
         pruner=_pruner(request, layers),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,
-        weights=None if request.weights is None else parse_choice(request.weights, "weights", tuple(WEIGHTS)),
-        dtype=None if request.dtype is None else INPUTS[parse_choice(request.dtype, "dtype", tuple(INPUTS))],
+        weights=weights_of(request.weights),
+        dtype=dtype_of(request.dtype),
         device=DEVICES[0] if request.device is None else parse_choice(request.device, "device", DEVICES),
     )
 
@@ -169,7 +168,6 @@ def _run(request: GenerateRequest, asked: _Asked, output: Output) -> int:
     # Until here, a typing error is answered at once: now torch is imported.
     from hsbench.machine.hardware import resolve_device
     from hsbench.models.loading import open_model
-    from hsbench.models.sources import find_source
     from hsbench.report import console_for, render_generate
     from hsbench.results import Generated
     from hsbench.run.generate.plan import GeneratePlan
@@ -180,22 +178,18 @@ def _run(request: GenerateRequest, asked: _Asked, output: Output) -> int:
     try:
         with QualityProgress(output.row) as progress:
             progress.stage(f"opening {Path(request.model).name}")
-            source = find_source(request.model)
-            if asked.layers is not None:
-                asked.layers.check(source.name, source.identity, source.layers)
-            if basis is not None:
-                basis.check_model(source.name, source.identity)
+            source = source_for(request.model, asked.layers, basis)
             settings = _settings(asked)
             task, prompt, prompts = _prompts(request, asked, source)
             longest = max(task.capacity(context) for context in task.contexts)
-            weights = asked.weights or (None if device.is_cuda else FP32.name)
+            weights = asked.weights or default_weights(device)
             model = open_model(source, device=str(device), dtype=weights, context=longest, for_speed=True)
             if basis is not None:
                 basis.check_heads(model.geometry.kv_heads, model.geometry.head_dim)
-            held = next((one for one in WEIGHTS.values() if one.torch_dtype == model.dtype), FP32)
+            held, dtype = held_by(model, asked.dtype)
             plan = GeneratePlan(
                 model=request.model, prompt=prompt, task=task, settings=tuple(settings), device=device,
-                weights=held.name, dtype=asked.dtype or (INPUTS[next(iter(INPUTS))] if held is FP32 else model.element),
+                weights=held.name, dtype=dtype,
                 basis=None if asked.basis is None else (asked.basis, basis), told=request.show_text,
             )  # fmt: skip
             from hsbench.run.generate.running import GenerateRun
@@ -213,7 +207,7 @@ def _run(request: GenerateRequest, asked: _Asked, output: Output) -> int:
     if output.format != "table" or output.path is not None:
         render_generate(report, console_for(stderr()))
     say_how_to_draw(output.path, output.format)
-    return _exit_code(report)
+    return code_of({result.record.status for result in report.results}, interrupted=report.interrupted)
 
 
 def _read_basis(asked: _Asked) -> Any:
@@ -257,12 +251,3 @@ def _prompts(request: GenerateRequest, asked: _Asked, source: Source) -> tuple[G
         raise UsageError("text", "FILE", "missing; give the file of a text to continue, or --prompt TEXT")
     drawn = planning.drawn_prompts(256, task.contexts, task.batch, task.seed)
     return task, planning.Prompt.drawn(task.seed), drawn
-
-
-def _exit_code(report: GenerateReport) -> int:
-    statuses = {result.record.status for result in report.results}
-    if report.interrupted:
-        return INTERRUPTED
-    if "incorrect" in statuses:
-        return INCORRECT
-    return OK if "ok" in statuses else CANNOT_RUN

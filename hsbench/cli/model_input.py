@@ -13,14 +13,58 @@ from hsbench.cli.progress import warn
 from hsbench.cli.request import DEVICES
 from hsbench.cli.streams import say
 from hsbench.errors import UsageError
+from hsbench.problem.elements import DEFAULT_INPUT, FP32, INPUTS, Element
 
 if TYPE_CHECKING:
     import torch
 
+    from hsbench.cache.basis import Basis
     from hsbench.kernels.device import Device
     from hsbench.models.model import Model
     from hsbench.models.sources import Source
     from hsbench.models.text import Text
+    from hsbench.run.quality.layer_plan import LayerPlan
+
+
+WEIGHTS = {element.name: element for element in (FP32, *INPUTS.values())}
+"""What a model's weights may be, by name."""
+
+
+def weights_of(typed: str | None) -> str | None:
+    """The type that was typed for the weights, by name; None where none was."""
+    return None if typed is None else parse_choice(typed, "weights", tuple(WEIGHTS))
+
+
+def dtype_of(typed: str | None) -> Element | None:
+    """The type that was typed for K and V in a cache; None where none was."""
+    return None if typed is None else INPUTS[parse_choice(typed, "dtype", tuple(INPUTS))]
+
+
+def default_weights(device: Device) -> str | None:
+    """Where nobody asked: a GPU's are the model's own."""
+    return None if device.is_cuda else FP32.name
+
+
+def held_by(model: Model, asked: Element | None) -> tuple[Element, Element]:
+    """Of what type a model's weights are, and K and V in a cache where ``asked`` for or not."""
+    held = next((one for one in WEIGHTS.values() if one.torch_dtype == model.dtype), FP32)
+    return held, asked or (DEFAULT_INPUT if held is FP32 else model.element)
+
+
+def source_for(name: str, layers: LayerPlan | None, basis: Basis | None) -> Source:
+    """A model's source, which a plan of layers and a basis, where they were given, are of.
+
+    Raises:
+        UsageError: there is none, or they are of another.
+    """
+    from hsbench.models.sources import find_source
+
+    source = find_source(name)
+    if layers is not None:
+        layers.check(source.name, source.identity, source.layers)
+    if basis is not None:
+        basis.check_model(source.name, source.identity)
+    return source
 
 
 @dataclass(frozen=True, kw_only=True)

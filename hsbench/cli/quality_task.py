@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsbench.cache.pruner import AUTO_PRUNER, auto_pruner
-from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
+from hsbench.cli.exit_codes import INTERRUPTED, code_of
+from hsbench.cli.model_input import default_weights, dtype_of, held_by, source_for, weights_of
 from hsbench.cli.output import Output, make_output, writing
 from hsbench.cli.parse import parse_choice, parse_evict, parse_list, parse_number, parse_size, parse_sparsity
 from hsbench.cli.places import check_writable, same
@@ -20,16 +21,14 @@ from hsbench.cli.signals import Interruptible
 from hsbench.cli.streams import say, say_how_to_draw, stderr
 from hsbench.cli.usage import COMMAND_LINE
 from hsbench.errors import UsageError
-from hsbench.problem.elements import FP32, INPUTS, Element
+from hsbench.problem.elements import Element
 from hsbench.run.quality.settings import DEPTHS, WHENS, MethodKind, Setting, Task, all_settings
 
 if TYPE_CHECKING:
     from hsbench.models.text import Text
-    from hsbench.results import QualityReport
     from hsbench.run.quality.layer_plan import LayerPlan
     from hsbench.run.quality.plan import QualityPlan
 
-WEIGHTS = {element.name: element for element in (FP32, *INPUTS.values())}
 _DEFAULT_SPARSITIES = (0.0, 0.5)
 
 
@@ -153,8 +152,8 @@ def _asked(request: QualityRequest) -> _Asked:
         pruners=None if request.pruner is None else _pruners(request.pruner, task),
         basis=None if request.basis is None else Path(request.basis),
         layers=layers,
-        weights=None if request.weights is None else parse_choice(request.weights, "weights", tuple(WEIGHTS)),
-        dtype=None if request.dtype is None else INPUTS[parse_choice(request.dtype, "dtype", tuple(INPUTS))],
+        weights=weights_of(request.weights),
+        dtype=dtype_of(request.dtype),
         device="auto" if request.device is None else parse_choice(request.device, "device", DEVICES),
         depths=depths,
         per_layer=request.per_layer,
@@ -169,7 +168,6 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
 
     from hsbench.machine.hardware import resolve_device
     from hsbench.models.loading import open_model
-    from hsbench.models.sources import find_source
     from hsbench.models.text import read_text
     from hsbench.report import console_for, render_quality
     from hsbench.results import Quality
@@ -183,23 +181,18 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
     methods, pruners, basis, elements = check_settings(
         asked.methods, asked.pruners, asked.layers, asked.basis, asked.evicts, asked.elements
     )
-    weights = asked.weights or (None if device.is_cuda else FP32.name)
+    weights = asked.weights or default_weights(device)
     try:
         with QualityProgress(output.row) as progress:
             progress.stage(f"opening {Path(request.model).name}")
-            source = find_source(request.model)
-            if asked.layers is not None:
-                asked.layers.check(source.name, source.identity, source.layers)
-            if basis is not None:
-                basis.check_model(source.name, source.identity)
+            source = source_for(request.model, asked.layers, basis)
             material = material_of(
                 lambda words: torch.tensor(source.tokenizer.encode(words), dtype=torch.int64, device="cpu"),
                 text, asked.task, asked.depths, source.max_positions, source.tokenizer.frame(),
             )  # fmt: skip
             seen = asked.task.context + asked.task.score
             model = open_model(source, device=str(device), dtype=weights, context=seen)
-            held = next((one for one in WEIGHTS.values() if one.torch_dtype == model.dtype), FP32)
-            dtype = asked.dtype or (INPUTS[next(iter(INPUTS))] if held is FP32 else model.element)
+            held, dtype = held_by(model, asked.dtype)
             settings = _settings(asked, methods, pruners, elements, device, model.geometry.head_dim, dtype)
             plan = _plan(request, asked, text, settings, device, held, dtype, model, basis)
             check_memory(plan, model, held.nbytes(1))
@@ -224,7 +217,11 @@ def _run(request: QualityRequest, asked: _Asked, output: Output) -> int:
     if output.format != "table" or output.path is not None:
         render_quality(report, console_for(stderr()))
     say_how_to_draw(output.path, output.format)
-    return _exit_code(report, planned=asked.plan_for is None or run.made is not None)
+    return code_of(
+        {result.record.status for result in report.results},
+        interrupted=report.interrupted,
+        lacks=asked.plan_for is not None and run.made is None,
+    )
 
 
 def _settings(
@@ -266,15 +263,6 @@ def _told(plan: QualityPlan, seconds: float, rows: int) -> str:
     task = plan.task
     count = f"{rows} row" if rows == 1 else f"{rows} rows"
     return f"about {minutes}: {count} of {task.windows} x {task.context} + {task.score} tokens on {plan.device}"
-
-
-def _exit_code(report: QualityReport, *, planned: bool) -> int:
-    statuses = {result.record.status for result in report.results}
-    if report.interrupted:
-        return INTERRUPTED
-    if "incorrect" in statuses:
-        return INCORRECT
-    return OK if "ok" in statuses and planned else CANNOT_RUN
 
 
 def _shares(typed: str | None, field: str) -> list[float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from hsbench.cli.exit_codes import CANNOT_RUN, INCORRECT, INTERRUPTED, OK
+from hsbench.cli.exit_codes import INTERRUPTED, code_of
 from hsbench.cli.ranks import leading, leads, start
 from hsbench.cli.signals import Interruptible, held
 from hsbench.cli.streams import say, say_how_to_draw, stderr
@@ -122,14 +122,11 @@ def exit_code(reports: Sequence[Report], asked: Sequence[str] | None) -> int:
     method asked for by name was unavailable in every cell; else 0.
     """
     records = [result.record for report in reports for result in report.results]
-    statuses = {record.status for record in records}
-    if any(report.interrupted for report in reports):
-        return INTERRUPTED
-    if "incorrect" in statuses:
-        return INCORRECT
-    if "ok" not in statuses or any(_unavailable(name, records) for name in asked or ()):
-        return CANNOT_RUN
-    return OK
+    return code_of(
+        {record.status for record in records},
+        interrupted=any(report.interrupted for report in reports),
+        lacks=any(_unavailable(name, records) for name in asked or ()),
+    )
 
 
 def _unavailable(name: str, records: Iterable[Record]) -> bool:
