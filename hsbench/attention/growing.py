@@ -264,8 +264,7 @@ class Cache:
         if lengths is None:
             return [tokens] * self.batch
         if isinstance(lengths, Tensor):
-            if lengths.shape != (self.batch,) or lengths.dtype != torch.int32 or lengths.device != self._device:
-                raise UsageError("lengths", list(lengths.shape), f"give int32 [{self.batch}] on {self._device}")
+            self._check_lengths(lengths)
             if lengths.is_cuda and all(self._kv.known):
                 return lengths
             lengths = lengths.tolist()
@@ -273,6 +272,10 @@ class Cache:
         if len(counts) != self.batch or max(counts) > tokens:
             raise UsageError("lengths", counts, f"give {self.batch} numbers of tokens, at most the {tokens} of k")
         return counts
+
+    def _check_lengths(self, lengths: Tensor) -> None:
+        if lengths.shape != (self.batch,) or lengths.dtype != torch.int32 or lengths.device != self._device:
+            raise UsageError("lengths", list(lengths.shape), f"give int32 [{self.batch}] on {self._device}")
 
     def _check_room(self, counts: list[int]) -> None:
         if not self.lengths.is_cuda:
@@ -339,10 +342,8 @@ class Cache:
         device = Device.of(self._device)
         if reason := calls.why_not_prefill(self._elements, device, self._pruner.value_axis):
             raise UnsupportedError(reason)
-        if lengths is not None and (
-            lengths.shape != (self.batch,) or lengths.dtype != torch.int32 or lengths.device != self._device
-        ):
-            raise UsageError("lengths", list(lengths.shape), f"give int32 [{self.batch}] on {self._device}")
+        if lengths is not None:
+            self._check_lengths(lengths)
         return self._attend(calls.growing_prefill_call, q, q_lengths=lengths)
 
     def _attend(

@@ -17,7 +17,7 @@ from hsbench.cache.fit import Fit
 from hsbench.cache.growth import Growth
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.layouts import layouts_of
-from hsbench.cache.paged import PagedTensor, axis_code, pages_struct, unpack_entries
+from hsbench.cache.paged import PagedTensor, axis_code, page_memory, pages_struct, unpack_entries
 from hsbench.cache.prune import BLOCK, BlockKind, BlockPlan, Operand, judged_kind, open_kind
 from hsbench.cache.storage import Shape
 from hsbench.kernels import library, memory
@@ -217,27 +217,16 @@ class GrowingTensor:
 
     def memory(self, *, used: bool) -> dict[str, int]:
         """Bytes by component: all that was taken, or what is in use now, which asks the device."""
-        heads, head_dim = self.shape[0] * self.shape[1], self.shape[3]
-        counts = dict.fromkeys(self.pools, 0)
-        entries = self.map.numel()
+        counts, entries = {kind: len(pool) for kind, pool in self.pools.items()}, self.map.numel()
         if used:
             open_ones, sparse, narrow, _ = self.state.sum((0, 1)).tolist()
+            entries = open_ones + sparse + narrow
+            counts = dict.fromkeys(self.pools, 0)
             counts[judged_kind(is_sparse=True)] = sparse
             counts[judged_kind(is_sparse=False)] += narrow
             counts[self.open_kind] += open_ones
-            entries = open_ones + sparse + narrow
-        else:
-            counts = {kind: heads * self.pages_of(kind) for kind in self.pools}
-        found: dict[str, int] = {"metadata": 0, "map": entries * self.map.itemsize}
-        if self.scale is not None:
-            found["scale"] = self.scale.nbytes
-        for kind, page in self.layout.items():
-            metadata, scales = page.metadata_bytes(head_dim), page.scale_bytes(head_dim)
-            nbytes = page.nbytes(head_dim, self.elements.of(element_by(self.dtype)))
-            found[page.component] = found.get(page.component, 0) + counts[kind] * (nbytes - metadata - scales)
-            found["metadata"] += counts[kind] * metadata
-            if scales:
-                found["scale"] += counts[kind] * scales
+        nbytes = entries * self.map.itemsize
+        found = page_memory(self.pools, counts, self.layout, self.shape[3], nbytes, self.scale)
         if self.shift is not None:
             found["shift"] = self.shift.nbytes
         kept = [self.free, self.state, *([] if self.losses is None else [self.losses])]

@@ -147,9 +147,10 @@ class GrowingKV:
                 self._begin(one, k[one, :, :count], v[one, :, :count], _last(queries, one, count, k.shape[2]))
         later = [0 if is_first else count for is_first, count in zip(begins, counts, strict=True)]
         if any(later):
-            alike = len(set(later)) == 1
+            most = max(later)
+            alike = min(later) == most
             tensor = None if alike else torch.tensor(later, dtype=torch.int32, device="cpu").to(self._device)
-            self.append_later(k if not alike else k[:, :, : later[0]], v if not alike else v[:, :, : later[0]], tensor)
+            self.append_later(k[:, :, :most], v[:, :, :most], tensor)
         self.known = [length + count for length, count in zip(self.known, counts, strict=True)]
 
     def append_later(self, k: Tensor, v: Tensor, counts: Tensor | None) -> None:

@@ -124,15 +124,8 @@ class PagedTensor:
 
     def memory(self) -> dict[str, int]:
         """Bytes by component; they add up to the buffers' real sizes."""
-        head_dim = self.shape[-1]
-        metadata = {kind: len(pool) * self.layout[kind].metadata_bytes(head_dim) for kind, pool in self.pools.items()}
-        scales = {kind: len(pool) * self.layout[kind].scale_bytes(head_dim) for kind, pool in self.pools.items()}
-        values = {
-            self.layout[kind].component: pool.nbytes - metadata[kind] - scales[kind]
-            for kind, pool in self.pools.items()
-        }
-        scale = {} if self.scale is None else {"scale": self.scale.nbytes + sum(scales.values())}
-        return {**values, "metadata": sum(metadata.values()), "map": self.map.nbytes, **scale}
+        counts = {kind: len(pool) for kind, pool in self.pools.items()}
+        return page_memory(self.pools, counts, self.layout, self.shape[-1], self.map.nbytes, self.scale)
 
     def head(self, batch: int, kv_head: int) -> PagedTensor:
         """The pages of one (batch, kv head), as a cache of its own; only the map is copied."""
@@ -182,6 +175,25 @@ def pages_struct(
         **fields,
         **{f"{field}_page_bytes": pool.shape[1] for field, pool in fields.items()},
     )
+
+
+def page_memory(
+    pools: dict[BlockKind, Tensor],
+    counts: dict[BlockKind, int],
+    layout: PageLayout,
+    head_dim: int,
+    map_nbytes: int,
+    scale: Tensor | None,
+) -> dict[str, int]:
+    """Bytes by component of so many pages of each pool, of their map and of the channels' scale."""
+    metadata = {kind: counts[kind] * layout[kind].metadata_bytes(head_dim) for kind in pools}
+    scales = {kind: counts[kind] * layout[kind].scale_bytes(head_dim) for kind in pools}
+    values = {
+        layout[kind].component: counts[kind] * pool.shape[1] - metadata[kind] - scales[kind]
+        for kind, pool in pools.items()
+    }
+    of_scale = {} if scale is None else {"scale": scale.nbytes + sum(scales.values())}
+    return {**values, "metadata": sum(metadata.values()), "map": map_nbytes, **of_scale}
 
 
 def unpack_entries(
