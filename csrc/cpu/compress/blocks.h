@@ -7,6 +7,7 @@
 
 #include "block_map.h"
 #include "compress.h"
+#include "compress_shape.h"
 #include "cpu/default_arithmetic.h"
 #include "cpu/page.h"
 #include "cpu/page_pool.h"
@@ -32,22 +33,7 @@ struct Plan {
           is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f),
           map_blocks(p.map_blocks ? p.map_blocks : blocks), dense_pages(p.map_blocks ? p.dense_pages : dense),
           sparse_pages(p.map_blocks ? p.sparse_pages : sparse), wide_pages(p.map_blocks ? p.wide_pages : wide) {
-        HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
-        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
-        HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
-        HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= full,
-                  "eligible blocks must be full blocks of the sequence");
-        HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
-        HSB_CHECK(p.order == HSB_ORDER_ADJACENT || (p.order == HSB_ORDER_MIRROR && p.operand == HSB_KEY),
-                  "order must be an hsb_order, and adjacent for V");
-        HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
-                  "fold must be from 0 to 1, and 0 for K");
-        HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
-                      (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
-                  "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
-        HSB_CHECK(p.stored >= HSB_STORED_16 && p.stored <= HSB_STORED_INT4, "stored is not an hsb_stored");
-        HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
+        check_compress(p, kBlock);
         HSB_CHECK(heads * map_blocks < kMostSlots, "more blocks than a map can name: cut the batch");
         HSB_CHECK(map_blocks >= blocks && dense_pages >= dense && sparse_pages >= sparse && wide_pages >= wide,
                   "a head has more blocks than map_blocks, or than pages of a kind");
@@ -156,7 +142,7 @@ public:
         const BlockShape shape = this->plan_.shape;
         std::byte *page = page_to_pack(this->p_, entry);
         if (kind_of(entry) == open_kind(this->p_.stored)) {
-            widen_tokens<Isa>(this->stored_, kBlock, fit, shape, units_);
+            widen_block<Isa>(this->stored_, fit, shape, units_);
             pack_page<Isa>(judged_kind(false), units_, page, shape);
             return largest;
         }

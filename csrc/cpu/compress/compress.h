@@ -101,11 +101,11 @@ void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const st
 // narrow.
 //
 // What is stored, [64, head_dim], in units of its scales: as its own type, in which all is exact that e4m3 does not take for
-// zero or its largest; or, of some tokens, as wide pages have it, saturating.
+// zero or its largest; or as wide pages have it, saturating.
 template <class Isa>
 void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
 template <class Isa>
-void widen_tokens(const std::uint16_t *stored, int tokens, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
+void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units);
 
 // A page of int4 of one of the block's type, as it is stored: units come first, in fp32, then scales of few values.
 template <class Isa>

@@ -141,14 +141,13 @@ void invert_in_order(const BlockFit &fit, int head_dim, float *inverse) {
 }
 
 template <class Isa, class Type, class To>
-void scale_block_of(const std::uint16_t *stored, int tokens, const BlockFit &fit, BlockShape shape,
-                    std::uint16_t *units) {
+void scale_block_of(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
     const int head_dim = shape.head_dim;
     alignas(64) float inverse[128];
     invert_in_order(fit, head_dim, inverse);
     const float bound = to_float(infinity_bits(To::dtype) - 1, To{});
     const auto most = Isa::set(bound), least = Isa::set(-bound);
-    for (int token = 0; token < tokens; ++token, stored += head_dim, units += head_dim)
+    for (int token = 0; token < kBlock; ++token, stored += head_dim, units += head_dim)
         for (int c = 0; c < head_dim; c += Isa::width) {
             const auto x = Isa::mul(Isa::load(stored + c, Type{}), Isa::load(inverse + c));
             Isa::store(units + c, Isa::max(least, Isa::min(most, x)), To{});
@@ -220,17 +219,14 @@ void pack_chosen_page(hsb_block_kind kind, const std::uint16_t *stored, const st
 
 template <class Isa>
 void scale_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
-    with_type(shape.dtype, [&](auto type) {
-        scale_block_of<Isa, decltype(type), decltype(type)>(stored, kBlock, fit, shape, units);
-    });
+    with_type(shape.dtype,
+              [&](auto type) { scale_block_of<Isa, decltype(type), decltype(type)>(stored, fit, shape, units); });
 }
 
 template <class Isa>
-void widen_tokens(const std::uint16_t *stored, int tokens, const BlockFit &fit, BlockShape shape,
-                  std::uint16_t *units) {
-    with_type(shape.dtype, [&](auto type) {
-        scale_block_of<Isa, decltype(type), E4m3::Wide::Stored>(stored, tokens, fit, shape, units);
-    });
+void widen_block(const std::uint16_t *stored, const BlockFit &fit, BlockShape shape, std::uint16_t *units) {
+    with_type(shape.dtype,
+              [&](auto type) { scale_block_of<Isa, decltype(type), E4m3::Wide::Stored>(stored, fit, shape, units); });
 }
 
 template <class Isa>
@@ -259,7 +255,7 @@ template std::uint16_t store_block<Isa>(const std::uint16_t *, int, const BlockF
 template void pack_chosen_page<Isa>(hsb_block_kind, const std::uint16_t *, const std::uint16_t *, float, std::byte *,
                                     BlockShape);
 template void scale_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
-template void widen_tokens<Isa>(const std::uint16_t *, int, const BlockFit &, BlockShape, std::uint16_t *);
+template void widen_block<Isa>(const std::uint16_t *, const BlockFit &, BlockShape, std::uint16_t *);
 template void narrow_page<Isa>(hsb_block_kind, const std::byte *, const BlockFit &, BlockShape, std::byte *);
 template void quantise_page<Isa>(hsb_block_kind, const std::byte *, const BlockFit &, BlockShape, std::byte *);
 

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "block_map.h"
+#include "compress_shape.h"
 #include "cuda/dispatch.h"
 #include "cuda/page.cuh"
 #include "cuda/types.h"
@@ -27,22 +28,7 @@ struct Plan {
           wide(p.stored == HSB_STORED_16 ? 0 : blocks - eligible),
           is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
         const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
-        HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0, "batch, kv_heads and seq must be positive");
-        HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-        HSB_CHECK(is_element(p.dtype), "dtype must be fp16 or bf16");
-        HSB_CHECK(p.operand == HSB_KEY || p.operand == HSB_VALUE, "operand must be K or V");
-        HSB_CHECK(0 <= p.first_eligible && p.first_eligible <= p.last_eligible && p.last_eligible <= p.seq / kBlock,
-                  "eligible blocks must be full blocks of the sequence");
-        HSB_CHECK(0 <= sparse && sparse <= eligible, "no more blocks can be 2:4 than are eligible");
-        HSB_CHECK(p.order == HSB_ORDER_ADJACENT || (p.order == HSB_ORDER_MIRROR && p.operand == HSB_KEY),
-                  "order must be an hsb_order, and adjacent for V");
-        HSB_CHECK(p.fold == 0.0f || (p.fold > 0.0f && p.fold <= 1.0f && p.operand == HSB_VALUE),
-                  "fold must be from 0 to 1, and 0 for K");
-        HSB_CHECK(p.value_axis == HSB_AXIS_TOKENS ||
-                      (p.value_axis == HSB_AXIS_HEAD_DIM && p.operand == HSB_VALUE && !p.weights && p.fold == 0.0f),
-                  "value_axis must be an hsb_axis, along head_dim of V alone, without weights and fold");
-        HSB_CHECK(HSB_STORED_16 <= p.stored && p.stored <= HSB_STORED_INT4, "stored is not an hsb_stored");
-        HSB_CHECK((p.stored != HSB_STORED_16) == (p.scale != nullptr), "elements have a scale, or they have 16 bits");
+        check_compress(p, kBlock);
         HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
         HSB_CHECK(p.map_blocks == 0, "no CUDA kernel packs into a cache that grows yet");
