@@ -31,7 +31,6 @@ struct Plan {
         check_compress(p, kBlock);
         HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
         HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
-        HSB_CHECK(p.map_blocks == 0, "no CUDA kernel packs into a cache that grows yet");
     }
     // With none or all to be chosen, there is nothing to compare.
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
