@@ -7,7 +7,8 @@
 //   kIsSparse          whether tensor cores take its A as sparse, and only half as long
 //   kStays             whether decode reads its pages where they lie, by what a stage says of where that is
 //   page_bytes         of a page of a head_dim
-//   pool               where its pages lie, by a struct of params.h; pool_page_bytes: how large the caller thinks they are
+//   pool               where its pages lie, by a struct of params.h; pool_page_bytes: how large the caller thinks they are;
+//                      pages: how many a (batch, kv head) of a cache that grows has
 //   multiply           c += A b of one warp, tensor core strips of 16 rows (page_product.cuh)
 //   interleave         the same of a part of A, with other work between (prefill/sm80/product.cuh)
 //   KeyRegisters, load_key, multiply_key; ValueRegisters, load_value, multiply_value
@@ -36,8 +37,9 @@
 
 namespace hsb::cuda {
 
-// What pages are stored as: the kinds of their blocks, by hsb_stored; whether channels have a scale, and pages their own
-// besides; which token of a block a row of K's page is; and the element type of a warp's products where q, K, V and the output are T.
+// What pages are stored as: the kinds of their blocks, by hsb_stored; of a cache that grows the kind of blocks that are not
+// judged yet (Open), and those that they are packed as then (Judged); whether channels have a scale, and pages their own besides;
+// which token of a block a row of K's page is; and the element type of a warp's products where q, K, V and the output are T.
 //
 // Decode asks for more: what a sum of products counts (kUnit); the power of 2 just above a kv head's largest product of a
 // query and a channel's scale, where there are any (kQueryPower); its margin (softmax_margin.h), and by how many powers of 2
@@ -48,6 +50,8 @@ struct Stored16 {
     static constexpr float kUnit = 1.0f, kMargin = kDecodeMargin, kReserve = 0.0f;
     static constexpr int kStages = 4;
     using Kinds = Types<DenseKind, Sparse24Kind>;
+    using Open = DenseKind;
+    using Judged = Types<Sparse24Kind>;
     template <class T>
     using Product = T;
     HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return row; }
@@ -58,6 +62,8 @@ struct StoredFp8 {
     static constexpr float kUnit = 1.0f, kMargin = kDecodeMargin, kReserve = 0.0f;
     static constexpr int kQueryPower = 14, kStages = 4;
     using Kinds = Types<Fp8DenseKind, Fp8Sparse24Kind, WideKind>;
+    using Open = WideKind;
+    using Judged = Types<Fp8DenseKind, Fp8Sparse24Kind>;
     template <class T>
     using Product = OfE4m3;
     HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
@@ -69,6 +75,8 @@ struct StoredInt4 {
     static constexpr float kUnit = kInt4Unit, kMargin = 4.0f, kReserve = kMargin;
     static constexpr int kQueryPower = 0, kStages = 1;
     using Kinds = Types<Int4DenseKind, Int4Sparse24Kind, Int4WideKind>;
+    using Open = Int4WideKind;
+    using Judged = Types<Int4DenseKind, Int4Sparse24Kind>;
     template <class T>
     using Product = OfE4m3;
     HSB_HOST_DEVICE static constexpr int token_of_row(int row) { return fp8_token_of_row(row); }
@@ -91,6 +99,9 @@ constexpr bool are_in_order() {
 static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>() && are_in_order<StoredInt4::Kinds>(),
               "each kind at its number");
 static_assert(StoredFp8::Kinds::kCount == kBlockKinds, "every kind is in a list");
+
+// What a judged block is.
+HSB_HOST_DEVICE constexpr hsb_block_kind judged_kind(bool is_sparse) { return is_sparse ? HSB_SPARSE_2_4 : HSB_DENSE; }
 
 // The bits that kernels keep of a kind of a list.
 template <class Kinds>

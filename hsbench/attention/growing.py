@@ -18,7 +18,7 @@ from hsbench.cache.paged import HEAD_DIMS, check_kv
 from hsbench.cache.prune import check_finite
 from hsbench.cache.pruner import ALONG_HEAD_DIM, CENTERED, Pruner, check_sources, pruner_for
 from hsbench.errors import UnavailableError, UnsupportedError, UsageError
-from hsbench.kernels import forks
+from hsbench.kernels import forks, library
 from hsbench.kernels.device import Device
 from hsbench.problem.elements import (
     DEFAULT_INPUT,
@@ -147,6 +147,8 @@ class Cache:
 
     def _check_pruner(self, value_ratio: float) -> None:
         device = Device.of(self._device)
+        if reason := library.why_cannot("append", device):
+            raise UnavailableError(reason)
         if reason := why_no_pages(self._elements, device, self._pruner.value_axis):
             raise UnsupportedError(reason)
         if self._pruner.value_weights != "none" and value_ratio > 0.0:

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_blocks(ChooseArgs a) {
     const std::uint32_t eligible = blocks.last - blocks.first;
     const unsigned long long *keys = a.keys + std::int64_t{head} * eligible;
     const unsigned long long *limbs = a.limbs + std::int64_t{head} * eligible * kLossLimbs;
-    std::int32_t *map = a.map + std::int64_t{head} * blocks.count;
+    std::int32_t *map = a.map + std::int64_t{head} * blocks.entries;
 
     const auto count_below = [&](unsigned long long limit, std::uint32_t *where) {
         std::uint32_t count = 0;

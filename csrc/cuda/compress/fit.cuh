@@ -16,8 +16,26 @@
 
 namespace hsb::cuda {
 
+// Where a block that is packed stands: in a tensor that the kernel only reads, and once; or in memory, shared or global,
+// that it has written.
+struct ReadOnce {
+    static __device__ __forceinline__ uint4 chunk(const std::uint16_t *at) { return ptx::load_once_16(at); }
+    static __device__ __forceinline__ std::uint32_t word(const std::uint16_t *at) {
+        return __ldg(reinterpret_cast<const std::uint32_t *>(at));
+    }
+};
+struct Written {
+    static __device__ __forceinline__ uint4 chunk(const std::uint16_t *at) {
+        return *reinterpret_cast<const uint4 *>(at);
+    }
+    static __device__ __forceinline__ std::uint32_t word(const std::uint16_t *at) {
+        return *reinterpret_cast<const std::uint32_t *>(at);
+    }
+};
+
 // What a source offers:
 //
+//   Memory                    how to load what it stands in
 //   load(row, chunk)          K: what becomes a chunk of a row of what is stored. Asks for no source: one waits for what it
 //                             loads, and what is packed should be asked for before
 //   watch(x, seen)            notes in `seen`, zero at first, whether any of what was loaded is not finite: is_seen()
@@ -31,6 +49,7 @@ namespace hsb::cuda {
 struct AsItIs {
     static constexpr bool kIsPlain = true;
     static constexpr bool kIsScaled = false;
+    using Memory = ReadOnce;
     struct Args {
         std::uint32_t infinity;  // infinity_bits(dtype)
     };
@@ -84,7 +103,7 @@ struct FitArgs {
 //
 // Of 8 values a register holds a pair: of V neighbouring channels, as they lie; of K elements i of both groups. It takes no
 // instruction to deal values so while they are fp32 for their shift, and a mirrored chunk is loaded so but for two swaps.
-template <class T, int HeadDim, int Operand, bool Mirror = false, bool Scaled = false>
+template <class T, int HeadDim, int Operand, bool Mirror = false, bool Scaled = false, class Memory_ = ReadOnce>
 class Fitted {
     static_assert(Operand == HSB_KEY || !Mirror, "V has no other order");
     static constexpr bool kIsKey = Operand == HSB_KEY;
@@ -93,6 +112,7 @@ public:
     static constexpr bool kIsPlain = false;
     static constexpr bool kIsScaled = Scaled;
     using Type = T;
+    using Memory = Memory_;
     using Args = FitArgs;
     struct TokenWeights {
         std::uint32_t pairs[8];
@@ -126,7 +146,7 @@ public:
             return {word(row + place(0, chunk)), word(row + place(1, chunk)), word(row + place(2, chunk)),
                     word(row + place(3, chunk))};
         else
-            return ptx::load_once_16(row + chunk * 8);
+            return Memory::chunk(row + chunk * 8);
     }
     __device__ __forceinline__ void watch(uint4 x, std::uint32_t &seen) const {
         seen = Element<T>::zero_times(x.x, Element<T>::zero_times(x.y, seen));
@@ -255,9 +275,7 @@ private:
     static __device__ __forceinline__ int place(int i, int chunk) {
         return i / 2 * (HeadDim / 2) + (i % 2 ? HeadDim / 2 - 2 - chunk * 2 : chunk * 2);
     }
-    static __device__ __forceinline__ std::uint32_t word(const std::uint16_t *pair) {
-        return __ldg(reinterpret_cast<const std::uint32_t *>(pair));
-    }
+    static __device__ __forceinline__ std::uint32_t word(const std::uint16_t *pair) { return Memory::word(pair); }
     // What belongs to the channels that load() reads, in its order.
     static __device__ __forceinline__ void load_channels(const float *head, int chunk, float (&x)[8]) {
         const float *own = head + chunk * 8;

@@ -132,7 +132,7 @@ __device__ __forceinline__ bool pack_value(const ValueRuns &v, const PackedBlock
     const auto is_there = [&](int t) { return (t < 8 ? token0 + t : token8 + t - 8) < block.rows; };
     const std::uint16_t *first = block.x + token0 * HeadDim + v.row0, *second = block.x + token8 * HeadDim + v.row0;
     const auto load = [&](int t) {
-        return ptx::load_once_16(t < 8 ? first + t * HeadDim : second + (t - 8) * HeadDim);
+        return Source::Memory::chunk(t < 8 ? first + t * HeadDim : second + (t - 8) * HeadDim);
     };
     const auto put = [&](int t, uint4 chunk) {
         x[t][0] = chunk.x;
@@ -159,6 +159,13 @@ __device__ __forceinline__ bool pack_value(const ValueRuns &v, const PackedBlock
     return Source::is_seen(seen);
 }
 
+// What a lane has of a part of V. Eight lanes take 4 x 8 head dims of two token runs: they read 64 bytes and write 32 in a row,
+// whole sectors.
+__device__ __forceinline__ ValueRuns value_runs(int part, int lane) {
+    const int dims = (lane & 3) | (lane >> 1 & 4), run = (lane >> 2 & 1) | (lane >> 3 & 2);
+    return {part, dims, part * 64 + dims * 8, run};
+}
+
 // One item per warp: part `item % parts` of block `item / parts`. A CTA has all strips of a block of K.
 template <int HeadDim, int Operand, class Source, class Stored>
 __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source, Stored>)
@@ -171,12 +178,13 @@ __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source, St
     if (item >= a.items) return;
     const std::uint32_t index = item / kParts, part = item % kParts;
     const std::uint32_t head = index / a.blocks.count, block = index % a.blocks.count;
+    const std::uint32_t place = head * a.blocks.entries + block;
     std::int32_t entry;
     if (a.chosen) {
-        entry = __ldg(a.map + index);
+        entry = __ldg(a.map + place);
     } else {
         entry = a.blocks.entry(head, block);
-        if (part == 0 && lane == 0) a.map[index] = entry;
+        if (part == 0 && lane == 0) a.map[place] = entry;
     }
     const std::int64_t begin = (head * a.seq + std::int64_t{block} * kBlock) * HeadDim;
     const std::int64_t left = a.seq - std::int64_t{block} * kBlock;
@@ -195,9 +203,7 @@ __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source, St
         const Strip v{strip, strip * kStripRows + lane / Strip::kRowChunks * Strip::kLoads, lane % Strip::kRowChunks};
         seen = pack_strip<Kinds, HeadDim>(v, packed, room[warp], lane);
     } else {
-        // Eight lanes take 4 x 8 head dims of two token runs: they read 64 bytes and write 32 in a row, whole sectors.
-        const int dims = (lane & 3) | (lane >> 1 & 4), run = (lane >> 2 & 1) | (lane >> 3 & 2);
-        const ValueRuns v{static_cast<int>(part), dims, static_cast<int>(part) * 64 + dims * 8, run};
+        const ValueRuns v = value_runs(static_cast<int>(part), lane);
         seen = pack_value<Kinds, HeadDim>(v, packed, room[warp], lane);
     }
     if (__any_sync(~0u, seen)) note_non_finite(a.x, begin, rows * HeadDim, a.infinity, lane, 32, a.non_finite);

@@ -30,14 +30,27 @@ struct Plan {
         const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
         check_compress(p, kBlock);
         HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
-        HSB_CHECK(heads * blocks < kMostSlots, "more blocks than a map can name: cut the batch");
+        HSB_CHECK(!p.map_blocks || (p.map_blocks >= blocks && p.dense_pages >= blocks - sparse - wide &&
+                                    p.sparse_pages >= sparse && p.wide_pages >= wide),
+                  "map and pools must have room for the blocks");
+        const std::int64_t most = p.map_blocks > blocks ? p.map_blocks : blocks;
+        HSB_CHECK(heads * most < kMostSlots, "more blocks than a map can name: cut the batch");
     }
     // With none or all to be chosen, there is nothing to compare.
     bool needs_losses() const { return 0 < sparse && sparse < eligible; }
     HeadBlocks of_head(const hsb_compress_params &p) const {
-        return {static_cast<std::uint32_t>(blocks), static_cast<std::uint32_t>(p.first_eligible),
-                static_cast<std::uint32_t>(p.last_eligible), static_cast<std::uint32_t>(sparse),
-                static_cast<std::uint32_t>(wide)};
+        const auto given = [&](std::int64_t needed, std::int32_t pages) {
+            return static_cast<std::uint32_t>(p.map_blocks ? pages : needed);
+        };
+        return {static_cast<std::uint32_t>(blocks),
+                static_cast<std::uint32_t>(p.first_eligible),
+                static_cast<std::uint32_t>(p.last_eligible),
+                static_cast<std::uint32_t>(sparse),
+                static_cast<std::uint32_t>(wide),
+                given(blocks, p.map_blocks),
+                given(blocks - sparse - wide, p.dense_pages),
+                given(sparse, p.sparse_pages),
+                given(wide, p.wide_pages)};
     }
     std::int64_t key_bytes() const { return heads * eligible * 8; }
     std::int64_t workspace_bytes(int dtype) const {

@@ -10,8 +10,8 @@ namespace hsb::cuda::decode {
 // Scores of the current pair's K page, their probabilities, and what these add to the running outputs. `valid`: of the
 // block's tokens. `room`: Axis::room_bytes() of the warp's shared memory. `between` is called once the K page has been read;
 // T: the element type of the products.
-template <class T, class Stored, int HeadDim, int Tiles, class Axis, class Units, class Between>
-__device__ __forceinline__ void attend_page(PageStream<HeadDim, typename Stored::Kinds> &pages,
+template <class T, class Stored, int HeadDim, int Tiles, class Axis, class Units, class Places, class Between>
+__device__ __forceinline__ void attend_page(PageStream<HeadDim, typename Stored::Kinds, Places> &pages,
                                             Running<HeadDim, Tiles, Axis> &running,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Units &units,
                                             float reserve, int valid, std::uint32_t room, int group, int lane,

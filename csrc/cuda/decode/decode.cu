@@ -47,6 +47,7 @@ void run(const hsb_decode_params &p) {
     HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     check_order_and_shifts(p);
+    HSB_CHECK(!p.lengths || (p.k.map && p.v.map), "a cache that grows needs maps");
     const Device device = current_device();
 
     Arguments a{};
@@ -64,6 +65,9 @@ void run(const hsb_decode_params &p) {
     a.prefetch = p.k.stored != HSB_STORED_16;
     a.key_scale = p.k.scale;
     a.value_scale = p.v.scale;
+    a.lengths = p.lengths;
+    a.batch = p.batch;
+    a.kv_heads = p.kv_heads;
     with_stored(p.k.stored, [&](auto stored) {
         using Stored = decltype(stored);
         // Values in units of a channel's scale are fp16's at most: no sum of these nears fp32's largest.

@@ -111,19 +111,22 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.ring.warps;
     const int all_stages = warps * a.ring.stages;
     unsigned char *const barriers = shared + a.ring.ring_bytes();
-    std::int32_t *const result_at = reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes)->result_at;
+    auto *const places = reinterpret_cast<MergePlaces *>(barriers + all_stages * kBarrierBytes);
+    std::int32_t *const result_at = places->result_at;
 
-    const int begin = a.partition.begin(blockIdx.x), end = a.partition.begin(blockIdx.x + 1);
     Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
               ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
     ring.open();
-    if (a.prefetch) prefetch_head<T, HeadDim>(a, begin / a.blocks);
-    PageStream<HeadDim, Kinds> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane);
+    const Line line(a, ptx::shared_address(places->line), lane);
+    const int begin = line.begin(blockIdx.x), end = line.begin(blockIdx.x + 1);
+    if (a.prefetch && begin < end) prefetch_head<T, HeadDim>(a, line.head_of(begin).index);
+    PageStream<HeadDim, Kinds, Line> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane, line);
+    line.clear_empty<T, HeadDim>();
 
     int page = begin + warp;             // this warp's current one
     for (int low = begin; low < end;) {  // one segment: the CTA's pages of one head
-        const int head = low / a.blocks;
-        const int head_end = (head + 1) * a.blocks;
+        const Head of_segment = line.head_of(low);
+        const int head = of_segment.index, head_end = of_segment.end;
         const int high = head_end < end ? head_end : end;
 
         std::uint32_t q[Tiles][HeadDim / kStepCols][4];
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         for (; page < high; page += warps) {
             // The last V page of a segment, or its last stage, makes room for the warp's result first.
             refill_later = page + warps >= high;
-            const int valid = page == head_end - 1 ? a.last_valid : kBlock;
+            const int valid = page == head_end - 1 ? of_segment.last_valid : kBlock;
             const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
             attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane, [&] {
                 if (!kTakesStage || !refill_later) pages.refill_key();
@@ -148,8 +151,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         }
 
         // Merge the warps.
-        const int first_part = a.partition.part_of(head * a.blocks);
-        const int parts = a.partition.part_of(head_end - 1) - first_part + 1;  // that share this head
+        const Partition partition = line.partition();
+        const int first_part = partition.part_of(of_segment.begin);
+        const int parts = partition.part_of(head_end - 1) - first_part + 1;  // that share this head
         std::int32_t at = -1;
         if (refill_later) {
             const std::uint32_t room = kTakesStage ? pages.stage_address() : pages.value_address();
@@ -160,7 +164,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         if (lane == 0) result_at[warp] = at;
         __syncthreads();
         // A part begins its first head elsewhere, or at its own begin, which is looked up anew (ptx/place.cuh).
-        const bool begins = a.partition.begin(ptx::block_index()) <= head * a.blocks;
+        const bool begins = line.begin(ptx::block_index()) <= of_segment.begin;
         const std::int64_t q_head = static_cast<std::int64_t>(head) * a.group;
         T *const out = static_cast<T *>(a.out) + q_head * HeadDim;
         float *const partial =
@@ -210,7 +214,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
-    if (launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
+    // Clusters would wait for the longest of sequences that are not all as long.
+    if ((!p.lengths || p.batch == 1) && launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
     using Result = WarpResult<HeadDim, Tiles>;
     a.ring = choose_ring(stage_page_bytes<Stored, Result>(p.k, HeadDim), stage_page_bytes<Stored, Result>(p.v, HeadDim),
                          device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),

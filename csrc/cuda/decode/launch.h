@@ -31,10 +31,13 @@ struct Arguments {
     float given_scale;         // of the scores, with its sign
     const float *key_scale;    // [batch, kv_heads, head_dim]: of stored elements that have one (hsb_pages), or null
     const float *value_scale;
-    HeadCut cut;        // of a plan by kv heads, and
-    Exchange exchange;  // how their results meet
-    bool prefetch;      // whether L2 is asked for what a CTA's first head takes before any page is
-    bool mirror;        // K's channels are in the mirror order
+    HeadCut cut;                  // of a plan by kv heads, and
+    Exchange exchange;            // how their results meet
+    bool prefetch;                // whether L2 is asked for what a CTA's first head takes before any page is
+    bool mirror;                  // K's channels are in the mirror order
+    const std::int32_t *lengths;  // [batch]: tokens of each sequence, of a cache that grows; null: all have as many
+    std::int32_t batch;
+    std::int32_t kv_heads;
 };
 
 // Along which dimension V's groups run (value_axis.cuh).

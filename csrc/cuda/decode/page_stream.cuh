@@ -3,6 +3,7 @@
 
 #include "cuda/page_pool.cuh"
 #include "cuda/page_product.cuh"
+#include "line.cuh"
 #include "plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -13,17 +14,16 @@
 
 namespace hsb::cuda::decode {
 
-template <int HeadDim, class Kinds>
+template <int HeadDim, class Kinds, class Places = MapLine>
 class PageStream {
 public:
     // Page pairs `first`, first + step, ... below `end`, by a ring that is open.
     __device__ PageStream(const PagePool &key, const PagePool &value, const Ring &ring, int stages, int first, int step,
-                          int end, int lane)
-        : key_(key), value_(value), ring_(ring), stages_(stages), next_(first), step_(step), end_(end), lane_(lane) {
-        key_now_ = entry(key_, next_);
-        value_now_ = entry(value_, next_);
-        key_later_ = entry(key_, next_ + 32 * step_);
-        value_later_ = entry(value_, next_ + 32 * step_);
+                          int end, int lane, const Places &places = {})
+        : key_(key), value_(value), ring_(ring), stages_(stages), next_(first), step_(step), end_(end), lane_(lane),
+          places_(places) {
+        look_up(key_now_, value_now_, next_);
+        look_up(key_later_, value_later_, next_ + 32 * step_);
         for (int i = 0; i < stages; ++i) {
             refill_key();
             refill_value();
@@ -56,8 +56,7 @@ public:
             at_ = 0;
             key_now_ = key_later_;
             value_now_ = value_later_;
-            key_later_ = entry(key_, next_ + 32 * step_);
-            value_later_ = entry(value_, next_ + 32 * step_);
+            look_up(key_later_, value_later_, next_ + 32 * step_);
             prefetch_staying(next_);
         }
         if (++stage_ == stages_) {
@@ -67,10 +66,14 @@ public:
     }
 
 private:
-    // Lane l's entry of 32 successive pairs of this warp.
-    __device__ std::int32_t entry(const PagePool &pool, int first) const {
-        const int page = first + lane_ * step_;
-        return !pool.map || page < end_ ? pool.template entry<Kinds>(page) : 0;
+    // Lane l's entries of 32 successive pairs of this warp.
+    __device__ __forceinline__ void look_up(std::int32_t &key, std::int32_t &value, int first) const {
+        const int page = first + lane_ * step_, place = places_.place(page, end_);
+        const auto entry = [&](const PagePool &pool) {
+            return !pool.map || page < end_ ? pool.template entry<Kinds>(place) : 0;
+        };
+        key = entry(key_);
+        value = entry(value_);
     }
 
     static __device__ __forceinline__ bool stays(std::int32_t entry) {
@@ -125,6 +128,7 @@ private:
     int stages_;
     int next_;  // the pair to ask for next; the current one is stages * step before it
     int step_, end_, lane_;
+    const Places places_;
     int at_ = 0;  // its place within the 32 map entries
     std::int32_t key_now_, value_now_, key_later_, value_later_;
     std::uint32_t kinds_ = 0;  // of the pages in the ring: of stage 0's K, of its V, of stage 1's K, ..

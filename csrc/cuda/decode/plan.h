@@ -81,6 +81,7 @@ static_assert(kBarrierBytes == 16, "as the instruction set has them");
 
 struct MergePlaces {
     std::int32_t result_at[kMaxWarps];  // byte offset of each warp's result in shared memory, -1 if it has none
+    std::int32_t line[4];               // what line.cuh keeps
 };
 
 // The rings of a CTA's warps.
@@ -199,7 +200,7 @@ struct HeadCut {
     std::int32_t shorter;
     std::int32_t longer;
 
-    static HeadCut of(int blocks, int parts) { return {blocks / parts, blocks % parts}; }
+    HSB_HOST_DEVICE static HeadCut of(int blocks, int parts) { return {blocks / parts, blocks % parts}; }
     HSB_HOST_DEVICE std::int32_t begin(std::int32_t part) const {
         return part * shorter + (part < longer ? part : longer);
     }

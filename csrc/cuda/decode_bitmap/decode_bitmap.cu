@@ -64,6 +64,7 @@ extern "C" int hsb_cuda_decode_bitmap(const hsb_decode_params *p) {
         HSB_CHECK(p->k_bitmap.bitmap && p->k_bitmap.offset && p->v_bitmap.bitmap && p->v_bitmap.offset,
                   "bitmaps and offsets are required");
         HSB_CHECK(std::isfinite(p->scale), "scale must be finite");
+        HSB_CHECK(!p->lengths, "bitmaps do not grow");
         HSB_CHECK(p->key_order == HSB_ORDER_ADJACENT && !p->key_shift && !p->value_shift,
                   "bitmaps are of K and V as they are: no key_order, no shifts");
         const hsb::cuda::ScoreScale scale = hsb::cuda::score_scale(p->scale);

@@ -19,6 +19,8 @@ struct DenseKind : DenseMma, DenseWgmma, DensePack {
     static const void *pool(const hsb_pages &pages) { return pages.dense; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.dense_page_bytes; }
     static void *pool(const hsb_compress_params &p) { return p.dense; }
+    static void *pool(const hsb_growing &g) { return g.dense; }
+    static std::int32_t pages(const hsb_growing &g) { return g.dense_pages; }
 };
 
 }  // namespace hsb::cuda

@@ -19,6 +19,8 @@ struct Sparse24Kind : Sparse24Mma, Sparse24Wgmma, Sparse24Pack {
     static const void *pool(const hsb_pages &pages) { return pages.sparse; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.sparse_page_bytes; }
     static void *pool(const hsb_compress_params &p) { return p.sparse; }
+    static void *pool(const hsb_growing &g) { return g.sparse; }
+    static std::int32_t pages(const hsb_growing &g) { return g.sparse_pages; }
 };
 
 }  // namespace hsb::cuda

@@ -76,6 +76,8 @@ struct WideKind : WideMma, WidePack {
     static const void *pool(const hsb_pages &pages) { return pages.wide; }
     static std::int64_t pool_page_bytes(const hsb_pages &pages) { return pages.wide_page_bytes; }
     static void *pool(const hsb_compress_params &p) { return p.wide; }
+    static void *pool(const hsb_growing &g) { return g.wide; }
+    static std::int32_t pages(const hsb_growing &g) { return g.wide_pages; }
 };
 
 }  // namespace hsb::cuda

@@ -1,5 +1,5 @@
-// Queries that see nothing, since all blocks up to theirs are evicted: out 0, lse -infinity. The kernels of each path
-// leave anything there, so that none of them has an instruction for it.
+// Queries that see nothing, since all blocks up to theirs are evicted, and those that a sequence does not have: out 0, lse
+// -infinity. The kernels of each path leave anything there, so that none of them has an instruction for it.
 #pragma once
 
 #include "params.h"

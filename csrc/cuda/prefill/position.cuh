@@ -1,4 +1,5 @@
-// Where blocks are evicted: which block of the sequence each stored page pair is. Null where none is.
+// Where blocks are evicted, which block of the sequence each stored page pair is; where a cache grows, how long its sequences
+// are. Null where neither is so.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,20 @@ struct Positions {
             left = (left < (whole + 1) * step ? left : (whole + 1) * step) - whole * step - 1;
         }
         return low;
+    }
+};
+
+struct Extents {
+    const std::int32_t *lengths;    // [batch]: tokens of each sequence; or null, and all have as many
+    const std::int32_t *q_lengths;  // [batch]: and queries; or null
+    std::int32_t q_heads;           // of a sequence
+
+    __device__ __forceinline__ std::int32_t queries(std::int32_t head, std::int32_t q_len) const {
+        return q_lengths ? __ldg(q_lengths + head / q_heads) : q_len;
+    }
+    // Tokens before the first query.
+    __device__ __forceinline__ std::int32_t past(std::int32_t head, std::int32_t q_len) const {
+        return __ldg(lengths + head / q_heads) - queries(head, q_len);
     }
 };
 

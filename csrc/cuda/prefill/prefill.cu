@@ -21,6 +21,8 @@ void check(const hsb_prefill_params &p) {
     stored_blocks(p, kBlock);  // checks them
     HSB_CHECK(p.q_len > 0 && p.q_len <= p.seq, "q_len must be 1 to seq");
     HSB_CHECK(p.seq < (1 << 30), "seq must be below 2^30");
+    HSB_CHECK(!p.lengths || (!p.position && p.k.map && p.v.map), "a cache that grows needs maps, and evicts nothing");
+    HSB_CHECK(p.lengths || !p.q_lengths, "q_lengths belong to lengths");
     HSB_CHECK(p.path == HSB_PATH_AUTO || p.path == HSB_PATH_SM80 || p.path == HSB_PATH_SM90, "path is not an hsb_path");
 }
 
@@ -71,6 +73,13 @@ hsb_path choose_path(const hsb_prefill_params &p, const Device &device) {
             "pages of e4m3 need path sm90, on a GPU of compute capability 9.0 and with code for 90a in the library");
         return HSB_PATH_SM90;
     }
+    if (p.lengths) {
+        HSB_CHECK(
+            can && p.path != HSB_PATH_SM80,
+            "prefill of a cache that grows needs path sm90, on a GPU of compute capability 9.0 and with code for 90a "
+            "in the library");
+        return HSB_PATH_SM90;
+    }
     if (p.path != HSB_PATH_AUTO) return static_cast<hsb_path>(p.path);
     return can && is_sm90_faster(p, device) ? HSB_PATH_SM90 : HSB_PATH_SM80;
 }
@@ -102,7 +111,7 @@ void run(const hsb_prefill_params &p) {
         run_prefill_sm90_fp8(p, device);
     else
         run_prefill_sm90(p, device);
-    if (p.position) blank_blind_queries(p);
+    if (p.position || p.q_lengths) blank_blind_queries(p);
 }
 
 }  // namespace

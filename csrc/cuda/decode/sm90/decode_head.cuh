@@ -31,8 +31,16 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     if (threadIdx.x == 0) exchange.open();
     Queries queries(a, head);
     const int line = head * a.blocks;  // the head's first page of all
-    const int end = line + a.cut.begin(part + 1);
-    int page = line + a.cut.begin(part) + warp;
+    HeadCut cut = a.cut;
+    int blocks = a.blocks, last_valid = a.last_valid;
+    if (a.lengths) {  // of one sequence
+        const int length = __ldg(a.lengths);
+        blocks = (length + kBlock - 1) / kBlock;
+        last_valid = length - (blocks - 1) * kBlock;
+        cut = HeadCut::of(blocks, clusters * a.exchange.ranks);
+    }
+    const int end = line + cut.begin(part + 1);
+    int page = line + cut.begin(part) + warp;
     PageStream<HeadDim, Kinds> pages(a.k, a.v, ring, a.ring.stages, page, warps, end, lane);
     prefetch_shifts<HeadDim>(a, head);
 
@@ -44,9 +52,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
 
     Running<HeadDim, Tiles, Axis> running;
     running.clear();
-    const int last = line + a.blocks - 1;
+    const int last = line + blocks - 1;
     for (; page < end; page += warps) {
-        const int valid = page == last ? a.last_valid : kBlock;
+        const int valid = page == last ? last_valid : kBlock;
         const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
         attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane,
                                      [&] { pages.refill_key(); });

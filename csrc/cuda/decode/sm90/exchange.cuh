@@ -202,9 +202,14 @@ private:
 
     __device__ __forceinline__ void store(const Place &place, const Sum &sum, const ChannelPair &channel,
                                           float scale) const {
-        const float inverse = Stored::kUnit / sum.sum;
         const std::int64_t q_head = static_cast<std::int64_t>(head_) * a_.group + place.head;
         T *const to = static_cast<T *>(a_.out) + q_head * HeadDim + place.dim;
+        if (sum.sum == 0.0f) {  // of a sequence without tokens
+            *reinterpret_cast<std::uint32_t *>(to) = 0;
+            if (place.dim == 0) a_.lse[q_head] = negative_infinity();
+            return;
+        }
+        const float inverse = Stored::kUnit / sum.sum;
         *reinterpret_cast<std::uint32_t *>(to) =
             Element<T>::pack(within<T>(fmaf(sum.out.x * inverse, channel.factor.x, channel.shift.x)),
                              within<T>(fmaf(sum.out.y * inverse, channel.factor.y, channel.shift.y)));

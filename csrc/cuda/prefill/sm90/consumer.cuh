@@ -169,7 +169,7 @@ private:
     // ---- softmax ------------------------------------------------------------------------------------------------
     __device__ __forceinline__ void mask(int stage) {
         const int block = shared_->block_at[stage], lane = ptx::lane();
-        mask_future(s_, a_.seq - a_.q_len + first_row_ + lane % 4 * 2 - (block * kBlock + group_.warp * 16 + lane / 4));
+        mask_future(s_, a_.past(head_) + first_row_ + lane % 4 * 2 - (block * kBlock + group_.warp * 16 + lane / 4));
     }
 
     // The same either way; with the other one, ptxas spills a register.

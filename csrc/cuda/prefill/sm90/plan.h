@@ -103,14 +103,21 @@ struct Arguments {
     const float *value_shift;  // likewise: what out gets back
     float given_scale;         // of the scores, with its sign
     bool mirror;               // K's channels are in the mirror order
+    Extents extents;
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
-    // Pages that some query of a tile sees, of a head whose first is `first_page` among all. All lanes of a warp call
-    // this.
+    // Tokens before the first query of a head.
+    __device__ __forceinline__ int past(int head) const {
+        return extents.lengths ? extents.past(head, q_len) : seq - q_len;
+    }
+    // Pages that some query of a head's tile sees, of a kv head whose first is `first_page` among all. All lanes of a warp
+    // call this.
     template <class Cut>
-    __device__ __forceinline__ int pages_of(int tile, int first_page) const {
-        const int end = (tile + 1) * Cut::kTileQueries < q_len ? (tile + 1) * Cut::kTileQueries : q_len;
-        return positions.before(first_page, (seq - q_len + end - 1) / kBlock + 1);
+    __device__ __forceinline__ int pages_of(int head, int tile, int first_page) const {
+        const int queries = extents.lengths ? extents.queries(head, q_len) : q_len;
+        const int end = (tile + 1) * Cut::kTileQueries < queries ? (tile + 1) * Cut::kTileQueries : queries;
+        if (end <= tile * Cut::kTileQueries) return 0;
+        return positions.before(first_page, (past(head) + end - 1) / kBlock + 1);
     }
 };
 

@@ -26,6 +26,7 @@ void run_prefill_sm90(const hsb_prefill_params &p, const Device &device) {
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
     a.positions = {p.position, static_cast<std::int32_t>(stored_blocks(p, kBlock))};
+    a.extents = {p.lengths, p.q_lengths, p.q_heads};
     a.log2_scale = scale.log2;
     a.reserve = prefill_reserve(p.dtype, p.seq);
     a.margin = kPrefillSm90Margin + a.reserve;

@@ -50,8 +50,8 @@ __device__ __forceinline__ void attend_tile(const typename Parts::Arguments &a, 
     const int tiles_of_kv_head = a.tiles * a.group;
     const int kv_head = blockIdx.x / tiles_of_kv_head, within_kv_head = blockIdx.x % tiles_of_kv_head;
     const int head = kv_head * a.group + within_kv_head % a.group, tile = a.tiles - 1 - within_kv_head / a.group;
-    const int first_page = kv_head * a.positions.stored, pages = a.template pages_of<Cut>(tile, first_page);
-    if (pages == 0) return;  // all that its queries may see is evicted (blind.h)
+    const int first_page = kv_head * a.positions.stored, pages = a.template pages_of<Cut>(head, tile, first_page);
+    if (pages == 0) return;  // its queries see nothing, or there are none (blind.h)
 
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < a.ring.stages; ++stage) {

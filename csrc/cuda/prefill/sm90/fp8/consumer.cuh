@@ -163,7 +163,7 @@ private:
     __device__ __forceinline__ void mask(int stage) {
         const int block = shared_->block_at[stage], lane = ptx::lane();
         mask_future_pairs(
-            s_, a_.seq - a_.q_len + first_row_ + lane % 4 * 2 - (block * kBlock + group_.warp * 16 + lane / 4 * 2));
+            s_, a_.past(head_) + first_row_ + lane % 4 * 2 - (block * kBlock + group_.warp * 16 + lane / 4 * 2));
     }
 
     // What scores are multiplied by: as pages take it, which may be kShiftedScale, and as it is.

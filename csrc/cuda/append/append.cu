@@ -1,0 +1,111 @@
+#include "api.h"
+#include "cuda/block_kinds.cuh"
+#include "cuda/dispatch.h"
+#include "cuda/page_pool.cuh"
+#include "cuda/runtime.h"
+#include "element.h"
+#include "launch.h"
+
+// Workspace:  counter u32 [batch]: zero before the first call, and after every call
+namespace hsb::cuda::append {
+namespace {
+
+void check_shape(const hsb_append_params &p) {
+    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0 && p.tokens > 0,
+              "batch, kv_heads, seq and tokens must be positive");
+    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
+    HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
+    HSB_CHECK(p.sink >= 0 && p.local >= 0 && p.chunk > 0, "sink and local must not be negative, and chunk positive");
+    HSB_CHECK(p.seq < (1 << 30) && p.tokens < (1 << 30), "seq and tokens must be below 2^30");
+    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < kMostSlots,
+              "more blocks than a map can name: cut the batch");
+}
+
+std::int64_t workspace_bytes(const hsb_append_params &p) {
+    check_shape(p);
+    return p.batch * static_cast<std::int64_t>(sizeof(unsigned));
+}
+
+template <class Stored>
+Growing growing_of(const hsb_growing &g, const void *x, std::int64_t *non_finite) {
+    const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
+    HSB_CHECK(x && g.map && g.free && g.state && non_finite, "k, v, map, free, state and non_finite are required");
+    HSB_CHECK(0.0 <= g.ratio && g.ratio <= 1.0, "ratio must be from 0 to 1");
+    HSB_CHECK((0.0 < g.ratio && g.ratio < 1.0) == (g.losses != nullptr), "losses belong to ratios between 0 and 1");
+    HSB_CHECK(Stored::kHasScale == (g.scale != nullptr), "elements have a scale, or they have 16 bits");
+    Growing found{};
+    const auto take = [&](auto kind) {
+        found.pools[kind.kKind] = static_cast<unsigned char *>(kind.pool(g));
+        found.pages[kind.kKind] = kind.pages(g);
+    };
+    for_each_kind(take, typename Stored::Kinds());
+    HSB_CHECK(found.pools[Stored::Open::kKind], "there are no pages for open blocks");
+    for (const unsigned char *pool : found.pools) HSB_CHECK(is_aligned(pool), "pools must be 16-byte aligned");
+    HSB_CHECK(is_aligned(g.state), "state must be 16-byte aligned");
+    HSB_CHECK(is_aligned(g.scale) && is_aligned(g.weights), "scale and weights must be 16-byte aligned");
+    found.map = g.map;
+    found.free = g.free;
+    found.state = g.state;
+    found.losses = g.losses;
+    found.shift = g.shift;
+    found.weights = static_cast<const std::uint16_t *>(g.weights);
+    found.scale = g.scale;
+    found.x = static_cast<const std::uint16_t *>(x);
+    found.non_finite = reinterpret_cast<unsigned long long *>(non_finite);
+    found.ratio = g.ratio;
+    found.half_fold = g.fold / 2;
+    found.mirror = g.order == HSB_ORDER_MIRROR;
+    found.along_head_dim = g.value_axis == HSB_AXIS_HEAD_DIM;
+    return found;
+}
+
+void run(const hsb_append_params &p) {
+    check_shape(p);
+    HSB_CHECK(p.lengths && p.overflow && p.workspace, "lengths, overflow and workspace are required");
+    HSB_CHECK(p.key.stored == p.value.stored, "K and V must have the same elements");
+    HSB_CHECK(p.key.order == HSB_ORDER_ADJACENT || p.key.order == HSB_ORDER_MIRROR, "order is not an hsb_order");
+    HSB_CHECK(p.key.value_axis == HSB_AXIS_TOKENS && p.value.order == HSB_ORDER_ADJACENT,
+              "K has no value_axis, and V no order");
+    HSB_CHECK(p.value.value_axis == HSB_AXIS_TOKENS || p.value.value_axis == HSB_AXIS_HEAD_DIM,
+              "value_axis is not an hsb_axis");
+    HSB_CHECK(p.key.fold == 0.0f && !p.value.weights, "K has no fold, and V no weights");
+    HSB_CHECK(p.value.fold == 0.0f || p.value.value_axis == HSB_AXIS_TOKENS, "V along head_dim is not folded");
+    current_device();
+    Arguments a{};
+    a.counts = p.counts;
+    a.lengths = p.lengths;
+    a.overflow = p.overflow;
+    a.arrived = static_cast<unsigned *>(p.workspace);
+    a.tokens = p.tokens;
+    a.batch = p.batch;
+    a.kv_heads = p.kv_heads;
+    a.seq = static_cast<std::int32_t>(p.seq);
+    a.blocks = static_cast<std::int32_t>(ceil_div(p.seq, kBlock));
+    const auto at_most_seq = [&](std::int64_t tokens) {
+        return static_cast<std::int32_t>(tokens < p.seq ? tokens : p.seq);
+    };
+    a.first = static_cast<std::int32_t>(ceil_div(at_most_seq(p.sink), kBlock));
+    a.local = at_most_seq(p.local);
+    a.chunk = at_most_seq(p.chunk);
+    a.infinity = infinity_bits(p.dtype);
+    with_stored(p.key.stored, [&](auto stored) {
+        using Stored = decltype(stored);
+        a.tensors[HSB_KEY] = growing_of<Stored>(p.key, p.k, p.non_finite);
+        a.tensors[HSB_VALUE] = growing_of<Stored>(p.value, p.v, p.non_finite + 1);
+        dispatch(p.dtype, p.head_dim,
+                 [&](auto type, auto head_dim) { launch_append<decltype(type), head_dim(), Stored>(a, p.stream); });
+    });
+}
+
+}  // namespace
+}  // namespace hsb::cuda::append
+
+extern "C" int64_t hsb_cuda_append_workspace(const hsb_append_params *p) {
+    std::int64_t bytes = -1;
+    hsb::guarded([&] { bytes = hsb::cuda::append::workspace_bytes(*p); });
+    return bytes;
+}
+
+extern "C" int hsb_cuda_append(const hsb_append_params *p) {
+    return hsb::guarded([&] { hsb::cuda::append::run(*p); });
+}
