@@ -20,10 +20,10 @@ namespace hsb::cuda::append {
 
 constexpr int kThreads = kPackWarps * 32;
 
-template <int HeadDim>
+template <int HeadDim, class Stored>
 struct Shared {
     alignas(16) std::uint16_t x[kBlock * HeadDim];
-    uint4 room[kPackWarps][32];
+    PackRoom<Stored> room;
     LossRoom<HeadDim> loss;
 };
 
@@ -35,7 +35,7 @@ class Appender {
     using Source = Fitted<T, HeadDim, kGroups, Mirror, Stored::kHasScale, Written>;
 
 public:
-    __device__ Appender(const Arguments &a, const Growing &g, int head, Shared<HeadDim> &shared)
+    __device__ Appender(const Arguments &a, const Growing &g, int head, Shared<HeadDim, Stored> &shared)
         : a_(a), g_(g), head_(head), shared_(shared), map_(g.map + static_cast<std::int64_t>(head) * a.blocks),
           free_(g.free + static_cast<std::int64_t>(head) * g.pages[Page::kKind]) {}
 
@@ -185,7 +185,7 @@ private:
     const Arguments &a_;
     const Growing &g_;
     int head_;
-    Shared<HeadDim> &shared_;
+    Shared<HeadDim, Stored> &shared_;
     std::int32_t *const map_, *const free_;
     int open_, sparse_, narrow_, judged_;  // hsb_growing::state
 };
@@ -193,7 +193,7 @@ private:
 template <class T, int HeadDim, class Stored>
 __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
-    auto &shared = *reinterpret_cast<Shared<HeadDim> *>(shared_bytes);
+    auto &shared = *reinterpret_cast<Shared<HeadDim, Stored> *>(shared_bytes);
     const int operand = blockIdx.x % 2, head = blockIdx.x / 2, sequence = head / a.kv_heads;
     const int length = *const_cast<volatile const std::int32_t *>(a.lengths + sequence);
     const int wanted = a.counts ? a.counts[sequence] : static_cast<int>(a.tokens);
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
 template <class T, int HeadDim, class Stored>
 void launch_append(const Arguments &a, void *stream) {
     launch(append_kernel<T, HeadDim, Stored>, static_cast<unsigned>(a.batch * a.kv_heads * 2), kThreads,
-           sizeof(Shared<HeadDim>), stream, a);
+           sizeof(Shared<HeadDim, Stored>), stream, a);
 }
 
 }  // namespace hsb::cuda::append

@@ -37,9 +37,9 @@ struct PackArgs {
 };
 
 constexpr int kPackWarps = 4;
-// Shared memory of a warp: its metadata, and with scales what these take.
+// Shared memory of a CTA that packs, by warps: metadata, and with scales what these take.
 template <class Stored>
-constexpr int kRoomBytes = Stored::kPagesHaveScales ? kInt4RoomBytes : 512;
+using PackRoom = uint4[kPackWarps][(Stored::kPagesHaveScales ? kInt4RoomBytes : 512) / kChunkBytes];
 
 // What is packed, at compile time: an hsb_operand, or V in groups along head_dim; and of which its groups are.
 constexpr int kHeadDimValue = 2;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kPackWarps * 32, kPackCtas<Operand, Source, St
     pack_pages(PackArgs a, typename Source::Args fit) {
     using Kinds = typename Stored::Kinds;
     constexpr int kParts = kPackParts<HeadDim, Operand>;
-    __shared__ uint4 room[kPackWarps][kRoomBytes<Stored> / kChunkBytes];
+    __shared__ PackRoom<Stored> room;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const std::uint32_t item = blockIdx.x * kPackWarps + warp;
     if (item >= a.items) return;
