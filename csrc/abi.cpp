@@ -42,6 +42,7 @@ extern "C" int64_t hsb_struct_size(const char *name) {
         {"hsb_mean_params", sizeof(hsb_mean_params)},
         {"hsb_token_norms_params", sizeof(hsb_token_norms_params)},
         {"hsb_compress_bitmap_params", sizeof(hsb_compress_bitmap_params)},
+        {"hsb_combine_params", sizeof(hsb_combine_params)},
         {"hsb_probe_params", sizeof(hsb_probe_params)},
     };
     for (const auto &entry : sizes)

@@ -45,6 +45,7 @@ HSB_EXPORT int hsb_cuda_compress(const hsb_compress_params *p);
 HSB_EXPORT int64_t hsb_cuda_compress_workspace(const hsb_compress_params *p);
 HSB_EXPORT int hsb_cuda_append(const hsb_append_params *p);
 HSB_EXPORT int64_t hsb_cuda_append_workspace(const hsb_append_params *p);
+HSB_EXPORT int hsb_cuda_combine(const hsb_combine_params *p);
 HSB_EXPORT int hsb_cuda_token_norms(const hsb_token_norms_params *p);
 HSB_EXPORT int hsb_cuda_compress_bitmap(const hsb_compress_bitmap_params *p);
 HSB_EXPORT int64_t hsb_cuda_compress_bitmap_workspace(const hsb_compress_bitmap_params *p);

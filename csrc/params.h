@@ -313,6 +313,23 @@ typedef struct hsb_compress_bitmap_params {
     void *stream;               /* CUDA */
 } hsb_compress_bitmap_params;
 
+/* Attention over parts of a sequence to attention over all of it: lse is the log of the sum of exp(lse of a part), out the sum
+ * of exp(lse of a part - lse) times its out, from part 0 on in fp32, then rounded. A part whose lse is -infinity has no
+ * tokens; where all are, lse is -infinity and out 0. CUDA alone. */
+typedef struct hsb_combine_params {
+    int64_t rows;               /* queries: batch x q_heads x q_len */
+    int32_t head_dim;           /* 64 or 128 */
+    int32_t dtype;
+    int32_t parts;
+    int32_t reserved;
+    int64_t part_bytes;         /* from what is a part's to what is the next's, in outs as in lses; a multiple of 4 */
+    const void *outs;           /* of part 0: [rows, head_dim] */
+    const float *lses;          /* of part 0: [rows], natural log */
+    void *out;                  /* [rows, head_dim] */
+    float *lse;                 /* [rows] */
+    void *stream;
+} hsb_combine_params;
+
 /* Move `bytes` through memory once, to learn the ceiling: read src, and write dst where it is not NULL. */
 typedef struct hsb_probe_params {
     int64_t bytes;              /* multiple of 4096 */

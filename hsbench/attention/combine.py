@@ -6,31 +6,90 @@ Of a query, part r gives ``out_r`` and ``lse_r``, the log of its sum of exponent
 
 in fp32, sums from part 0 on: whoever combines the same parts gets the same bits. A part without tokens has lse
 -infinity and weighs nothing; where all are without, lse is -infinity and out 0. This is how splits of a decode are
-combined within a kernel, too (FlashDecoding).
+combined within a kernel, too (FlashDecoding). On a GPU all of it is one launch.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+from hsbench.kernels import library
+from hsbench.kernels.device import Device
+from hsbench.problem.elements import element_of
 
 _LEAST = torch.finfo(torch.float32).min  # in place of -infinity, from which -infinity cannot be taken
 
 
-class Combination:
-    """The combination of parts, bound to its tensors: :meth:`run` only computes, and waits for nothing.
+class Combination(Protocol):
+    """The combination of parts, bound to its tensors.
+
+    Attributes:
+        out: ``[batch, q_heads, q_len, head_dim]``, written by each run.
+        lse: fp32 ``[batch, q_heads, q_len]``, natural log.
+        may_lack: whether a query may see no token in any part.
+    """
+
+    out: Tensor
+    lse: Tensor
+    may_lack: bool
+
+    def run(self) -> None:
+        """Only computes, and waits for nothing."""
+
+
+def combination(outs: Tensor, lses: Tensor, dtype: torch.dtype, *, may_lack: bool = True) -> Combination:
+    """By a kernel where there is one for these tensors: on CUDA, if parts have the type that is asked for.
 
     Args:
         outs: ``[parts, batch, q_heads, q_len, head_dim]``, of any type that fp32 holds exactly.
         lses: fp32 ``[parts, batch, q_heads, q_len]``, natural log.
         dtype: of ``out``: combined in fp32, then rounded once.
-        may_lack: whether a query may see no token in any part. Where it is known that one sees some, an operation is
-            saved, and the bits are the same.
-
-    Attributes:
-        out: ``[batch, q_heads, q_len, head_dim]``, written by each run.
-        lse: fp32 ``[batch, q_heads, q_len]``, natural log.
+        may_lack: see :class:`Combination`.
     """
+    is_whole = outs[0].is_contiguous() and lses[0].is_contiguous()
+    is_known = outs.dtype == dtype and element_of(dtype) is not None and outs.shape[-1] in (64, 128)
+    strides = {x.stride(0) * x.element_size() for x in (outs, lses)}
+    is_taken = outs.is_cuda and is_whole and is_known and len(strides) == 1 and not strides.pop() % 4
+    if is_taken and library.why_cannot("combine", Device.of(outs.device)) is None:
+        return KernelCombination(outs, lses)
+    return TorchCombination(outs, lses, dtype, may_lack=may_lack)
+
+
+class KernelCombination:
+    """By the kernel ``hsb_cuda_combine``; arguments as of :func:`combination`, with parts as far apart in both."""
+
+    def __init__(self, outs: Tensor, lses: Tensor) -> None:
+        self.may_lack = True  # it makes no difference here
+        self._parts = outs, lses  # stay alive
+        self.out = torch.empty(outs.shape[1:], dtype=outs.dtype, device=outs.device)
+        self.lse = torch.empty(lses.shape[1:], dtype=torch.float32, device=outs.device)
+        element = element_of(outs.dtype)
+        assert element is not None
+        params = library.make(
+            "hsb_combine_params",
+            rows=self.lse.numel(),
+            head_dim=outs.shape[-1],
+            dtype=element.code,
+            parts=len(outs),
+            part_bytes=outs.stride(0) * outs.element_size(),
+            outs=outs,
+            lses=lses,
+            out=self.out,
+            lse=self.lse,
+        )
+        self._operation = library.Operation("combine", outs.device, params)
+
+    def run(self) -> None:
+        """See :class:`Combination`."""
+        self._operation.run()
+
+
+class TorchCombination:
+    """By torch, of any types; arguments as of :func:`combination`. Where it is known that a query sees some token, one
+    operation is saved, and the bits are the same."""
 
     def __init__(self, outs: Tensor, lses: Tensor, dtype: torch.dtype, *, may_lack: bool = True) -> None:
         self._outs, self._lses, self.may_lack = outs, lses, may_lack
@@ -41,8 +100,7 @@ class Combination:
         self.lse = torch.empty_like(self._weights[0])
 
     def run(self) -> None:
-        """Computes ``out`` and ``lse``. On a GPU each operation is a launch, and little else: there are as few as can
-        be."""
+        """See :class:`Combination`. There are as few operations as can be."""
         lse, weights = self.lse, self._weights.unsqueeze(-1)
         first, *others = self._lses
         if not others:
@@ -62,7 +120,7 @@ class Combination:
 
 
 def combine(outs: Tensor, lses: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """``out`` and ``lse`` over all parts, see :class:`Combination`."""
-    combination = Combination(outs, lses, dtype)
-    combination.run()
-    return combination.out, combination.lse
+    """``out`` and ``lse`` over all parts, see :func:`combination`."""
+    found = combination(outs, lses, dtype)
+    found.run()
+    return found.out, found.lse

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hsbench.attention import arguments, calls
-from hsbench.attention.combine import Combination
+from hsbench.attention.combine import combination
 from hsbench.cache.storage import StoredKV
 from hsbench.errors import UnavailableError, UnsupportedError
 
@@ -68,7 +68,7 @@ class Gathered:
         self._group = group
         self._own, self._all = Message(like, 1), Message(like, dist.get_world_size(group))
         self.own_out, self.own_lse = self._own.outs[0], self._own.lses[0]
-        self._combination = Combination(self._all.outs, self._all.lses, like.dtype, may_lack=False)
+        self._combination = combination(self._all.outs, self._all.lses, like.dtype, may_lack=False)
         self.out, self.lse, self.nbytes = self._combination.out, self._combination.lse, self._own.data.nbytes
 
     def take(self, out: Tensor, lse: Tensor) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hsbench.attention.combine import Combination, combine
+from hsbench.attention.combine import TorchCombination, combine
 from hsbench.attention.reference import attention
 
 Tensor = torch.Tensor
@@ -61,6 +61,6 @@ def test_out_is_rounded_once_from_fp32(given: torch.dtype, parts: int) -> None:
     out, lse = combine(outs.float(), lses)
     rounded, same = combine(outs, lses, torch.bfloat16)
     assert torch.equal(rounded, out.bfloat16()) and torch.equal(same, lse)
-    seeing = Combination(outs, lses, torch.bfloat16, may_lack=False)
+    seeing = TorchCombination(outs, lses, torch.bfloat16, may_lack=False)
     seeing.run()
     assert torch.equal(seeing.out, rounded) and torch.equal(seeing.lse, same)
