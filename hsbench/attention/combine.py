@@ -49,11 +49,9 @@ def combination(outs: Tensor, lses: Tensor, dtype: torch.dtype, *, may_lack: boo
         dtype: of ``out``: combined in fp32, then rounded once.
         may_lack: see :class:`Combination`.
     """
-    is_whole = outs[0].is_contiguous() and lses[0].is_contiguous()
+    is_whole = outs[0].is_contiguous() and lses[0].is_contiguous() and _apart(outs, lses) is not None
     is_known = outs.dtype == dtype and element_of(dtype) is not None and outs.shape[-1] in (64, 128)
-    strides = {x.stride(0) * x.element_size() for x in (outs, lses)}
-    is_taken = outs.is_cuda and is_whole and is_known and len(strides) == 1 and not strides.pop() % 4
-    if is_taken and library.why_cannot("combine", Device.of(outs.device)) is None:
+    if outs.is_cuda and is_whole and is_known and library.why_cannot("combine", Device.of(outs.device)) is None:
         return KernelCombination(outs, lses)
     return TorchCombination(outs, lses, dtype, may_lack=may_lack)
 
@@ -74,7 +72,7 @@ class KernelCombination:
             head_dim=outs.shape[-1],
             dtype=element.code,
             parts=len(outs),
-            part_bytes=outs.stride(0) * outs.element_size(),
+            part_bytes=_apart(outs, lses),
             outs=outs,
             lses=lses,
             out=self.out,
@@ -85,6 +83,14 @@ class KernelCombination:
     def run(self) -> None:
         """See :class:`Combination`."""
         self._operation.run()
+
+
+def _apart(outs: Tensor, lses: Tensor) -> int | None:
+    """Bytes from a part to the next; None where they are not the same of both, or no multiple of 4."""
+    if len(outs) == 1:
+        return 0
+    of_outs, of_lses = (x.stride(0) * x.element_size() for x in (outs, lses))
+    return of_outs if of_outs == of_lses and of_outs % 4 == 0 else None
 
 
 class TorchCombination:

@@ -14,6 +14,9 @@ _SHIFT_FLOOR = 1e-5
 """The same, in the mean that a shift is: lower, for a mean needs no bound, and is the truer the less it is of tokens
 that nothing looks at."""
 
+_MOST_TOKENS = 1 << 13
+"""Steps look at no more: all of 128k take ten times as long as to attend to them."""
+
 
 def eligible_tokens(plan: BlockPlan, seq: int) -> slice:
     """The tokens of eligible blocks; where there are none yet, those that will be: all but the sinks, whose share of an
@@ -55,10 +58,22 @@ def shift_of(
         of_head = None if weights is None else weights[b, h, order].double()
         start = mean[b, h, order].double()
         starts = torch.zeros_like(start), start
-        placed = eligible[b, h].double()[:, order]
-        (zero, lost), (other, lost_other) = (_iterated(placed, begin, of_head, paid[b, h], steps) for begin in starts)
+        placed, of_tokens = _sampled(eligible[b, h], paid[b, h])
+        placed = placed.double()[:, order]
+        (zero, lost), (other, lost_other) = (_iterated(placed, begin, of_head, of_tokens, steps) for begin in starts)
         shift[b, h, order] = torch.where(lost_other < lost, other, zero)
     return shift.float()
+
+
+def _sampled(tokens: Tensor, paid: Tensor) -> tuple[Tensor, Tensor]:
+    """Of more than :data:`_MOST_TOKENS` tokens, those that were paid most, and evenly some of the others, which stand
+    for all of these; and what they weigh, ``[tokens, 1]``."""
+    if len(tokens) <= _MOST_TOKENS:
+        return tokens, paid
+    by_paid = paid.squeeze(-1).argsort(descending=True, stable=True)
+    most, others = by_paid[: _MOST_TOKENS // 2], by_paid[_MOST_TOKENS // 2 :].sort().values
+    some = others[:: -(-len(others) // (_MOST_TOKENS - len(most)))]
+    return tokens[torch.cat([most, some])], torch.cat([paid[most], paid[some] * (len(others) / len(some))])
 
 
 def _iterated(placed: Tensor, shift: Tensor, weights: Tensor | None, paid: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -224,6 +224,22 @@ def test_a_shift_loses_less_by_each_step_and_nothing_on_the_mean() -> None:
     assert squares[3] < of_all[0] and means[3] < of_all[1]
 
 
+def test_a_shift_of_very_many_tokens_is_nearly_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at some: at those that are looked at, and at others in the place of all of these."""
+    seq, plan = 2048, plan_blocks(2048, 0.5)
+    k = normal(1, 2, seq, 64, seed=1) + 2 * normal(64, seed=2)
+    k[:, :, 5::64] += 3 * normal(64, seed=3)
+    attention = torch.full((1, 2, seq), 1e-5)
+    attention[..., 5::64] = 0.02
+    pruner = replace(MAGNITUDE, key_shift=True, key_shift_steps=3)
+    of_all = fit_key(k.half(), pruner, plan, attention=attention).shift
+    monkeypatch.setattr("hsbench.cache.shift._MOST_TOKENS", 512)
+    found = fit_key(k.half(), pruner, plan, attention=attention).shift
+    mean = fit_key(k.half(), replace(MAGNITUDE, key_shift=True), plan).shift
+    assert of_all is not None and found is not None and mean is not None
+    assert not torch.equal(found, of_all) and (found - of_all).norm() < 0.03 * (mean - of_all).norm()
+
+
 def test_a_shift_takes_constant_channels_out() -> None:
     """Two of a group that are large and constant must not keep the two that vary from being stored."""
     k = normal(1, 1, 256, 8, seed=1)
