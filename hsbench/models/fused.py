@@ -1,6 +1,6 @@
-"""Fewer kernels for what is small: as transformers writes them, a step of one token launches six for each norm and ten
-for each layer's RoPE, which take longer to launch than to run. What comes out is the same but for rounding, and is held
-against the model's own before it is taken."""
+"""Fewer kernels for what is small: as transformers writes them, a step of one token launches six for each norm, ten for
+each layer's RoPE and three for its projections, which take longer to launch than to run. What comes out is the same but
+for rounding, and is held against the model's own before it is taken."""
 
 from __future__ import annotations
 
@@ -47,6 +47,66 @@ def _norm(weight: torch.Tensor, eps: float) -> Callable[[torch.Tensor], torch.Te
     return forward
 
 
+def join_projections(hf: Any) -> int:
+    """Let one product give q, k and v of a layer, whose weights then stand behind one another; how many layers do.
+
+    The three layers stay as they are, with views of their weights. What is no plain linear layer is left alone.
+    """
+    count = 0
+    for module in hf.modules():
+        layers: list[Any] = [getattr(module, f"{name}_proj", None) for name in "qkv"]
+        if any(type(layer) is not torch.nn.Linear or layer._forward_pre_hooks for layer in layers):
+            continue
+        biases = [layer.bias for layer in layers]
+        alike = {(layer.in_features, layer.weight.dtype, layer.weight.device) for layer in layers}
+        if len(alike) > 1 or len({bias is None for bias in biases}) > 1:
+            continue
+        _Joined(layers)
+        count += 1
+    return count
+
+
+class _Joined:
+    """The projections of one layer: asked for q it computes all, and keeps the others until they are asked for, of the
+    same input."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self._sizes = [layer.out_features for layer in layers]
+        with torch.no_grad():
+            self._weight = _behind_one_another([layer.weight for layer in layers])
+            biases = [layer.bias for layer in layers]
+            self._bias = None if biases[0] is None else _behind_one_another(biases)
+        self._input: torch.Tensor | None = None
+        self._rest: list[torch.Tensor] = []
+        layers[0].forward = self._first
+        for layer in layers[1:]:
+            layer.forward = self._later(layer.forward)
+
+    def _first(self, x: torch.Tensor) -> torch.Tensor:
+        q, *self._rest = F.linear(x, self._weight, self._bias).split(self._sizes, -1)
+        self._input = x
+        return q
+
+    def _later(self, own: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if x is not self._input or not self._rest:
+                return own(x)
+            found = self._rest.pop(0)
+            if not self._rest:
+                self._input = None
+            return found
+
+        return forward
+
+
+def _behind_one_another(parts: list[Any]) -> torch.Tensor:
+    """Parameters in one tensor, of which each is a view from now on."""
+    whole = torch.cat([part.data for part in parts])
+    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = view
+    return whole
+
+
 @contextmanager
 def fused_rope(hf: Any) -> Iterator[bool]:
     """In here, a model's RoPE of one token takes four kernels, where it is the usual one, over two halves.
@@ -76,12 +136,22 @@ def fused_rope(hf: Any) -> Iterator[bool]:
 def _rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """q ``[b, q_heads, 1, d]`` and k ``[b, kv_heads, 1, d]`` at the angles ``[b, 1, d]``, whose halves are alike."""
     heads, half = q.shape[1], q.shape[-1] // 2
-    both = torch.cat((q, k), 1)
+    both = _together(q, k)
     angle = sin.unsqueeze(1)[..., :half]
     out = both * cos.unsqueeze(1)
     out[..., :half].addcmul_(both[..., half:], angle, value=-1)
     out[..., half:].addcmul_(both[..., :half], angle)
     return out[:, :heads], out[:, heads:]
+
+
+def _together(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """``[b, q_heads + kv_heads, 1, d]``: a view where k stands behind q, as of :func:`join_projections`."""
+    batch, heads, tokens, dim = q.shape
+    follows = k.data_ptr() == q.data_ptr() + heads * dim * q.element_size() and q.stride(1) == dim
+    same = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr() and q.stride() == k.stride()
+    if follows and same and tokens == 1:
+        return q.as_strided((batch, heads + k.shape[1], 1, dim), q.stride())
+    return torch.cat((q, k), 1)
 
 
 def _is_usual(own: Rope, head_dim: int, like: torch.Tensor) -> bool:

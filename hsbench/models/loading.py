@@ -11,7 +11,7 @@ from hsbench.errors import HsbenchError, UnavailableError, UnsupportedError, Usa
 from hsbench.kernels.device import CPU, Device
 from hsbench.measure.out_of_memory import is_out_of_memory, let_go
 from hsbench.models.extra import quiet
-from hsbench.models.fused import fuse_norms
+from hsbench.models.fused import fuse_norms, join_projections
 from hsbench.models.geometry import ModelGeometry
 from hsbench.models.head import widen_head
 from hsbench.models.memory import check_fits
@@ -127,6 +127,7 @@ def _loaded(source: Source, element: Element, device: Device, context: int | Non
         widen_head(hf)
     if for_speed and device.is_cuda:
         fuse_norms(hf)
+        join_projections(hf)
     facts = _asked(hf)
     geometry = _geometry(config, source.max_positions, facts)
     attended, notes = _attended(facts, context or geometry.max_positions)

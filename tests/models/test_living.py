@@ -19,7 +19,7 @@ from hsbench.cache.fit import QUERIES
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.models import HierarchicalCache, pieces
 from hsbench.models.cache import TensorLayer
-from hsbench.models.fused import fuse_norms, fused_rope
+from hsbench.models.fused import fuse_norms, fused_rope, join_projections
 from hsbench.models.hook import NAME
 from hsbench.models.living import DenseLayer, LivingCache
 from hsbench.models.loading import open_model
@@ -165,9 +165,27 @@ def test_norms_by_one_kernel_say_the_same(family: str, fused: int, folders: Fold
     torch.testing.assert_close(model.forward(ids(), None), expected, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt-oss"])
-def test_rope_by_few_kernels_says_the_same(family: str, folders: Folders) -> None:
+@pytest.mark.parametrize(("family", "layers"), [("llama", 3), ("qwen2", 3), ("gemma3", 3), ("phi3", 0)])
+def test_projections_by_one_product_say_the_same(family: str, layers: int, folders: Folders) -> None:
     model = open_model(str(folders(family)))
+    names = {name: value.clone() for name, value in model.hf.state_dict().items()}
+    expected = model.forward(ids(batch=2), None)
+    assert join_projections(model.hf) == layers
+    torch.testing.assert_close(model.forward(ids(batch=2), None), expected, rtol=1e-5, atol=1e-5)
+    after = model.hf.state_dict()
+    assert list(after) == list(names) and all(torch.equal(after[name], value) for name, value in names.items())
+    if layers:  # asked out of turn, each answers for itself
+        attention, x = model.hf.model.layers[0].self_attn, torch.randn(1, 2, model.hf.config.hidden_size)
+        attention.q_proj(torch.zeros_like(x))
+        torch.testing.assert_close(attention.v_proj(x), torch.nn.Linear.forward(attention.v_proj, x))
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt-oss"])
+def test_rope_by_few_kernels_says_the_same(family: str, is_joined: bool, folders: Folders) -> None:
+    model = open_model(str(folders(family)))
+    if is_joined:
+        join_projections(model.hf)
     module = sys.modules[type(next(one for one in model.hf.modules() if hasattr(one, "layer_idx"))).__module__]
     own = module.apply_rotary_pos_emb
 
