@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from hsbench.cli import model_options as m
 from hsbench.cli import options as o
+from hsbench.cli.generate_sweep import sweep_generate, sweeps_generate
 from hsbench.cli.ranks import follow, follows, leads, resumed_ranks, start
 from hsbench.cli.request import Request
 from hsbench.cli.resuming import resume_task
@@ -12,6 +14,9 @@ from hsbench.cli.tasks import replay_task, sweep_task
 
 def compare(
     phase: o.Phases = None,
+    model: m.SweptModel = None,
+    text: m.SweptText = None,
+    new_tokens: m.SweptTokens = None,
     workload: o.Workloads = None,
     seq: o.Seqs = None,
     batch: o.Batches = None,
@@ -54,10 +59,15 @@ def compare(
     With --replay, the cells, methods and settings are those of an earlier run. With --resume, a run that was killed or
     stopped goes on in its own file: finished rows are kept, the rest is measured.
 
+    With --phase generate, rows are those of hsbench generate, for each of --seq as its context.
+
     Example: hsbench compare --seq 8k,32k,128k --sparsity 0,0.25,0.5 > sweep.csv
     """
     request = Request(
         phase=phase,
+        model=model,
+        text=text,
+        new_tokens=new_tokens,
         workload=workload,
         seq=seq,
         batch=batch,
@@ -94,6 +104,8 @@ def compare(
         profiler=profiler,
         profile_dir=profile_dir,
     )
+    if sweeps_generate(request):
+        return sweep_generate(request)
     if follows():
         return follow()
 

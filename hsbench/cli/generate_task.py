@@ -82,8 +82,11 @@ class _Asked:
     device: str
 
 
-def run_generate(request: GenerateRequest) -> int:
+def run_generate(request: GenerateRequest, *, default_format: str = "table") -> int:
     """Carries out a request.
+
+    Args:
+        default_format: of results, where none is asked for.
 
     Returns:
         0; 3 where a kernel failed its check; 4 where nothing could run; that of a signal.
@@ -95,7 +98,7 @@ def run_generate(request: GenerateRequest) -> int:
     inputs = [
         (name, Path(typed)) for name in ("text", "plan", "basis") if (typed := getattr(request, name)) is not None
     ]
-    output = make_output(request.output, request.format, request.manifest, "table", inputs)
+    output = make_output(request.output, request.format, request.manifest, default_format, inputs)
     with Interruptible() as signals:
         code = _run(request, asked, output)
     return signals.exit_code if code == INTERRUPTED else code

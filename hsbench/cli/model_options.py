@@ -50,6 +50,15 @@ CaptureDtype = Annotated[
 ]
 TensorOutput = Annotated[str | None, _option("--output", "FILE", "File to write, safetensors.", _OUTPUT)]
 
+# ---- compare --phase generate ----------------------------------------------------------------------------------
+_SWEPT = "Phase generate"
+SweptModel = Annotated[str | None, _option("--model", "MODEL", "What generate runs; --seq are its contexts.", _SWEPT)]
+SweptText = Annotated[str | None, _option("--text", "FILE", "Text that the model reads, UTF-8.", _SWEPT)]
+SweptTokens = Annotated[
+    str | None,
+    _option("--new-tokens", "N", f"Tokens to generate, of each sequence ({Generation.new_tokens}).", _SWEPT),
+]
+
 # ---- generate --------------------------------------------------------------------------------------------------
 _KEPT, _RUN = "How K and V are kept", "What runs"
 

@@ -80,7 +80,17 @@ Dtype = Annotated[Text, _DTYPE]
 Dtypes = Annotated[Text, _listed(_DTYPE)]
 Sparsity = Annotated[Text, _SPARSITY_OF_BOTH]
 Sparsities = Annotated[Text, _listed(_SPARSITY_OF_BOTH)]
-Phases = Annotated[Text, _listed(_option("--phase", "PHASE", f"{_either(PHASES)} ({next(iter(PHASES))}).", _SHAPE))]
+Phases = Annotated[
+    Text,
+    _listed(
+        _option(
+            "--phase",
+            "PHASE",
+            f"{', '.join(PHASES)}; or generate, of a --model, by itself ({next(iter(PHASES))}).",
+            _SHAPE,
+        )
+    ),
+]
 QHeads = Annotated[Text, _option("--q-heads", "N", "Query heads; a multiple of --kv-heads (the model's).", _SHAPE)]
 KvHeads = Annotated[Text, _option("--kv-heads", "N", "Key-value heads (the model's).", _SHAPE)]
 HeadDim = Annotated[Text, _option("--head-dim", "N", f"{_either(map(str, problem.HEAD_DIMS))} (the model's).", _SHAPE)]

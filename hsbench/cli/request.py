@@ -66,6 +66,9 @@ class Request(Typed):
     output: str | None = None
     manifest: str | None = None
     phase: str | None = None
+    model: str | None = None
+    text: str | None = None
+    new_tokens: str | None = None
     replay: str | None = None
     resume: str | None = None
     profile: bool = False

@@ -190,3 +190,44 @@ def test_a_plan_gives_each_layer_its_own(generate: Run, tmp_path: Path, model: P
     code, out, err = generate(*SMALL, "--methods", "hierarchical", "--plan", str(plan))
     assert code == 0 and "plan.json" in out, err
     assert tuple(asked) == shares * 2  # once to rehearse
+
+
+# ---- compare --phase generate --------------------------------------------------------------------------------------
+@pytest.fixture
+def sweep(generate: Run, model: Path, words: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*argv: str) -> tuple[int, str, str]:
+        phase = () if "--phase" in argv else ("--phase", "generate")
+        code = main(["compare", *phase, "--device", "cpu", *argv])
+        streams = capsys.readouterr()
+        return code, streams.out, streams.err
+
+    return run
+
+
+def test_compare_sweeps_contexts(sweep: Run, model: Path, words: Path) -> None:
+    code, out, err = sweep(
+        "--model", str(model), "--text", str(words), "--seq", "40,60", "--new-tokens", "4", "--methods", "sdpa,dense"
+    )
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0, err
+    assert [(row["context"], row["method"]) for row in rows] == [
+        (context, method) for context in ("40", "60") for method in ("sdpa", "dense")
+    ]
+    assert all(row["status"] == "ok" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "--model MODEL: missing"),
+        (("--model", "m", "--ranks", "2"), "--ranks 2: is not of --phase generate"),
+        (("--model", "m", "--profile"), "--profile"),
+        (("--model", "m", "--batch", "1,8"), "--batch 1,8: --phase generate takes a list of --seq alone"),
+        (("--model", "m", "--seq", "x"), "--seq x:"),
+        (("--phase", "decode,generate", "--model", "m"), "generate runs a model: compare the other phases apart"),
+        (("--phase", "decode", "--model", "m"), "--model m: is of --phase generate"),
+    ],
+)
+def test_what_a_sweep_of_generate_refuses(sweep: Run, argv: tuple[str, ...], message: str) -> None:
+    code, out, err = sweep(*argv)
+    assert code == 2 and out == "" and err.count("\n") == 1 and message in err
