@@ -213,6 +213,15 @@ def test_what_the_device_alone_knows_to_be_too_much_is_not_written(device: str) 
     grown.cache.check()
 
 
+def test_counts_that_k_has_not_are_not_written(device: str) -> None:
+    grown = Grown(make_cache(device, capacity=130))
+    grown.append(100)
+    grown.cache._kv.append_later(*grown.tokens(3), torch.tensor([4, -1], dtype=torch.int32).to(device))
+    grown.assert_as_defined()
+    with pytest.raises(UsageError, match=r"of sequences \[0\]"):
+        grown.cache.check()
+
+
 def grown_by_definition(tensor: Any, x: torch.Tensor, lengths: list[int]) -> None:
     from hsbench.cache.growing_torch import append_torch
 

@@ -197,8 +197,8 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
     const int operand = blockIdx.x % 2, head = blockIdx.x / 2, sequence = head / a.kv_heads;
     const int length = *const_cast<volatile const std::int32_t *>(a.lengths + sequence);
     const int wanted = a.counts ? a.counts[sequence] : static_cast<int>(a.tokens);
-    const bool fits = wanted <= a.seq - length;
-    const int count = fits ? wanted : 0;
+    const bool fits = wanted <= a.tokens && wanted <= a.seq - length;
+    const int count = fits ? max(wanted, 0) : 0;  // the device alone knows `counts`
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
