@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     Ring ring(a.ring, ptx::shared_address(shared + warp * a.ring.stages * a.ring.stage_bytes()),
               ptx::shared_address(barriers + warp * a.ring.stages * kBarrierBytes), lane);
     ring.open();
-    const Line line(a, ptx::shared_address(places->line), lane);
-    const int begin = line.begin(blockIdx.x), end = line.begin(blockIdx.x + 1);
+    const Line line(a, lane);
+    const int begin = line.begin(), end = line.end();
     if (a.prefetch && begin < end) prefetch_head<T, HeadDim>(a, line.head_of(begin).index);
     PageStream<HeadDim, Kinds, Line> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane, line);
     line.clear_empty<T, HeadDim>();
@@ -151,9 +151,6 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         }
 
         // Merge the warps.
-        const Partition partition = line.partition();
-        const int first_part = partition.part_of(of_segment.begin);
-        const int parts = partition.part_of(head_end - 1) - first_part + 1;  // that share this head
         std::int32_t at = -1;
         if (refill_later) {
             const std::uint32_t room = kTakesStage ? pages.stage_address() : pages.value_address();
@@ -163,8 +160,10 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
         }
         if (lane == 0) result_at[warp] = at;
         __syncthreads();
+        const Parts sharing = line.parts_of(of_segment);
+        const int parts = sharing.last - sharing.first + 1;
         // A part begins its first head elsewhere, or at its own begin, which is looked up anew (ptx/place.cuh).
-        const bool begins = line.begin(ptx::block_index()) <= of_segment.begin;
+        const bool begins = line.begin() <= of_segment.begin;
         const std::int64_t q_head = static_cast<std::int64_t>(head) * a.group;
         T *const out = static_cast<T *>(a.out) + q_head * HeadDim;
         float *const partial =
@@ -193,7 +192,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
                 __threadfence();
             }
             if (__shfl_sync(~0u, before, 0) == others) {
-                const PartialResults<HeadDim> partials{a.partials, first_part, a.group, h};
+                const PartialResults<HeadDim> partials{a.partials, sharing.first, a.group, h};
                 const auto all = merge<HeadDim>(partials, parts, units.log2_scale(), lane);
                 store_result(out + h * HeadDim, a.lse + q_head + h, all, shifts, units.scale(), a, lane);
             }

@@ -81,7 +81,7 @@ static_assert(kBarrierBytes == 16, "as the instruction set has them");
 
 struct MergePlaces {
     std::int32_t result_at[kMaxWarps];  // byte offset of each warp's result in shared memory, -1 if it has none
-    std::int32_t line[4];               // what line.cuh keeps
+    std::int32_t line[6];               // what line.cuh keeps
 };
 
 // The rings of a CTA's warps.
