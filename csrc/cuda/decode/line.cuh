@@ -4,8 +4,9 @@
 // the blocks that there are, in the map's order, and a page's place is looked up in the sums of the lengths: by a warp, 32
 // sequences at a time, of 32 pages at once, so that it costs a page next to nothing and no register in between.
 //
-// A head takes a CTA longer than its pages alone. Where the device finds that not all sequences have as many blocks, it cuts a line of
-// units: before its pages each head has kHeadCost units that are none, and a part with many short heads gets fewer pages.
+// A head takes a CTA longer than its pages alone. Where the device finds that not all sequences have as many blocks, it
+// cuts a line of units: before its pages each head has kHeadCost units that are none, and a part with many short heads gets
+// fewer pages.
 #pragma once
 
 #include <climits>
@@ -32,7 +33,7 @@ struct Parts {
     int first, last;
 };
 
-// What a head costs a part besides its pages, in pages: its queries, the merge of the warps, and what other warps then wait.
+// What a head costs a part besides its pages, in pages: its queries, the merge of the warps, and what others then wait.
 constexpr int kHeadCost = 12;
 
 class Line {
@@ -131,9 +132,9 @@ private:
         int page, sequence, sequence_begin;
     };
 
-    // MergePlaces::line, where every warp of a CTA writes the same, and reads what it wrote itself, once, before any page: what
-    // belongs to a head is in registers or derived anew, for a warp may be a head ahead of another. The address is, too: there is no
-    // register for it.
+    // MergePlaces::line, where every warp of a CTA writes the same, once and before any page, and reads what it wrote
+    // itself. What belongs to a head is in registers or derived anew, for a warp may be a head ahead of another. So is this
+    // address: there is no register for it.
     __device__ __forceinline__ std::uint32_t room() const {
         extern __shared__ __align__(kStageAlign) unsigned char shared[];
         const int barriers = a_.ring.warps * a_.ring.stages * kBarrierBytes;
