@@ -146,10 +146,10 @@ def _rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 
 def _together(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """``[b, q_heads + kv_heads, 1, d]``: a view where k stands behind q, as of :func:`join_projections`."""
-    batch, heads, tokens, dim = q.shape
-    follows = k.data_ptr() == q.data_ptr() + heads * dim * q.element_size() and q.stride(1) == dim
-    same = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr() and q.stride() == k.stride()
-    if follows and same and tokens == 1:
+    batch, heads, _, dim = q.shape  # of one token: its stride says nothing
+    follows = k.data_ptr() == q.data_ptr() + heads * dim * q.element_size()
+    same = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    if follows and same and [x.stride()[1::2] for x in (q, k)] == [(dim, 1)] * 2 and q.stride(0) == k.stride(0):
         return q.as_strided((batch, heads + k.shape[1], 1, dim), q.stride())
     return torch.cat((q, k), 1)
 
