@@ -22,6 +22,13 @@ DEVICE = "cuda"
 make_case = partial(kernel_cases.make_case, device=DEVICE)
 
 
+def decode_counters(q: Tensor) -> int:
+    """Bytes of decode's counters, at its workspace's start: u32, of each query head, or 8 of each kv head for the CTAs of its
+    clusters, whichever are more, in whole lines of 64 bytes. ``q`` as of :class:`Call`."""
+    batch, kv_heads, group = q.shape[:3]
+    return -(-4 * batch * kv_heads * max(group, 8) // 64) * 64
+
+
 class Call:
     """One attention operation bound to poisoned outputs, with room around its buffers to notice what is touched there.
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_replays, make_case
+from cuda_calls import Call, assert_keeps_to_its_stream, assert_repeats, assert_replays, decode_counters, make_case
 from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 from kernel_cases import (
@@ -56,9 +56,7 @@ of_all_elements = pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 
 def decode(case: Case, group: int | None = None, **fields: Any) -> Call:
     q = case.q if group is None else case.q[:, :, :group]
-    # 4 bytes for each query head, or for each CTA of a kv head's clusters.
-    counters = q.shape[0] * q.shape[1] * max(q.shape[2], 8)
-    return Call("decode", q, case.operands, counters=-(-4 * counters // 64) * 64, **fields)
+    return Call("decode", q, case.operands, counters=decode_counters(q), **fields)
 
 
 @of_all_elements

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pruner_cases
-from cuda_calls import DEVICE, Call, assert_repeats
+from cuda_calls import DEVICE, Call, assert_repeats, decode_counters
 from hsbench.attention import calls
 from hsbench.attention.reference import attention
 from hsbench.cache.fitted import compress_kv
@@ -39,8 +39,7 @@ make_pruner_case = partial(pruner_cases.make_pruner_case, device=DEVICE)
 
 def decode(case: PrunerCase, group: int | None = None, **fields: Any) -> Call:
     q = case.q[:, :, :group]
-    heads = q[..., 0].numel()  # a counter of 4 bytes each
-    return Call("decode", q, case.operands, counters=-(-4 * heads // 64) * 64, **(case.fields | fields))
+    return Call("decode", q, case.operands, counters=decode_counters(q), **(case.fields | fields))
 
 
 def prefill(case: PrunerCase, kernel: str, group: int | None = None, **fields: Any) -> Call:
