@@ -23,8 +23,8 @@ make_case = partial(kernel_cases.make_case, device=DEVICE)
 
 
 def decode_counters(q: Tensor) -> int:
-    """Bytes of decode's counters, at its workspace's start: u32, of each query head, or 8 of each kv head for the CTAs of its
-    clusters, whichever are more, in whole lines of 64 bytes. ``q`` as of :class:`Call`."""
+    """Bytes of decode's counters, at its workspace's start: u32, of each query head, or 8 of each kv head for the CTAs
+    of its clusters, whichever are more, in whole lines of 64 bytes. ``q`` as of :class:`Call`."""
     batch, kv_heads, group = q.shape[:3]
     return -(-4 * batch * kv_heads * max(group, 8) // 64) * 64
 
