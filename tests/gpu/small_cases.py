@@ -18,7 +18,7 @@ from hsbench.cache.pruner import CENTERED, MAGNITUDE
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
-from hsbench.problem.elements import FP8, STORED, STORED_FP8, STORED_INT4
+from hsbench.problem.elements import FP8, STORED, STORED_FP8, STORED_INT4, StoredElements
 
 
 def main() -> None:
@@ -52,6 +52,9 @@ def main() -> None:
             long = [torch.randn(1, 2, 64 * 260 + 3, head_dim, device="cuda").to(dtype) for _ in range(2)]
             kv = compress_kv(*long, key_sparsity=0.25, value_sparsity=0.5, pruner=CENTERED, elements=elements, local=64)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
+        if group == 4:
+            for elements, share in itertools.product(STORED.values(), (0.3, 0.5)):
+                check_living(dtype, head_dim, elements, share)
         bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
         call = calls.decode_bitmap_call(q, bitmaps)
         call.run()
@@ -60,6 +63,27 @@ def main() -> None:
         ceilings.ceiling(CUDA, kind, size=1 << 20).run()
     torch.cuda.synchronize()
     print(f"small cases: all right; prefill by {', '.join(kernels)}")
+
+
+def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, share: float) -> None:
+    """Caches that grow: one sequence, and three of other lengths, some of whose blocks leave the window."""
+    for begin in ([200], [130, 0, 65]):
+        batch, lengths = len(begin), begin
+        cache = hsbench.Cache(
+            batch, 2, head_dim, 400, dtype, "cuda", sparsity=share, elements=elements, sink=1, local=64
+        )  # fmt: skip
+        for counts in (begin, [1] * batch, [70, 3, 64][:batch]):
+            k, v = (torch.randn(batch, 2, max(counts), head_dim, device="cuda").to(dtype) for _ in range(2))
+            cache.append(k, v, lengths=counts)
+            lengths = cache.lengths.tolist()
+        q = torch.randn(batch, 8, 1, head_dim, device="cuda").to(dtype)
+        out = cache.decode(q)[0]
+        for sequence, length in enumerate(lengths):
+            one = slice(sequence, sequence + 1)
+            check(out[one], q[one], *(x[one, :, :length] for x in cache.unpack()))
+        if batch == 1 and not elements.has_scale and calls.why_not_path("sm90") is None:
+            chunk = torch.randn(1, 8, 70, head_dim, device="cuda").to(dtype)
+            check(cache.prefill(chunk)[0], chunk, *cache.unpack())
 
 
 def check(
