@@ -129,10 +129,11 @@ class NativeCall:
         """Computes ``out`` and ``lse``."""
         self._native.run()
 
-    def anew(self, q: Tensor, **fields: Any) -> tuple[Tensor, Tensor]:
-        """``out`` and ``lse`` of another q of the same shape, in tensors of their own; ``fields`` of the struct too."""
+    def anew(self, q: Tensor, to: tuple[Tensor, Tensor] | None = None, **fields: Any) -> tuple[Tensor, Tensor]:
+        """``out`` and ``lse`` of another q of the same shape, in tensors of their own, or in ``to``, as of
+        :meth:`write_to`; ``fields`` of the struct too."""
         self._q, self._more = q.contiguous(), fields
-        self.out, self.lse = torch.empty_like(self._q), torch.empty_like(self.lse)
+        self.out, self.lse = to or (torch.empty_like(self._q), torch.empty_like(self.lse))
         for name, x in {"q": self._q, "out": self.out, "lse": self.lse, **fields}.items():
             setattr(self._native.params, name, None if x is None else x.data_ptr())
         self.run()

@@ -39,6 +39,9 @@ class Combination(Protocol):
     def run(self) -> None:
         """Only computes, and waits for nothing."""
 
+    def renew(self) -> None:
+        """From now on runs write to other tensors: what ``out`` and ``lse`` were is the caller's."""
+
 
 def combination(outs: Tensor, lses: Tensor, dtype: torch.dtype, *, may_lack: bool = True) -> Combination:
     """By a kernel where there is one for these tensors: on CUDA, if parts have the type that is asked for.
@@ -84,6 +87,11 @@ class KernelCombination:
         """See :class:`Combination`."""
         self._operation.run()
 
+    def renew(self) -> None:
+        """See :class:`Combination`."""
+        self.out, self.lse = torch.empty_like(self.out), torch.empty_like(self.lse)
+        self._operation.params.out, self._operation.params.lse = self.out.data_ptr(), self.lse.data_ptr()
+
 
 def _apart(outs: Tensor, lses: Tensor) -> int | None:
     """Bytes from a part to the next; None where they are not the same of both, or no multiple of 4."""
@@ -104,6 +112,10 @@ class TorchCombination:
         self._finite = torch.empty_like(self._weights[0])
         self.out = torch.empty_like(self._sum, dtype=dtype)
         self.lse = torch.empty_like(self._weights[0])
+
+    def renew(self) -> None:
+        """See :class:`Combination`."""
+        self.out, self.lse = torch.empty_like(self.out), torch.empty_like(self.lse)
 
     def run(self) -> None:
         """See :class:`Combination`. There are as few operations as can be."""

@@ -131,7 +131,7 @@ class Cache:
         self._check_pruner(ratios[1])
         self.dtype = dtype
         with forks.torch_operations():
-            self._kv = GrowingKV(
+            self._kv = self._made(
                 (batch, kv_heads, capacity, head_dim),
                 dtype,
                 self._device,
@@ -144,6 +144,10 @@ class Cache:
         self._calls: dict[tuple[str | int, ...], calls.NativeCall] = {}
 
     # ---- What is made once -------------------------------------------------------------------------------------
+
+    def _made(self, *sizes: Any, **how: Any) -> GrowingKV:
+        """Where K and V are kept; arguments are GrowingKV's."""
+        return GrowingKV(*sizes, **how)
 
     def _check_pruner(self, value_ratio: float) -> None:
         device = Device.of(self._device)
@@ -346,16 +350,17 @@ class Cache:
             self._check_lengths(lengths)
         return self._attend(calls.growing_prefill_call, q, q_lengths=lengths)
 
-    def _attend(
-        self, make: Callable[..., calls.NativeCall], q: Tensor, **fields: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """By a call of :mod:`hsbench.attention.calls`, which is made once for each shape of q."""
+    def _attend(self, make: Callable[..., calls.NativeCall], q: Tensor, **fields: Any) -> tuple[Tensor, Tensor]:
+        return self._call_of(make, q).anew(q, **fields)
+
+    def _call_of(self, make: Callable[..., calls.NativeCall], q: Tensor) -> calls.NativeCall:
+        """One of :mod:`hsbench.attention.calls`, made once for each shape of q."""
         batch, kv_heads, head_dim, capacity = self._shape
         calls.check_query(q, (batch, kv_heads, capacity, head_dim), self.dtype, self._device)
         key = (make.__name__, *q.shape)
         if key not in self._calls:
-            self._calls[key] = make(q, self._kv.k, self._kv.v, self.lengths)
-        return self._calls[key].anew(q, **fields)
+            self._calls[key] = make(q, self._kv.k, self._kv.v, self._kv.lengths)
+        return self._calls[key]
 
 
 def _check_finite(k: Tensor, v: Tensor, counts: list[int]) -> None:

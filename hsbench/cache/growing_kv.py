@@ -97,6 +97,11 @@ class GrowingKV:
         )
         return library.Operation("append", self._device, params)
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that a sequence may have."""
+        return self._shape[2]
+
     def memory(self, *, used: bool) -> dict[str, int]:
         """Bytes by component: all that was taken, or what is in use now, which asks the device."""
         parts = self.k.memory(used=used), self.v.memory(used=used)
@@ -165,18 +170,25 @@ class GrowingKV:
     def _begin(self, which: slice, k: Tensor, v: Tensor, queries: Tensor | None) -> None:
         """The first chunk of some sequences: fits the pruner and compresses."""
         k, v = k.contiguous(), v.contiguous()
-        tokens = k.shape[2]
-        where = {"sink": self._growth.sink, "local": self._growth.window(tokens)}
+        self._store(which, k, v, self._fitted(k, v, queries, self._growth))
+
+    def _fitted(self, k: Tensor, v: Tensor, queries: Tensor | None, growth: Growth) -> tuple[Fit, Fit]:
+        """The pruner fitted to a first chunk, of which blocks are open as ``growth`` says."""
         check_sources(self._pruner, calibration=self._query_rms is not None, queries=queries is not None)
-        fits = fit_pruner(
+        plan = plan_blocks(k.shape[2], 0.5, sink=growth.sink, local=growth.window(k.shape[2]))
+        return fit_pruner(
             self._pruner,
             k,
             v,
-            [plan_blocks(tokens, 0.5, **where)] * 2,
+            [plan] * 2,
             query_rms=self._query_rms,
             queries=queries,
             elements=self._elements,
         )
+
+    def _store(self, which: slice, k: Tensor, v: Tensor, fits: tuple[Fit, Fit]) -> None:
+        """The first tokens of some sequences, none or more, contiguous; what is fitted stays for these."""
+        tokens = k.shape[2]
         for tensor, x, fit in zip((self.k, self.v), (k, v), fits, strict=True):
             for own, fitted in (
                 (tensor.shift, fit.shift),
@@ -185,8 +197,9 @@ class GrowingKV:
             ):
                 if own is not None and fitted is not None:
                     own[which] = fitted.to(own.dtype)
-            plan = plan_blocks(tokens, tensor.ratio / 2, **where)
-            self._compress(which, tensor, x, fit, plan)
+            if tokens:
+                sink, local = self._growth.sink, self._growth.window(tokens)
+                self._compress(which, tensor, x, fit, plan_blocks(tokens, tensor.ratio / 2, sink=sink, local=local))
         self.lengths[which] = tokens
 
     def _compress(self, which: slice, tensor: GrowingTensor, x: Tensor, fit: Fit, plan: BlockPlan) -> None:
@@ -213,7 +226,7 @@ class GrowingKV:
         if bool(self._overflow.any()):
             full = self._overflow.nonzero().flatten().tolist()
             self._overflow.zero_()
-            remedy = f"what did not fit was not written; make the cache with a capacity of more than {self._shape[2]}"
+            remedy = f"what did not fit was not written; make the cache with a capacity of more than {self.capacity}"
             raise UsageError("k", f"of sequences {full}", remedy)
         for name, flat in zip("kv", self._non_finite.tolist(), strict=True):
             if flat >= 0:

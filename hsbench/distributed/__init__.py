@@ -5,8 +5,9 @@
                           sink=shard.sink(64), local=shard.local(256))
     out, lse = hsbench.distributed.decode(q, kv)         # the same on all ranks
 
-Each rank attends to its own tokens; one all-gather of what came of it, and a combination, give the result. Importing
-this package imports no torch.
+Each rank attends to its own tokens; one all-gather of what came of it, and a combination, give the result. A sequence
+that grows is kept by :class:`Cache`, which is :class:`hsbench.Cache` over ranks. Importing this package imports no
+torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hsbench.distributed.gathered import decode as decode
+    from hsbench.distributed.growing import Cache as Cache
     from hsbench.distributed.shards import Shard as Shard
     from hsbench.distributed.shards import shards_of as shards_of
 
@@ -24,7 +26,7 @@ def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         import importlib
 
-        for module in ("shards", "gathered"):
+        for module in ("shards", "gathered", "growing"):
             found = importlib.import_module(f"hsbench.distributed.{module}")
             if name in vars(found):
                 return vars(found)[name]

@@ -21,7 +21,7 @@ from torch import Tensor
 from hsbench.attention import arguments, calls
 from hsbench.attention.combine import combination
 from hsbench.cache.storage import StoredKV
-from hsbench.errors import UnavailableError, UnsupportedError
+from hsbench.errors import UnavailableError, UnsupportedError, UsageError
 
 # Newer versions of torch have the second name alone without a warning.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -93,6 +93,13 @@ class Gathered:
         _all_gather(self._all.data.flatten(), self._own.data.flatten(), group=self._group)
         self._combination.run()
 
+    def anew(self) -> tuple[Tensor, Tensor]:
+        """:meth:`run`, with ``out`` and ``lse`` in tensors of their own."""
+        self._combination.renew()
+        self.out, self.lse = self._combination.out, self._combination.lse
+        self.run()
+        return self.out, self.lse
+
 
 def decode(q: Tensor, kv: StoredKV[Any] | None, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Attention of one query per head over a cache that is sharded over the ranks of a process group.
@@ -119,9 +126,7 @@ def decode(q: Tensor, kv: StoredKV[Any] | None, group: dist.ProcessGroup | None 
         RuntimeError: torch.distributed's, where another rank is gone or called another collective.
     """
     q = arguments.tensor("q", q)
-    if not (dist.is_available() and dist.is_initialized()):
-        raise UnavailableError("there is no process group: call torch.distributed.init_process_group() on all ranks")
-    check_backend(q.device, group)
+    check_group(q.device, group)
     if kv is None:
         if q.ndim != 4 or q.shape[2] != 1:
             raise UnsupportedError(f"q is {list(q.shape)}: decode takes [batch, q_heads, 1, head_dim]")
@@ -138,8 +143,17 @@ def decode(q: Tensor, kv: StoredKV[Any] | None, group: dist.ProcessGroup | None 
     return gathered.out, gathered.lse
 
 
-def check_backend(device: torch.device, group: dist.ProcessGroup | None) -> None:
-    """Raises :class:`UnavailableError` unless the group's collectives take tensors of a device."""
+def check_group(device: torch.device, group: dist.ProcessGroup | None) -> None:
+    """Refuses a group that this process cannot use.
+
+    Raises:
+        UnavailableError: there is none, or its collectives do not take tensors of the device.
+        UsageError: this process is not in it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UnavailableError("there is no process group: call torch.distributed.init_process_group() on all ranks")
+    if dist.get_rank(group) < 0:
+        raise UsageError("group", "of other ranks", "this process is not in it; give one that it is in")
     found = group or dist.group.WORLD
     assert found is not None
     try:
@@ -148,5 +162,5 @@ def check_backend(device: torch.device, group: dist.ProcessGroup | None) -> None
         wants = {"cuda": "cpu:gloo,cuda:nccl"}.get(device.type, "gloo")
         have = f"its backend is {dist.get_backend(group)}"
         raise UnavailableError(
-            f'the group has no collectives for {device}, where q is ({have}): make it with backend="{wants}"'
+            f'the group has no collectives for tensors on {device} ({have}): make it with backend="{wants}"'
         ) from error

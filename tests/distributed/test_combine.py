@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hsbench.attention.combine import TorchCombination, combine
+from hsbench.attention.combine import TorchCombination, combination, combine
 from hsbench.attention.reference import attention
 
 Tensor = torch.Tensor
@@ -64,3 +64,19 @@ def test_out_is_rounded_once_from_fp32(given: torch.dtype, parts: int) -> None:
     seeing = TorchCombination(outs, lses, torch.bfloat16, may_lack=False)
     seeing.run()
     assert torch.equal(seeing.out, rounded) and torch.equal(seeing.lse, same)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_renewed_results_leave_those_before(device: str) -> None:
+    torch.manual_seed(2)
+    outs, lses = torch.randn(2, 1, 4, 1, 64, device=device).half(), torch.zeros(2, 1, 4, 1, device=device)
+    found = combination(outs, lses, torch.float16)
+    found.run()
+    before, kept = (found.out, found.lse), (found.out.clone(), found.lse.clone())
+    outs.neg_()
+    lses.add_(1.0)
+    found.renew()
+    found.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))
+    assert torch.equal(found.out, -kept[0])
+    torch.testing.assert_close(found.lse, kept[1] + 1.0)
