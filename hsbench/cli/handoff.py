@@ -48,7 +48,8 @@ def _make(plan: Plan, cell: Cell, rows: Sequence[str], profiling: Profiling, sti
     from hsbench.run import child
 
     profiler = profiling.profiler
-    say(f"hsbench: profiling {cell.label} with {profiler.name}: {', '.join(rows)}")
+    part = f" (the first of {plan.ranks} ranks' part, without its collective)" if plan.ranks > 1 else ""
+    say(f"hsbench: profiling {cell.label}{part} with {profiler.name}: {', '.join(rows)}")
     name = report_stem(cell.workload, rows[0] if profiler.one_report_per_method else None)
     stem = profiling.folder / unused_stem(profiling.folder, name)
     report = stem.parent / (stem.name + profiler.suffix)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsbench.cache.basis import BasisLayer
 from hsbench.cache.pruner import check_sources, pruner_of
-from hsbench.distributed.shards import shards_of
+from hsbench.distributed.shards import Shard, shards_of
 from hsbench.errors import UsageError
 from hsbench.kernels.device import KINDS, Device
 from hsbench.machine.hardware import resolve_device
@@ -99,8 +99,9 @@ class Plan:
             check_ranks(cell.workload, self.ranks)
 
     def of(self, cell: Cell, rows: Sequence[str]) -> Plan:
-        """The plan of one cell alone, and of some of its rows."""
-        return Plan((replace(cell, methods=tuple(rows)),), tuple(rows), self.device, self.settings)
+        """The plan of one cell alone, and of some of its rows, in one process: over ranks, of the first rank's part."""
+        workload = part_of(cell.workload, shards_of(cell.workload.seq, self.ranks)[0])
+        return Plan((replace(cell, workload=workload, methods=tuple(rows)),), tuple(rows), self.device, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it.
@@ -191,6 +192,13 @@ def make_plan(
         Cell(workload, rows[workload.phase], captured, basis_for(workload, basis)) for workload, captured in distinct
     )
     return Plan(cells, asked, where, settings or Settings(), ranks)
+
+
+def part_of(workload: Workload, shard: Shard) -> Workload:
+    """A rank's part of a workload, as one of its own."""
+    return replace(
+        workload, seq=shard.tokens, sink=shard.sink(workload.sink), local=shard.local(workload.local)
+    )  # fmt: skip
 
 
 def check_ranks(workload: Workload, ranks: int) -> None:

@@ -20,18 +20,17 @@ from hsbench.attention.combine import combine
 from hsbench.cache.prune import plan_blocks
 from hsbench.distributed.clock import GroupClock
 from hsbench.distributed.group import Group, RankLostError
-from hsbench.distributed.shards import Shard, shards_of
+from hsbench.distributed.shards import shards_of
 from hsbench.errors import HsbenchError
 from hsbench.measure.out_of_memory import REMEDY, is_out_of_memory
 from hsbench.methods.sharded import Sharded, sharded
 from hsbench.problem.inputs import Inputs
-from hsbench.problem.workload import Workload
 from hsbench.results import MeasuredCeiling, Report
 from hsbench.run import accounting, check, stages
 from hsbench.run.fit import Fit
 from hsbench.run.measuring import Measuring
 from hsbench.run.observer import Observer
-from hsbench.run.plan import Cell
+from hsbench.run.plan import Cell, part_of
 from hsbench.run.settings import Settings
 from hsbench.run.stages import Asked, Packed, Planned, Ready, Refused, Sampled
 
@@ -61,12 +60,6 @@ def measure_over_ranks(
     measure.release_memory(group.device)
     run = _Ranked(cell, settings, observer, group)
     return run.run(), run.lost
-
-
-def part_of(workload: Workload, shard: Shard) -> Workload:
-    """A rank's part of a workload, as one of its own."""
-    sink, local = shard.sink(workload.sink), shard.local(workload.local)
-    return dataclasses.replace(workload, seq=shard.tokens, sink=sink, local=local)
 
 
 class _Ranked(Measuring):

@@ -43,8 +43,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         (["prefill", "--ranks", "2", "--seq", "1k"], "--q-len 1024: over 2 ranks, queries are those of a last chunk"),
         (["prefill", "--ranks", "2", "--seq", "1k", "--q-len", "513"], "give at most the last rank's 512 tokens"),
         (
-            ["decode", "--ranks", "2", "--profiler", "torch"],
-            "--ranks 2: a profiler looks at one process: leave --profile",
+            ["prefill", "--ranks", "2", "--seq", "1k", "--q-len", "64", "--profiler", "torch"],
+            "--ranks 2: profile one rank's part of decode, of synthetic tensors; else leave --profile out",
         ),
     ],
 )
@@ -88,6 +88,15 @@ def test_a_plan_knows_its_ranks() -> None:
     plan = make_plan([problem], ["dense"], CPU, ranks=2)
     assert plan.to_dict()["ranks"] == 2 and Plan.from_dict(plan.to_dict()) == plan
     assert "ranks" not in make_plan([problem], ["dense"], CPU).to_dict()  # as ever
+
+
+def test_what_is_profiled_is_the_first_ranks_part() -> None:
+    problem = (make_workload("decode", seq=1000, sink=64, local=100), None)
+    plan = make_plan([problem], ["dense"], CPU, ranks=2)
+    (cell,) = plan.of(plan.cells[0], ["dense"]).cells
+    assert (cell.workload.seq, cell.workload.sink, cell.workload.local) == (512, 64, 0)
+    alone = make_plan([problem], ["dense"], CPU)
+    assert alone.of(alone.cells[0], ["dense"]).cells[0].workload == alone.cells[0].workload
 
 
 def test_what_ranks_began_is_resumed_by_ranks(

@@ -13,7 +13,7 @@ from hsbench.methods import find_methods
 from hsbench.problem.phase import PHASES
 from hsbench.problem.synthetic import make_inputs
 from hsbench.problem.workload import Workload, make_workload
-from hsbench.run.ranked import part_of
+from hsbench.run.plan import part_of
 
 #: Of decode and of prefill.
 METHODS = {
