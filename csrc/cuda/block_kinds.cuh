@@ -100,9 +100,6 @@ static_assert(are_in_order<Stored16::Kinds>() && are_in_order<StoredFp8::Kinds>(
               "each kind at its number");
 static_assert(StoredFp8::Kinds::kCount == kBlockKinds, "every kind is in a list");
 
-// What a judged block is.
-HSB_HOST_DEVICE constexpr hsb_block_kind judged_kind(bool is_sparse) { return is_sparse ? HSB_SPARSE_2_4 : HSB_DENSE; }
-
 // The bits that kernels keep of a kind of a list.
 template <class Kinds>
 constexpr int kKindBits = kind_bits(Kinds::kCount);

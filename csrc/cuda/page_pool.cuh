@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "aligned.h"
 #include "attention_shape.h"
 #include "block_map.h"
 #include "cuda/block_kinds.cuh"
@@ -100,14 +101,14 @@ template <class Stored = Stored16>
 void check_pages(const hsb_pages &pages, int head_dim) {
     HSB_CHECK(pages.stored == Stored::kStored, "this kernel takes no pages whose elements are stored so");
     HSB_CHECK(!Stored::kHasScale || pages.scale, "these elements need a scale");
-    HSB_CHECK(reinterpret_cast<std::uintptr_t>(pages.scale) % 16 == 0, "scale must be 16-byte aligned");
+    HSB_CHECK(is_aligned(pages.scale, 16), "scale must be 16-byte aligned");
     int pools = 0;
     const auto check = [&](auto kind) {
         if (!kind.pool(pages)) return;
         ++pools;
         HSB_CHECK(kind.pool_page_bytes(pages) == kind.page_bytes(head_dim),
                   "a pool's page bytes are not this layout's");
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(kind.pool(pages)) % 16 == 0, "pools must be 16-byte aligned");
+        HSB_CHECK(is_aligned(kind.pool(pages), 16), "pools must be 16-byte aligned");
     };
     for_each_kind(check, typename Stored::Kinds());
     HSB_CHECK(pages.map || pools == 1, "only a cache of one kind of page needs no map");
@@ -138,9 +139,8 @@ void check_paged_shape(const P &p) {
 template <class P>
 void check_order_and_shifts(const P &p) {
     HSB_CHECK(p.key_order == HSB_ORDER_ADJACENT || p.key_order == HSB_ORDER_MIRROR, "key_order is not an hsb_order");
-    const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
-    HSB_CHECK(p.key_order == HSB_ORDER_ADJACENT || is_aligned(p.q), "q must be 16-byte aligned");
-    HSB_CHECK(is_aligned(p.key_shift) && is_aligned(p.value_shift), "shifts must be 16-byte aligned");
+    HSB_CHECK(p.key_order == HSB_ORDER_ADJACENT || is_aligned(p.q, 16), "q must be 16-byte aligned");
+    HSB_CHECK(is_aligned(p.key_shift, 16) && is_aligned(p.value_shift, 16), "shifts must be 16-byte aligned");
 }
 
 // What the arguments of the kernels over pages have alike.

@@ -1,6 +1,7 @@
 // Appends tokens to a cache that grows, and judges the blocks that have left its window (hsb_append_params). One work item
 // is K or V of one (sequence, kv head): it shares nothing with the others.
 #include "api.h"
+#include "append_shape.h"
 #include "cpu/pool.h"
 #include "cpu/simd/isa.h"
 #include "head.h"
@@ -11,29 +12,21 @@ namespace {
 // Tokens of all heads up to which waking threads costs more than they save.
 constexpr std::int64_t kFewRows = 64;
 
-void check(const hsb_growing &g, const hsb_append_params &p, bool is_key) {
-    HSB_CHECK(g.map && g.free && g.state, "map, free and state are required");
-    HSB_CHECK(g.stored >= HSB_STORED_16 && g.stored <= HSB_STORED_INT4, "stored is not an hsb_stored");
-    HSB_CHECK((g.stored != HSB_STORED_16) == (g.scale != nullptr), "elements have a scale, or they have 16 bits");
-    HSB_CHECK(g.ratio >= 0.0 && g.ratio <= 1.0, "ratio must be from 0 to 1");
+void check(const hsb_growing &g, bool is_key) {
+    check_growing(g);
     HSB_CHECK(g.losses || g.ratio == 0.0 || g.ratio == 1.0, "losses are required where ratio is between 0 and 1");
     HSB_CHECK(is_key || !g.weights, "only K's channels have weights");
     HSB_CHECK(g.value_axis == HSB_AXIS_TOKENS || !is_key, "K has no value_axis");
     HSB_CHECK(g.dense_pages >= 0 && g.sparse_pages >= 0 && g.wide_pages >= 0, "pages cannot be negative");
-    HSB_CHECK(p.batch * std::int64_t{p.kv_heads} * divided_up(p.seq, kBlock) < kMostSlots,
-              "more blocks than a map can name: cut the batch");
 }
 
 void check(const hsb_append_params &p) {
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0 && p.tokens > 0, "sizes must be positive");
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
-    HSB_CHECK(p.sink >= 0 && p.local >= 0 && p.chunk > 0, "sink and local cannot be negative, and chunk is 1 or more");
+    check_append_shape(p, kBlock);
     HSB_CHECK(p.k && p.v && p.lengths && p.non_finite && p.overflow,
               "k, v, lengths, non_finite and overflow are required");
     HSB_CHECK(p.threads > 0, "threads must be positive");
-    check(p.key, p, true);
-    check(p.value, p, false);
+    check(p.key, true);
+    check(p.value, false);
 }
 
 // Tokens that a sequence gets; 0 where they would be too many.

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <new>
 
+#include "aligned.h"
 #include "api.h"
 #include "attention_shape.h"
 #include "cpu/fit.h"
@@ -46,7 +47,7 @@ template <class Attend>
 void decode(const hsb_decode_params &p, Attend &&attend) {
     check_shape(p);
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
-    HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
+    HSB_CHECK(is_aligned(p.workspace, kAlign), "workspace must be 64-byte aligned");
     const Splits splits(p);
     const int group = p.q_heads / p.kv_heads;
     const std::int64_t stride = group * partial_floats(p.head_dim);  // partial results of one unit

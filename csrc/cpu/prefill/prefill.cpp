@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "aligned.h"
 #include "api.h"
 #include "attention_shape.h"
 #include "cpu/fit.h"
@@ -81,7 +82,7 @@ extern "C" int hsb_cpu_prefill(const hsb_prefill_params *p) {
         check(*p);
         check_pages(p->k, p->v, p->head_dim);
         HSB_CHECK(p->q && p->out && p->lse && p->workspace, "q, out, lse and workspace are required");
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(p->workspace) % 64 == 0, "workspace must be 64-byte aligned");
+        HSB_CHECK(hsb::is_aligned(p->workspace, 64), "workspace must be 64-byte aligned");
         dispatch_isa(p->isa, [&](auto tag) {
             using Isa = typename decltype(tag)::type;
             const Plan plan(*p, prefill_tile_lanes<Isa>());

@@ -1,4 +1,6 @@
+#include "aligned.h"
 #include "api.h"
+#include "append_shape.h"
 #include "cuda/block_kinds.cuh"
 #include "cuda/dispatch.h"
 #include "cuda/page_pool.cuh"
@@ -11,14 +13,8 @@ namespace hsb::cuda::append {
 namespace {
 
 void check_shape(const hsb_append_params &p) {
-    HSB_CHECK(p.batch > 0 && p.kv_heads > 0 && p.seq > 0 && p.tokens > 0,
-              "batch, kv_heads, seq and tokens must be positive");
-    HSB_CHECK(p.head_dim == 64 || p.head_dim == 128, "head_dim must be 64 or 128");
-    HSB_CHECK(is_element(p.dtype), "dtype must be " + element_names());
-    HSB_CHECK(p.sink >= 0 && p.local >= 0 && p.chunk > 0, "sink and local must not be negative, and chunk positive");
+    check_append_shape(p, kBlock);
     HSB_CHECK(p.seq < (1 << 30) && p.tokens < (1 << 30), "seq and tokens must be below 2^30");
-    HSB_CHECK(ceil_div(p.seq, kBlock) * p.batch * p.kv_heads < kMostSlots,
-              "more blocks than a map can name: cut the batch");
 }
 
 std::int64_t workspace_bytes(const hsb_append_params &p) {
@@ -28,11 +24,9 @@ std::int64_t workspace_bytes(const hsb_append_params &p) {
 
 template <class Stored>
 Growing growing_of(const hsb_growing &g, const void *x, std::int64_t *non_finite) {
-    const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
-    HSB_CHECK(x && g.map && g.free && g.state && non_finite, "k, v, map, free, state and non_finite are required");
-    HSB_CHECK(0.0 <= g.ratio && g.ratio <= 1.0, "ratio must be from 0 to 1");
+    check_growing(g);
+    HSB_CHECK(x && non_finite, "k, v and non_finite are required");
     HSB_CHECK((0.0 < g.ratio && g.ratio < 1.0) == (g.losses != nullptr), "losses belong to ratios between 0 and 1");
-    HSB_CHECK(Stored::kHasScale == (g.scale != nullptr), "elements have a scale, or they have 16 bits");
     Growing found{};
     const auto take = [&](auto kind) {
         found.pools[kind.kKind] = static_cast<unsigned char *>(kind.pool(g));
@@ -40,9 +34,9 @@ Growing growing_of(const hsb_growing &g, const void *x, std::int64_t *non_finite
     };
     for_each_kind(take, typename Stored::Kinds());
     HSB_CHECK(found.pools[Stored::Open::kKind], "there are no pages for open blocks");
-    for (const unsigned char *pool : found.pools) HSB_CHECK(is_aligned(pool), "pools must be 16-byte aligned");
-    HSB_CHECK(is_aligned(g.state), "state must be 16-byte aligned");
-    HSB_CHECK(is_aligned(g.scale) && is_aligned(g.weights), "scale and weights must be 16-byte aligned");
+    for (const unsigned char *pool : found.pools) HSB_CHECK(is_aligned(pool, 16), "pools must be 16-byte aligned");
+    HSB_CHECK(is_aligned(g.state, 16), "state must be 16-byte aligned");
+    HSB_CHECK(is_aligned(g.scale, 16) && is_aligned(g.weights, 16), "scale and weights must be 16-byte aligned");
     found.map = g.map;
     found.free = g.free;
     found.state = g.state;

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/element.cuh"
+#include "cuda/fragments.cuh"
 #include "params.h"
 
 namespace hsb::cuda {
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32) combine_parts(CombineArgs 
         }
     };
     ask(0);
-    const float none = -__int_as_float(0x7f800000);
+    const float none = negative_infinity();
     float most = none;
     for (int part = 0; part < a.parts; ++part) most = fmaxf(most, lse_of(part));
     // Where no part has tokens there is nothing to take off: exp(-infinity) is 0.

@@ -19,8 +19,7 @@ struct HeadBlocks {
 
     HSB_HOST_DEVICE bool is_eligible(std::uint32_t block) const { return block >= first && block < last; }
 
-    // Entry of a block, which becomes 2:4 or not, after `sparse_before` that do. Pages of all heads stand in one
-    // line.
+    // Entry of a block, which becomes 2:4 or not, after `sparse_before` that do. Pages of all heads stand in one line.
     HSB_HOST_DEVICE std::int32_t entry(std::uint32_t head, std::uint32_t block, bool is_sparse,
                                        std::uint32_t sparse_before) const {
         const auto slot = [&](std::uint32_t of_head, std::uint32_t before) {

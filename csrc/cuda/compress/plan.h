@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "aligned.h"
 #include "block_map.h"
 #include "compress_shape.h"
 #include "cuda/dispatch.h"
@@ -27,9 +28,8 @@ struct Plan {
           eligible(p.last_eligible - p.first_eligible), sparse(p.sparse_per_head),
           wide(p.stored == HSB_STORED_16 ? 0 : blocks - eligible),
           is_fitted(p.order != HSB_ORDER_ADJACENT || p.shift || p.weights || p.fold != 0.0f) {
-        const auto is_aligned = [](const void *at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
         check_compress(p, kBlock);
-        HSB_CHECK(is_aligned(p.shift) && is_aligned(p.scale), "shift and scale must be 16-byte aligned");
+        HSB_CHECK(is_aligned(p.shift, 16) && is_aligned(p.scale, 16), "shift and scale must be 16-byte aligned");
         HSB_CHECK(!p.map_blocks || (p.map_blocks >= blocks && p.dense_pages >= blocks - sparse - wide &&
                                     p.sparse_pages >= sparse && p.wide_pages >= wide),
                   "map and pools must have room for the blocks");

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "aligned.h"
 #include "api.h"
 #include "cuda/dispatch.h"
 #include "cuda/page_pool.cuh"
@@ -44,7 +45,7 @@ void run(const hsb_decode_params &p) {
     HSB_CHECK(p.v.value_axis == HSB_AXIS_TOKENS || p.v.value_axis == HSB_AXIS_HEAD_DIM,
               "value_axis is not an hsb_axis");
     HSB_CHECK(p.q && p.out && p.lse && p.workspace, "q, out, lse and workspace are required");
-    HSB_CHECK(reinterpret_cast<std::uintptr_t>(p.workspace) % kAlign == 0, "workspace must be 64-byte aligned");
+    HSB_CHECK(is_aligned(p.workspace, kAlign), "workspace must be 64-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     check_order_and_shifts(p);
     HSB_CHECK(!p.lengths || (p.k.map && p.v.map), "a cache that grows needs maps");

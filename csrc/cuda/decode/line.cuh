@@ -177,10 +177,7 @@ private:
 
     // The sequence of a page that is in the line. The whole warp; each lane may have a page of its own.
     __device__ __forceinline__ Sequence sequence_of(int page) const {
-        return sequence_of(page, load(kFirst), load(kFirstBegin));
-    }
-    // Looks from sequence `first` on, whose pages begin at `begin`.
-    __device__ __forceinline__ Sequence sequence_of(int page, int first, int begin) const {
+        int first = load(kFirst), begin = load(kFirstBegin);  // the part's first sequence, and its pages' begin
         Sequence found{0, 0, 1};
         bool is_found = false;
         do {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "aligned.h"
 #include "api.h"
 #include "blind.h"
 #include "cuda/page_pool.cuh"
@@ -98,10 +99,10 @@ void run(const hsb_prefill_params &p) {
         check_pages<decltype(stored)>(p.v, p.head_dim);
     });
     HSB_CHECK(p.q && p.out && p.lse, "q, out and lse are required");
-    HSB_CHECK(workspace_bytes(p) == 0 || (p.workspace && reinterpret_cast<std::uintptr_t>(p.workspace) % 64 == 0),
+    HSB_CHECK(workspace_bytes(p) == 0 || (p.workspace && is_aligned(p.workspace, 64)),
               "a workspace is required, 64-byte aligned");
     for (const void *tensor : {p.q, static_cast<const void *>(p.out)})
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0, "q and out must be 16-byte aligned");
+        HSB_CHECK(is_aligned(tensor, 16), "q and out must be 16-byte aligned");
     HSB_CHECK(std::isfinite(p.scale), "scale must be finite");
     check_order_and_shifts(p);
     const Device device = current_device();

@@ -1,3 +1,4 @@
+#include "aligned.h"
 #include "api.h"
 #include "cuda/launch.h"
 #include "ring.cuh"
@@ -21,7 +22,7 @@ void probe(const hsb_probe_params &p) {
     HSB_CHECK(p.src && p.checksum, "src and checksum are required");
     HSB_CHECK(p.bytes > 0 && p.bytes % 4096 == 0, "bytes must be a positive multiple of 4096");
     for (const void *buffer : {p.src, static_cast<const void *>(p.dst)})
-        HSB_CHECK(reinterpret_cast<std::uintptr_t>(buffer) % 16 == 0, "buffers must be 16-byte aligned");
+        HSB_CHECK(is_aligned(buffer, 16), "buffers must be 16-byte aligned");
     HSB_CHECK(p.way >= HSB_PROBE_AUTO && p.way <= HSB_PROBE_RING, "way is not an hsb_probe_way");
     HSB_CHECK(p.way != HSB_PROBE_RING || !p.dst, "the ring only reads");
     const Device device = current_device();
