@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +12,7 @@ import hsbench
 from appending import ALIKE, BATCH, CAPACITY, HEAD_DIM, KV_HEADS, OTHERWISE, Story, tell, tokens
 from hsbench.attention.combine import combine
 from hsbench.attention.reference import attention
-from hsbench.kernels import library
+from torchrun import found_by_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -28,13 +24,7 @@ Ranks = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What each rank got."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = str(Path(__file__).with_name("appending.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), program, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(library.LIB.parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return found_by_ranks("appending.py", RANKS, tmp_path_factory.mktemp("ranks"), OMP_NUM_THREADS="1")
 
 
 def one_cache(story: Story) -> list[dict[str, Any]]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ import torch
 import hsbench
 from decoding import PRUNER, part, problem
 from hsbench.attention.combine import combine
-from hsbench.kernels import library
+from torchrun import found_by_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -25,13 +21,7 @@ RANKS = 4
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank got."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = str(Path(__file__).with_name("decoding.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), program, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(library.LIB.parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return found_by_ranks("decoding.py", RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("ranks", [4, 2, 1])

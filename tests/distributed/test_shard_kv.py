@@ -10,24 +10,20 @@ import torch
 
 import hsbench
 from appending import BATCH, CAPACITY, HEAD_DIM, KV_HEADS, tokens
+from growing_cases import DEVICES, that_grows
 from hsbench.attention import growing
 from hsbench.attention.combine import combine
 from hsbench.distributed.shard_kv import ShardKV
 from hsbench.distributed.shards import Shard, shards_of
-from hsbench.kernels import library
-from hsbench.kernels.device import Device
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 RANKS = 3
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    if reason := library.why_cannot("append", Device.of(found)):
-        pytest.skip(reason)
-    return found
+    return that_grows(request.param)
 
 
 class Part(growing.Cache):

@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from hsbench.cache.e4m3 import LARGEST
 from hsbench.cache.growing import JUDGED, OPEN, GrowingTensor
 from hsbench.cache.growing_torch import append_torch
 from hsbench.cache.prune import BLOCK
+from hsbench.kernels import library
+from hsbench.kernels.device import Device
 from hsbench.problem.elements import FP8, StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
@@ -28,6 +31,15 @@ POISON = 0xFF
 NARROW = 1.5 * FP8.tolerance
 """Of prefill by products of e4m3, whose tolerance is that of caches whose scales fit: here they are those of as little
 as one token, and one query alone may be looked at."""
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def that_grows(device: str) -> str:
+    """The device; skips where no cache grows on it."""
+    if reason := library.why_cannot("append", Device.of(device)):
+        pytest.skip(reason)
+    return device
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from growing_cases import Grown, make_cache
+from growing_cases import DEVICES, Grown, make_cache, that_grows
 from hsbench.attention.growing import Cache
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.growing import JUDGED, SPARSE
@@ -20,7 +20,6 @@ from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
-from hsbench.kernels import library
 from hsbench.kernels.device import Device
 from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements
 
@@ -32,12 +31,9 @@ SHARES = (0.5, 0.0, 0.2)
 WINDOW = {"sink": 64, "local": 100}
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    if reason := library.why_cannot("append", Device.of(found)):
-        pytest.skip(reason)
-    return found
+    return that_grows(request.param)
 
 
 def skip_without_pages(device: str, elements: StoredElements, pruner: str) -> None:
