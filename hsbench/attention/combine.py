@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hsbench.cache.paged import HEAD_DIMS
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import element_of
+from hsbench.problem.elements import element_by, element_of
 
 _LEAST = torch.finfo(torch.float32).min  # in place of -infinity, from which -infinity cannot be taken
 
@@ -53,7 +54,7 @@ def combination(outs: Tensor, lses: Tensor, dtype: torch.dtype, *, may_lack: boo
         may_lack: see :class:`Combination`.
     """
     is_whole = outs[0].is_contiguous() and lses[0].is_contiguous() and _apart(outs, lses) is not None
-    is_known = outs.dtype == dtype and element_of(dtype) is not None and outs.shape[-1] in (64, 128)
+    is_known = outs.dtype == dtype and element_of(dtype) is not None and outs.shape[-1] in HEAD_DIMS
     if outs.is_cuda and is_whole and is_known and library.why_cannot("combine", Device.of(outs.device)) is None:
         return KernelCombination(outs, lses)
     return TorchCombination(outs, lses, dtype, may_lack=may_lack)
@@ -67,13 +68,11 @@ class KernelCombination:
         self._parts = outs, lses  # stay alive
         self.out = torch.empty(outs.shape[1:], dtype=outs.dtype, device=outs.device)
         self.lse = torch.empty(lses.shape[1:], dtype=torch.float32, device=outs.device)
-        element = element_of(outs.dtype)
-        assert element is not None
         params = library.make(
             "hsb_combine_params",
             rows=self.lse.numel(),
             head_dim=outs.shape[-1],
-            dtype=element.code,
+            dtype=element_by(outs.dtype).code,
             parts=len(outs),
             part_bytes=_apart(outs, lses),
             outs=outs,

@@ -15,7 +15,7 @@ _SHIFT_FLOOR = 1e-5
 that nothing looks at."""
 
 _MOST_TOKENS = 1 << 13
-"""Steps look at no more: all of 128k take ten times as long as to attend to them."""
+"""Steps look at no more: all of 128k take nearly as long as a prompt's attention to them."""
 
 
 def eligible_tokens(plan: BlockPlan, seq: int) -> slice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hsbench.cli.generate_task import GenerateRequest, run_generate
 from hsbench.cli.parse import parse_list
-from hsbench.cli.request import Request
+from hsbench.cli.request import LISTS, Request
 from hsbench.errors import UsageError
 
 GENERATE = "generate"
@@ -44,7 +44,7 @@ def sweep_generate(request: Request) -> int:
     for name, typed in request.given().items():
         if name not in (*_SHARED, *_OWN, "phase", "seq"):
             raise UsageError(name, typed, f"is not of --phase {GENERATE}; leave it out")
-    for name in ("batch", "sparsity", "pruner", "dtype"):
+    for name in (name for name in LISTS if name in _SHARED):
         typed = getattr(request, name)
         if typed is not None and "," in typed:
             raise UsageError(name, typed, f"--phase {GENERATE} takes a list of --seq alone; run it for each")

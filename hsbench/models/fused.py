@@ -1,6 +1,6 @@
 """Fewer kernels for what is small: as transformers writes them, a step of one token launches six for each norm, ten for
 each layer's RoPE and three for its projections, which take longer to launch than to run. What comes out is the same but
-for rounding, and is held against the model's own before it is taken."""
+for rounding; another formula for norms or RoPE is held against the model's own before it is taken."""
 
 from __future__ import annotations
 

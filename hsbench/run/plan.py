@@ -196,9 +196,8 @@ def make_plan(
 
 def part_of(workload: Workload, shard: Shard) -> Workload:
     """A rank's part of a workload, as one of its own."""
-    return replace(
-        workload, seq=shard.tokens, sink=shard.sink(workload.sink), local=shard.local(workload.local)
-    )  # fmt: skip
+    sink, local = shard.sink(workload.sink), shard.local(workload.local)
+    return replace(workload, seq=shard.tokens, sink=sink, local=local)
 
 
 def check_ranks(workload: Workload, ranks: int) -> None:
