@@ -96,8 +96,9 @@ def test_a_neighbour_is_seen(telemetry: measure.Telemetry, request: pytest.Fixtu
     after = telemetry.look()
     assert telemetry.shared is True
     if before is not None:
-        assert len(after) == len(before) + 1
-        assert any((process.used_bytes or 4 << 30) >= 4 << 30 for process in after)
+        # Others may come and go meanwhile: this one is among those that came.
+        came = [process for process in after if process.pid not in {other.pid for other in before}]
+        assert any((process.used_bytes or 4 << 30) >= 4 << 30 for process in came)
 
 
 def test_a_run_tells_what_the_gpu_did() -> None:
