@@ -1,11 +1,13 @@
 """One small case of every CUDA kernel, checked against torch: what tests/gpu/sanitize runs under compute-sanitizer.
 
-Run by itself: ``python tests/gpu/small_cases.py``. Needs no pytest, whose own work would only slow the sanitizer.
+Run by itself: ``python tests/gpu/small_cases.py [TYPE-HEAD_DIM ...]``. Needs no pytest, whose own work would only slow
+the sanitizer, under which a type and head_dim take minutes: :data:`CASES` are what may run at the same time.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 
 import torch
 
@@ -20,11 +22,28 @@ from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
 from hsbench.problem.elements import FP8, STORED, STORED_FP8, STORED_INT4, StoredElements
 
+CASES = {
+    f"{name}-{head_dim}": (dtype, head_dim)
+    for name, dtype in {"fp16": torch.float16, "bf16": torch.bfloat16}.items()
+    for head_dim in (64, 128)
+}
 
-def main() -> None:
+
+def main(names: list[str]) -> None:
+    for name in names or CASES:
+        check_case(*CASES[name])
+    torch.cuda.synchronize()
+    print(f"{', '.join(names or CASES)}: all right; prefill by {', '.join(prefill_kernels())}")
+
+
+def prefill_kernels() -> list[str]:
+    return [path for path in library.PATHS if path != "auto" and calls.why_not_path(path) is None]
+
+
+def check_case(dtype: torch.dtype, head_dim: int) -> None:
     torch.manual_seed(0)
-    kernels = [path for path in library.PATHS if path != "auto" and calls.why_not_path(path) is None]
-    for dtype, head_dim, group in itertools.product((torch.float16, torch.bfloat16), (64, 128), (4, 12)):
+    kernels = prefill_kernels()
+    for group in (4, 12):
         k, v = (torch.randn(1, 2, 300, head_dim, device="cuda").to(dtype) for _ in range(2))
         q = torch.randn(1, 2 * group, 1, head_dim, device="cuda").to(dtype)
         chunk = torch.randn(1, 2 * group, 150, head_dim, device="cuda").to(dtype)
@@ -61,8 +80,6 @@ def main() -> None:
         check(call.out, q, *bitmaps.unpack())
     for kind in ("read", "copy"):
         ceilings.ceiling(CUDA, kind, size=1 << 20).run()
-    torch.cuda.synchronize()
-    print(f"small cases: all right; prefill by {', '.join(kernels)}")
 
 
 def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, share: float) -> None:
@@ -101,4 +118,4 @@ def check(
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
