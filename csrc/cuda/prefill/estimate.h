@@ -21,7 +21,7 @@ namespace hsb::cuda::prefill {
 struct Work {
     int head_dim;
     std::int64_t q_len;
-    std::int64_t seq;
+    std::int64_t seq;    // tokens, or the capacity of a cache that grows
     std::int64_t heads;  // batch * q_heads
     float sparse;        // share of 2:4 pages, K and V together, as far as the pools tell
     bool mixed;          // K or V has pages of more than one kind
