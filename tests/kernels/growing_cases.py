@@ -25,15 +25,27 @@ from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import FP8, StoredElements
+from hsbench.problem.elements import StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
 POISON = 0xFF
 """A NaN in every type of values, and a pattern that no page has."""
 
-NARROW = 1.5 * FP8.tolerance
-"""Of prefill by products of e4m3, whose tolerance is that of caches whose scales fit: here they are those of as little
-as one token, and one query alone may be looked at."""
+KEY_SPREADS, KEY_MEANS = (0.2, 3.0), (-2.0, 2.0)
+"""Of the channels of K that :meth:`Grown.tokens` draws: of the first one and of the last, in equal steps."""
+
+ROUNDED = 0.0265
+"""What rounding to e4m3 takes of a number, as a share of it, in the mean square."""
+
+
+def mean_square(first: float, last: float) -> float:
+    """Of numbers from ``first`` to ``last`` in equal steps, many of them."""
+    return (first * first + first * last + last * last) / 3
+
+
+NARROW = 1.5 * ROUNDED * math.sqrt(2 + 2 * (mean_square(*KEY_SPREADS) + mean_square(*KEY_MEANS)))
+"""Of prefill by products of e4m3: p, V, q and K are each rounded, the last two by as much as K's channels are large.
+Half as much again is for single queries (docs/kernels/cuda-prefill-sm90.md)."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -80,7 +92,7 @@ class Grown:
         """Random K and V of n tokens of each sequence, K with means and channels of other sizes."""
         batch, kv_heads, head_dim, _ = self.cache._shape
         k, v = (torch.randn(batch, kv_heads, n, head_dim, generator=self.generator) for _ in "kv")
-        k = k * torch.linspace(0.2, 3, head_dim) + torch.linspace(-2, 2, head_dim)
+        k = k * torch.linspace(*KEY_SPREADS, head_dim) + torch.linspace(*KEY_MEANS, head_dim)
         return k.to(self.cache.dtype).to(self.cache.device), v.to(self.cache.dtype).to(self.cache.device)
 
     def queries(self, n: int, group: int = 4) -> Tensor:
