@@ -165,9 +165,12 @@ def growing_decode_call(q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: 
     return NativeCall("decode", "hsb_decode_params", q, k.shape, {"k": k, "v": v}, **_growing_fields(k, v, lengths))
 
 
-def growing_prefill_call(q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
-    """Prefill of the last tokens of a cache that grows; see :func:`growing_decode_call`."""
-    how = {"q_len": q.shape[2], "path": library.PATHS["auto"], **_growing_fields(k, v, lengths)}
+def growing_prefill_call(
+    q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor, path: str = "auto"
+) -> NativeCall:
+    """Prefill of the last tokens of a cache that grows; see :func:`growing_decode_call`, and :func:`prefill_call` for
+    ``path``."""
+    how = {"q_len": q.shape[2], "path": library.PATHS[path], **_growing_fields(k, v, lengths)}
     return NativeCall("prefill", "hsb_prefill_params", q, k.shape, {"k": k, "v": v}, **how)
 
 

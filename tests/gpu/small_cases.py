@@ -73,7 +73,7 @@ def check_case(dtype: torch.dtype, head_dim: int) -> None:
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
         if group == 4:
             for elements, share in itertools.product(STORED.values(), (0.3, 0.5)):
-                check_living(dtype, head_dim, elements, share)
+                check_living(dtype, head_dim, elements, share, kernels)
         bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
         call = calls.decode_bitmap_call(q, bitmaps)
         call.run()
@@ -82,7 +82,7 @@ def check_case(dtype: torch.dtype, head_dim: int) -> None:
         ceilings.ceiling(CUDA, kind, size=1 << 20).run()
 
 
-def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, share: float) -> None:
+def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, share: float, kernels: list[str]) -> None:
     """Caches that grow: one sequence, and three of other lengths, some of whose blocks leave the window."""
     for begin in ([200], [130, 0, 65]):
         batch, lengths = len(begin), begin
@@ -98,9 +98,15 @@ def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, sh
         for sequence, length in enumerate(lengths):
             one = slice(sequence, sequence + 1)
             check(out[one], q[one], *(x[one, :, :length] for x in cache.unpack()))
-        if batch == 1 and not elements.has_scale and calls.why_not_path("sm90") is None:
-            chunk = torch.randn(1, 8, 70, head_dim, device="cuda").to(dtype)
-            check(cache.prefill(chunk)[0], chunk, *cache.unpack())
+        chunk = torch.randn(batch, 8, 70, head_dim, device="cuda").to(dtype)
+        last = torch.tensor([70, 3, 64][:batch], dtype=torch.int32, device="cuda")
+        for kernel in () if elements.has_scale else kernels:
+            call = calls.growing_prefill_call(chunk, cache._kv.k, cache._kv.v, cache.lengths, kernel)
+            out = call.anew(chunk, q_lengths=last)[0]
+            for sequence, (length, count) in enumerate(zip(lengths, last.tolist(), strict=True)):
+                one = slice(sequence, sequence + 1)
+                mine = (x[one, :, :length] for x in cache.unpack())
+                check(out[one, :, :count], chunk[one, :, :count], *mine)
 
 
 def check(

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from growing_cases import Grown, make_cache
+from growing_cases import Grown, make_cache, prefill_kernels
+from hsbench.attention import calls
 from hsbench.attention.growing import Cache
+from hsbench.kernels import library
 from hsbench.problem.elements import STORED, StoredElements
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_torch_thread")]
@@ -70,6 +72,34 @@ def test_a_thousand_steps_of_one_graph(elements: StoredElements, batch: int) -> 
     assert eager.lengths.tolist() == [1200] * batch
 
 
+def test_chunks_by_one_graph(kernel: str) -> None:
+    """Append and prefill, of as many tokens as the device says."""
+    eager, replayed, other = (started(batch=3, chunk=100) for _ in range(3))
+    (k, v), q = eager.tokens(100), eager.queries(100)
+    counts = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+
+    def step(grown: Grown) -> tuple[Tensor, Tensor]:
+        grown.cache.append(k, v, lengths=counts)
+        call = calls.growing_prefill_call(q, *grown.tensors, grown.cache.lengths, kernel)
+        return call.anew(q, q_lengths=counts)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step(other)  # a capture loads no kernel
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graphed = step(replayed)
+    for mine in ([100, 0, 1], [1, 1, 1], [64, 100, 0], [0, 0, 0], [97, 96, 95], [100, 24, 100], [0, 100, 25]):
+        counts.copy_(torch.tensor(mine, dtype=torch.int32))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(graphed, step(eager), strict=True)), mine
+        eager.lengths = [length + count for length, count in zip(eager.lengths, mine, strict=True)]
+        eager.assert_attends(100, mine, kernel=kernel)
+    assert_alike(eager.cache, replayed.cache)
+    assert eager.cache.lengths.tolist() == eager.lengths == [562, 521, 422]
+
+
 def test_two_streams() -> None:
     """Each has a cache of its own, and neither waits for the other."""
     caches = [started(seed=seed).cache for seed in (1, 2)]
@@ -103,17 +133,19 @@ def test_ragged_batches(elements: StoredElements) -> None:
     k, v = grown.tokens(max(lengths))
     grown.cache.append(k, v, lengths=lengths)
     grown.lengths = lengths
-    assert_decodes(grown, 1)
+    grown.assert_attends(group=1)
     grown.cache.append(k[:, :, :9], v[:, :, :9], lengths=[9 if length else 0 for length in lengths])
     grown.lengths = [length + 9 if length else 0 for length in lengths]
-    assert_decodes(grown, 4)
-    assert_decodes(grown, 16)
+    grown.assert_attends()
+    grown.assert_attends(group=16)
+    for kernel in prefill_kernels(DEVICE, elements, "magnitude"):
+        grown.assert_attends(9, [9 if length else 0 for length in lengths], kernel=kernel)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_no_tokens_at_all(batch: int) -> None:
     grown = Grown(make_cache(DEVICE, batch=batch))
-    assert_decodes(grown, 4)
+    grown.assert_attends()
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 640, 3000])
@@ -124,23 +156,14 @@ def test_one_sequence_far_below_its_capacity(length: int) -> None:
     grown.assert_attends()
 
 
-def assert_decodes(grown: Grown, group: int) -> None:
-    """Against each sequence by itself."""
-    q = grown.queries(1, group)
-    out, lse = grown.cache.decode(q)
-    if not any(grown.lengths):
-        assert not out.any() and bool((lse == -torch.inf).all())
-        return
-    k, v = grown.cache.unpack()
-    heads = [x.float().repeat_interleave(group, 1) for x in (k, v)]
-    scores = torch.einsum("bhqd,bhtd->bhqt", q.float(), heads[0]) / q.shape[-1] ** 0.5
-    there = torch.arange(k.shape[2], device=DEVICE) < torch.tensor(grown.lengths, device=DEVICE).unsqueeze(1)
-    scores = scores.masked_fill(~there[:, None, None, :], -torch.inf)
-    right = torch.softmax(scores, -1).nan_to_num(0.0) @ heads[1]
-    torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-3, atol=1e-3)
-    for sequence, length in enumerate(grown.lengths):
-        if not length:
-            assert not out[sequence].any()
-            continue
-        error = (out[sequence].float() - right[sequence]).norm() / right[sequence].norm()
-        assert error < 2e-3, f"sequence {sequence} of {length}: {error:.2e}"
+@pytest.mark.parametrize(("capacity", "faster"), [(1024, "sm80"), (32_768, "sm90")])
+def test_few_queries_go_by_the_faster_kernel(capacity: int, faster: str) -> None:
+    """By what the capacity says, for nobody asks how long sequences are."""
+    if reason := calls.why_not_path("sm90"):
+        pytest.skip(reason)
+    grown = Grown(make_cache(DEVICE, batch=1, kv_heads=8, capacity=capacity, **WINDOW))
+    grown.append(500)
+    q = grown.queries(16)
+    out = {kernel: grown.attend(q, None, kernel)[0] for kernel in library.PATHS}
+    assert not torch.equal(out["sm80"], out["sm90"])
+    assert torch.equal(out["auto"], out[faster])

@@ -6,6 +6,7 @@ What a page holds that no token has written is poisoned in both, so that what is
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hsbench.attention import calls
 from hsbench.attention.growing import Cache
 from hsbench.attention.reference import attention
 from hsbench.cache.block_map import kinds_of, slots_of
@@ -20,17 +22,30 @@ from hsbench.cache.e4m3 import LARGEST
 from hsbench.cache.growing import JUDGED, OPEN, GrowingTensor
 from hsbench.cache.growing_torch import append_torch
 from hsbench.cache.prune import BLOCK
+from hsbench.cache.pruner import pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import FP8, StoredElements
+from hsbench.problem.elements import StoredElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
 POISON = 0xFF
 """A NaN in every type of values, and a pattern that no page has."""
 
-NARROW = 1.5 * FP8.tolerance
-"""Of prefill by products of e4m3, whose tolerance is that of caches whose scales fit: here they are those of as little
-as one token, and one query alone may be looked at."""
+KEY_SPREADS, KEY_MEANS = (0.2, 3.0), (-2.0, 2.0)
+"""Of the channels of K that :meth:`Grown.tokens` draws: of the first one and of the last, in equal steps."""
+
+ROUNDED = 0.0265
+"""What rounding to e4m3 takes of a number, as a share of it, in the mean square."""
+
+
+def mean_square(first: float, last: float) -> float:
+    """Of numbers from ``first`` to ``last`` in equal steps, many of them."""
+    return (first * first + first * last + last * last) / 3
+
+
+NARROW = 1.5 * ROUNDED * math.sqrt(2 + 2 * (mean_square(*KEY_SPREADS) + mean_square(*KEY_MEANS)))
+"""Of prefill by products of e4m3: p, V, q and K are each rounded, the last two by as much as K's channels are large.
+Half as much again is for single queries (docs/kernels/cuda-prefill-sm90.md)."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -40,6 +55,15 @@ def that_grows(device: str) -> str:
     if reason := library.why_cannot("append", Device.of(device)):
         pytest.skip(reason)
     return device
+
+
+def prefill_kernels(device: str, elements: StoredElements, pruner: str = "centered") -> list[str]:
+    """Those that read such a cache in chunks; the CPU has one."""
+    if calls.why_not_prefill(elements, Device.of(device), pruner_of(pruner).value_axis):
+        return []
+    if device == "cpu" or elements.has_scale:
+        return ["auto"]
+    return [path for path in library.PATHS if calls.why_not_path(path) is None]
 
 
 @dataclass
@@ -68,7 +92,7 @@ class Grown:
         """Random K and V of n tokens of each sequence, K with means and channels of other sizes."""
         batch, kv_heads, head_dim, _ = self.cache._shape
         k, v = (torch.randn(batch, kv_heads, n, head_dim, generator=self.generator) for _ in "kv")
-        k = k * torch.linspace(0.2, 3, head_dim) + torch.linspace(-2, 2, head_dim)
+        k = k * torch.linspace(*KEY_SPREADS, head_dim) + torch.linspace(*KEY_MEANS, head_dim)
         return k.to(self.cache.dtype).to(self.cache.device), v.to(self.cache.dtype).to(self.cache.device)
 
     def queries(self, n: int, group: int = 4) -> Tensor:
@@ -114,19 +138,26 @@ class Grown:
         for got, expected in zip(self.tensors, self._shadow, strict=True):
             assert_same(got, expected, self.lengths)
 
-    def assert_attends(self, n: int = 1, counts: list[int] | None = None) -> None:
-        """Decode of one query, or prefill of n, against fp32 over what is stored."""
+    def attend(self, q: Tensor, counts: list[int] | None, kernel: str) -> tuple[Tensor, Tensor]:
+        """Prefill, by a kernel's name; ``decode`` is another."""
+        if kernel == "decode":
+            return self.cache.decode(q)
+        lengths = None if counts is None else torch.tensor(counts, dtype=torch.int32).to(self.cache.device)
+        if kernel == "auto":
+            return self.cache.prefill(q, lengths=lengths)
+        call = calls.growing_prefill_call(q, *self.tensors, self.cache.lengths, kernel)
+        return call.anew(q, (torch.full_like(q, math.nan), call.lse.fill_(math.nan)), q_lengths=lengths)
+
+    def assert_attends(
+        self, n: int = 1, counts: list[int] | None = None, *, group: int = 4, kernel: str = "decode"
+    ) -> None:
+        """See :meth:`attend`; of n queries, against fp32 over what is stored."""
         k, v = (x.cpu() for x in self.cache.unpack())
-        q = self.queries(n)
-        narrow = n > 1 and self.cache.device.type == "cuda" and self.cache._elements.has_scale
+        q = self.queries(n, group)
+        narrow = kernel != "decode" and self.cache.device.type == "cuda" and self.cache._elements.has_scale
         if narrow:  # what is open is read as it will be stored
             k, v = (saturated(x, tensor) for x, tensor in zip((k, v), self.tensors, strict=True))
-        if n == 1 and counts is None:
-            out, lse = self.cache.decode(q)
-        else:
-            given = None if counts is None else torch.tensor(counts, dtype=torch.int32).to(self.cache.device)
-            out, lse = self.cache.prefill(q, lengths=given)
-        out, lse, q = out.cpu(), lse.cpu(), q.cpu()
+        out, lse, q = (x.cpu() for x in (*self.attend(q, counts, kernel), q))
         for sequence, length in enumerate(self.lengths):
             mine = n if counts is None else counts[sequence]
             assert not out[sequence, :, mine:].any() and bool((lse[sequence, :, mine:] == -torch.inf).all())

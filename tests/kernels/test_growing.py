@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from growing_cases import DEVICES, Grown, make_cache, that_grows
+from growing_cases import DEVICES, Grown, make_cache, prefill_kernels, that_grows
 from hsbench.attention.growing import Cache
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.growing import JUDGED, SPARSE
@@ -41,11 +41,6 @@ def skip_without_pages(device: str, elements: StoredElements, pruner: str) -> No
         pytest.skip(reason)
 
 
-def reads_in_chunks(device: str, elements: StoredElements, pruner: str) -> bool:
-    """Whether prefill reads such a cache."""
-    return not pruner.endswith(":hd") and not (device == "cuda" and elements is STORED_INT4)
-
-
 # ---- Every way to store ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("elements", STORED.values(), ids=str)
 @pytest.mark.parametrize("pruner", PRUNERS)
@@ -62,8 +57,8 @@ def test_every_way_to_store(
         for n in (200, 1, 1, 55, 64, 130, 1):
             grown.append(n)
         grown.assert_attends()
-        if reads_in_chunks(device, elements, pruner):
-            grown.assert_attends(130)
+        for kernel in prefill_kernels(device, elements, pruner):
+            grown.assert_attends(130, kernel=kernel)
 
 
 # ---- Whatever comes when -------------------------------------------------------------------------------------------
@@ -104,8 +99,8 @@ def test_random_appends_to_ragged_sequences(
         if not any(counts):
             continue
         grown.append(n, counts)
-        if reads_in_chunks(device, elements, "centered") and n > 1:
-            grown.assert_attends(n, counts)
+        for kernel in prefill_kernels(device, elements):
+            grown.assert_attends(n, counts, kernel=kernel)
     if any(grown.lengths):
         grown.assert_attends()
 

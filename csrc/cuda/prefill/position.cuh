@@ -49,4 +49,10 @@ struct Extents {
     }
 };
 
+// Tokens before the first query of a head; Arguments: those of a path.
+template <class Arguments>
+__device__ __forceinline__ std::int32_t tokens_before(const Arguments &a, std::int32_t head) {
+    return a.extents.lengths ? a.extents.past(head, a.q_len) : a.seq - a.q_len;
+}
+
 }  // namespace hsb::cuda::prefill

@@ -32,10 +32,12 @@ struct Arguments {
     const float *value_shift;  // likewise: what out gets back
     float given_scale;         // of the scores, with its sign
     bool mirror;               // K's channels are in the mirror order
+    Extents extents;
 };
 
-// `a` lacks only what depends on the pages' bytes: ring and tiles. `Evicts`: whether some blocks have no pages.
-template <class T, int HeadDim, bool Evicts>
+// `a` lacks only what depends on the pages' bytes: ring and tiles. `LooksUp`: whether some blocks have no pages, or the
+// device alone knows how long sequences are.
+template <class T, int HeadDim, bool LooksUp>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device);
 
 }  // namespace hsb::cuda::prefill::sm80

@@ -14,6 +14,7 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.q_len = static_cast<std::int32_t>(p.q_len);
     a.seq = static_cast<std::int32_t>(p.seq);
     a.positions = {p.position, static_cast<std::int32_t>(stored_blocks(p, kBlock))};
+    a.extents = {p.lengths, p.q_lengths, p.q_heads};
     a.heads = p.batch * p.q_heads;
     a.scale = scale.log2;
     a.inverse_scale = 1.0f / scale.log2;
@@ -22,8 +23,8 @@ void run_prefill_sm80(const hsb_prefill_params &p, const Device &device) {
     a.largest = largest_probabilities(p.dtype, a.reserve);
     a.flip = scale.flip;
     dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
-        const auto launch = p.position ? sm80::launch_prefill<decltype(type), head_dim(), true>
-                                       : sm80::launch_prefill<decltype(type), head_dim(), false>;
+        const auto launch = p.position || p.lengths ? sm80::launch_prefill<decltype(type), head_dim(), true>
+                                                    : sm80::launch_prefill<decltype(type), head_dim(), false>;
         launch(p, a, device);
     });
 }

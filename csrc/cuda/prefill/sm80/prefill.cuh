@@ -183,36 +183,46 @@ __device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kSt
 //   whole()     pages below are seen by all its queries,
 //   end()       and from here on by none
 //   pages()     from here on by none of the CTA's
-//   block()     which block of the sequence a page is, from whole() on; any that all its queries see, below
+//   ahead()     of half a page, what mask_future() asks of a lane; below whole(), any number that masks nothing
+//   valid()     so many of the warp's queries exist, if any do
 // Query i sees tokens 0 .. i + past.
-template <class Tile, bool Evicts>
+template <class Tile, bool LooksUp>
 class Sight {
 public:
-    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) {
-        const std::int32_t past = a.seq - a.q_len, last = min(own.first + Tile::kWarpQueries, a.q_len) - 1;
+    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) : Sight(a.q_len, a.seq - a.q_len, own) {}
+    __device__ Sight(std::int32_t queries, std::int32_t past, const WarpQueries<Tile> &own) {
+        const std::int32_t last = min(own.first + Tile::kWarpQueries, queries) - 1;
         whole_ = (own.first + past + 1) / kBlock;
         end_ = own.valid > 0 ? (last + past) / kBlock + 1 : 0;
-        pages_ = (min(own.tile_first + Tile::kQueries, a.q_len) - 1 + past) / kBlock + 1;
+        pages_ = (min(own.tile_first + Tile::kQueries, queries) - 1 + past) / kBlock + 1;
     }
     __device__ std::int32_t whole() const { return whole_; }
     __device__ std::int32_t end() const { return end_; }
     __device__ std::int32_t pages() const { return pages_; }
-    __device__ std::int32_t block(std::int32_t page) const { return page; }
+    template <int Half>
+    __device__ std::int32_t ahead(const Arguments &a, std::int32_t page, int lane) const {
+        const std::int32_t token = page * kBlock + Half * 32 + lane / 4;
+        return WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token;
+    }
+    __device__ std::int32_t valid(const WarpQueries<Tile> &own) const { return own.valid; }
 
 private:
     std::int32_t whole_, end_, pages_;
 };
 
-// Where blocks are evicted, all of this is looked up (position.cuh), and cannot be derived anew. There is no register
-// to keep it in: it lies in shared memory, and is read for each page.
+// Where blocks are evicted, or the device alone knows how long a sequence is, all of this is looked up (position.cuh),
+// and cannot be derived anew. There is no register to keep it in: it lies in shared memory, and is read for each page.
 template <class Tile>
 class Sight<Tile, true> {
 public:
-    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) {
-        const Sight<Tile, false> blocks(a, own);
+    __device__ Sight(const Arguments &a, WarpQueries<Tile> own) {
+        const std::int32_t queries = a.extents.queries(own.head, a.q_len);
+        const std::int32_t past = tokens_before(a, own.head);
+        own.valid = queries - own.first;
+        const Sight<Tile, false> blocks(queries, past, own);
         const std::int32_t line = own.head / a.group * a.positions.stored;
         // By all lanes, for that is how they look.
-        const std::int32_t pages = a.positions.before(line, blocks.pages());
+        const std::int32_t pages = own.tile_first < queries ? a.positions.before(line, blocks.pages()) : 0;
         const std::int32_t end = a.positions.before(line, blocks.end());
         const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
         // Evicted before the pages that only some of the warp's queries see: the same of each, for they are two at
@@ -223,21 +233,26 @@ public:
             ptx::store_shared_u32(at(0), whole);
             ptx::store_shared_u32(at(4), end);
             ptx::store_shared_u32(at(8), pages);
-            ptx::store_shared_u32(at(12), evicted);
+            ptx::store_shared_u32(at(12), own.first + past - evicted * kBlock);
+            ptx::store_shared_u32(at(16), own.valid);
         }
         __syncwarp();
     }
     __device__ std::int32_t whole() const { return ptx::load_shared_u32(at(0)); }
     __device__ std::int32_t end() const { return ptx::load_shared_u32(at(4)); }
     __device__ std::int32_t pages() const { return ptx::load_shared_u32(at(8)); }
-    __device__ std::int32_t block(std::int32_t page) const {
-        return page + (page >= whole() ? ptx::load_shared_u32(at(12)) : 0);
+    template <int Half>
+    __device__ std::int32_t ahead(const Arguments & /*a*/, std::int32_t page, int lane) const {
+        const std::int32_t of_page =
+            page >= whole() ? static_cast<std::int32_t>(ptx::load_shared_u32(at(12))) - page * kBlock : kBlock;
+        return of_page + lane % 4 * 2 - (Half * 32 + lane / 4);
     }
+    __device__ std::int32_t valid(const WarpQueries<Tile> & /*own*/) const { return ptx::load_shared_u32(at(16)); }
 
 private:
     static __device__ std::uint32_t at(int field) {
-        __shared__ std::int32_t sights[Tile::kWarps][4];
-        return ptx::shared_address(sights) + (ptx::thread_index() & ~31) / 2 + field;
+        __shared__ std::int32_t sights[Tile::kWarps][8];
+        return ptx::shared_address(sights) + (ptx::thread_index() & ~31) + field;
     }
 };
 
@@ -249,8 +264,7 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
                                             std::int32_t page, const Arguments &a, int lane_kept) {
     const int lane = lane_again<T>(lane_kept);
     const auto prepare = [&](bool raise) {
-        const int token = sight.block(page) * kBlock + Half * 32 + lane / 4;
-        mask_future<Tiles>(s, WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token);
+        mask_future<Tiles>(s, sight.template ahead<Half>(a, page, lane));
         const float reserve = Element<T>::kHasReserve ? a.reserve : 0.0f,
                     margin = Element<T>::kHasReserve ? a.margin : kMargin;
         if (raise) running.raise(s, a.scale, a.inverse_scale, reserve, margin, warp_references<Tiles>(), lane);
@@ -272,7 +286,7 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
     multiply_value<T, HeadDim, Half>(running.out, stream, pair, p, lane);
 }
 
-template <class T, int HeadDim, class Tile, bool Evicts>
+template <class T, int HeadDim, class Tile, bool LooksUp>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     prefill_sm80_kernel(const __grid_constant__ Arguments a) {
     constexpr int kTiles = Tile::kTiles;
@@ -280,14 +294,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     const WarpQueries<Tile> own(a);
     const int lane = own.lane;
 
-    const Sight<Tile, Evicts> sight(a, own);
-    if (Evicts && sight.pages() == 0) return;  // all that its queries may see is evicted (blind.h)
-    PageStream<HeadDim, Tile::kWarps, Sight<Tile, Evicts>> stream(
+    const Sight<Tile, LooksUp> sight(a, own);
+    if (LooksUp && sight.pages() == 0) return;  // its queries see nothing, or there are none (blind.h)
+    PageStream<HeadDim, Tile::kWarps, Sight<Tile, LooksUp>> stream(
         a.k, a.v, a.ring, ptx::shared_address(shared) + sizeof(WarpReferences<Tile>),
         own.head / a.group * a.positions.stored, sight);
     std::uint32_t q[kTiles][HeadDim / kStepCols][4];
-    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, own.valid, a.flip, a.mirror,
-                                     lane);
+    load_queries<T, HeadDim, kTiles>(q, static_cast<const T *>(a.q) + own.row * HeadDim, sight.valid(own), a.flip,
+                                     a.mirror, lane);
     Running<HeadDim, kTiles> running;
     running.clear();
 
@@ -309,20 +323,21 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     }
 
     __syncthreads();  // all are done with the ring, which now takes the results
-    const WarpQueries<Tile> again(a);
+    WarpQueries<Tile> again(a);
+    again.valid = sight.valid(again);
     if (again.valid <= 0) return;
     unsigned char *const results =
         shared + sizeof(WarpReferences<Tile>) + again.warp * (Tile::kWarpQueries * HeadDim * 2);
     store_results<T, HeadDim>(a, again, running, results);
 }
 
-template <class T, int HeadDim, bool Evicts>
+template <class T, int HeadDim, bool LooksUp>
 void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &device) {
     const int key_bytes = largest_page_bytes(p.k, HeadDim), value_bytes = largest_page_bytes(p.v, HeadDim);
     constexpr int kReferences = sizeof(WarpReferences<Tile>);
     // Sight lies before the rest, which keeps its alignment.
-    constexpr int kSights = Evicts ? RingShape::kAlign : 0;
-    static_assert(Tile::kWarps * 16 <= RingShape::kAlign, "all warps' sights");
+    constexpr int kSights = LooksUp ? RingShape::kAlign : 0;
+    static_assert(Tile::kWarps * 32 <= RingShape::kAlign, "all warps' sights");
     static_assert(kReferences % RingShape::kAlign == 0, "the ring keeps its alignment");
     const int room = device.shared_bytes - Tile::kCtas * (kReferences + kSights);
     a.ring = choose_ring(key_bytes, value_bytes, room, Tile::kCtas);
@@ -331,7 +346,7 @@ void launch_prefill(const hsb_prefill_params &p, Arguments a, const Device &devi
     a.tiles = tiles_per_head(p, Tile::kQueries);
     const int results = Tile::kQueries * HeadDim * 2;
     const int shared_bytes = kReferences + (a.ring.shared_bytes() > results ? a.ring.shared_bytes() : results);
-    launch(prefill_sm80_kernel<T, HeadDim, Tile, Evicts>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
+    launch(prefill_sm80_kernel<T, HeadDim, Tile, LooksUp>, static_cast<unsigned>(a.tiles * a.heads), Tile::kThreads,
            shared_bytes, p.stream, a);
 }
 

@@ -107,9 +107,7 @@ struct Arguments {
 
     HSB_HOST_DEVICE bool has_one_kind() const { return k.has_one_kind() && v.has_one_kind(); }
     // Tokens before the first query of a head.
-    __device__ __forceinline__ int past(int head) const {
-        return extents.lengths ? extents.past(head, q_len) : seq - q_len;
-    }
+    __device__ __forceinline__ int past(int head) const { return tokens_before(*this, head); }
     // Pages that some query of a head's tile sees, of a kv head whose first is `first_page` among all. All lanes of a warp
     // call this.
     template <class Cut>
