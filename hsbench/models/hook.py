@@ -1,6 +1,6 @@
 """The hook: an attention function of ours, in transformers' registry, in place of the model's own.
 
-Every attention layer of a model that was loaded with ``attn_implementation=NAME`` calls :func:`_attention`, which
+Every attention layer of a model that was loaded with ``attn_implementation=NAME`` calls :func:`attention`, which
 hands q, K and V to whatever a :class:`Call` says, or to the layer of a cache that attends by itself
 (:class:`Attending`). What it does not understand, it refuses: an attention function that ignores an argument gives a
 wrong answer, in silence. So does one without a mask function in transformers' registry of those (masks are then None,
@@ -117,11 +117,11 @@ def calling(call: Call) -> Iterator[None]:
 
 def register() -> None:
     """Put our functions into transformers' registries; harmless twice."""
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def _attention(
+def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -191,7 +191,7 @@ def _no_mask(
     **_others: Any,
 ) -> None:
     """transformers' mask function: None, once it is sure that a mask would say no more than causal, or a window that
-    the layers name to :func:`_attention` themselves.
+    the layers name to :func:`attention` themselves.
 
     Raises:
         UnsupportedError: another mask (padding, chunks, a prefix that sees itself).

@@ -12,6 +12,8 @@ from cache_standin import StandIn
 from hsbench.kernels.device import CUDA
 from hsbench.models.loading import open_model
 from hsbench.models.model import Model
+from hsbench.models.pointwise import EAGER, compiled
+from hsbench.models.step import fused_step
 from hsbench.problem.elements import INPUTS
 from hsbench.run.generate.methods import SDPA_BACKENDS
 from hsbench.run.generate.plan import GeneratePlan, Prompt, drawn_prompts
@@ -59,4 +61,29 @@ def test_a_graph_says_what_eager_steps_say(model: Model, monkeypatch, kept: str,
 def test_the_fastest_of_torchs_backends_is_named(model: Model) -> None:
     (found,) = rows(model, "sdpa", new_tokens=4)
     assert found.backend in SDPA_BACKENDS and found.peak_bytes > 0
+    torch._C._cuda_clearCublasWorkspaces()  # 32 MiB of each stream, and a graph's rows take streams of their own
     assert torch.cuda.memory_allocated() < 1 << 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_compiled_says_what_eager_kernels_say(dtype: torch.dtype, batch: int) -> None:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype)
+
+    ours = compiled()
+    product, angle = draw(batch, 1, (32 + 8 + 8) * 128), draw(batch, 1, 64).repeat(1, 1, 2)
+    qkv = [part.view(batch, 1, -1, 128).transpose(1, 2) for part in product.split([4096, 1024, 1024], -1)]
+    norm = draw(batch, 1, 4096), draw(batch, 1, 4096), draw(4096), 1e-5
+    rounding = {"rtol": 2**-6, "atol": 2**-6}
+    with torch.no_grad():
+        torch.testing.assert_close(ours.add_norm(*norm), EAGER.add_norm(*norm), **rounding)
+        torch.testing.assert_close(ours.gate(norm[0]), EAGER.gate(norm[0]), **rounding)
+        turned = ours.rope(*qkv, angle.cos(), angle.sin())
+        torch.testing.assert_close(turned, EAGER.rope(*qkv, angle.cos(), angle.sin()), **rounding)
+    assert all(part.is_contiguous() for part in turned)
+
+
+def test_a_step_is_compiled(model: Model) -> None:
+    with fused_step(model, 2) as (kinds, notes):
+        assert (kinds, notes) == (("attention", "mlp", "layer"), ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from hsbench.cache.fit import QUERIES
 from hsbench.errors import UnsupportedError, UsageError
 from hsbench.models import HierarchicalCache, pieces
 from hsbench.models.cache import TensorLayer
-from hsbench.models.fused import fuse_norms, fused_rope, join_projections
+from hsbench.models.fused import fuse_norms, join_projections
 from hsbench.models.hook import NAME
 from hsbench.models.living import DenseLayer, LivingCache
 from hsbench.models.loading import open_model
@@ -178,24 +177,3 @@ def test_projections_by_one_product_say_the_same(family: str, layers: int, folde
         attention, x = model.hf.model.layers[0].self_attn, torch.randn(1, 2, model.hf.config.hidden_size)
         attention.q_proj(torch.zeros_like(x))
         torch.testing.assert_close(attention.v_proj(x), torch.nn.Linear.forward(attention.v_proj, x))
-
-
-@pytest.mark.parametrize("is_joined", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt-oss"])
-def test_rope_by_few_kernels_says_the_same(family: str, is_joined: bool, folders: Folders) -> None:
-    model = open_model(str(folders(family)))
-    if is_joined:
-        join_projections(model.hf)
-    module = sys.modules[type(next(one for one in model.hf.modules() if hasattr(one, "layer_idx"))).__module__]
-    own = module.apply_rotary_pos_emb
-
-    def said() -> torch.Tensor:
-        return stepped(
-            model, HierarchicalCache(model.hf, 2, TOKENS, attended=model.attended, **EXACT), ids(batch=2), 60
-        )
-
-    expected = said()
-    with fused_rope(model.hf) as is_fused:
-        assert is_fused == (module.apply_rotary_pos_emb is not own) == (family != "gpt-oss")
-        torch.testing.assert_close(said(), expected, rtol=1e-4, atol=1e-4)
-    assert module.apply_rotary_pos_emb is own

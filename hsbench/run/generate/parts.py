@@ -15,7 +15,7 @@ from hsbench.models.living import APPEND, ATTENTION
 
 STEP, BLOCK, MLP, NORM, HEAD = "step", "block", "mlp", "norm", "head"
 """The whole of a step; and of the model: an attention layer with all in it, the feed-forward layers, norms outside of
-attention layers, the last layer."""
+attention layers, with the residual sums that one kernel makes with them, the last layer."""
 
 
 class Parts(Protocol):

@@ -12,9 +12,9 @@ from hsbench import measure
 from hsbench.errors import NonFiniteError, UnavailableError, UnsupportedError, UsageError
 from hsbench.machine import hardware
 from hsbench.measure.out_of_memory import is_out_of_memory, let_go
-from hsbench.models.fused import fused_rope
 from hsbench.models.living import LivingCache
 from hsbench.models.model import Model
+from hsbench.models.step import fused_step
 from hsbench.results import Generated, GenerateReport, Result
 from hsbench.run.check import DisagreementError
 from hsbench.run.generate.measuring import measure_row
@@ -46,10 +46,10 @@ class GenerateRun:
         task, interrupted = self.plan.task, False
         tokens = sum(ids.numel() + task.batch * task.new_tokens for ids in self._prompts)
         self.watcher.begin(tokens * len(self.plan.settings))
-        with fused_rope(self.model.hf) if self.plan.device.is_cuda else nullcontext():
+        with fused_step(self.model, task.batch) if self.plan.device.is_cuda else nullcontext(((), ())) as (_, unfused):
             for ids in self._prompts:
                 interrupted = self._context(ids, stopped=interrupted)
-        notes = [("model", note) for note in self.model.notes]
+        notes = [("model", note) for note in (*self.model.notes, *unfused)]
         longest = max(task.contexts) + task.new_tokens
         if longest > (positions := self.model.geometry.max_positions):
             notes.append(
