@@ -59,8 +59,12 @@ constexpr float estimate_sm80(const Work &work, int tile_queries) {
     const float shared = wide ? 1.30f - 0.29f * work.sparse : 0.83f - 0.09f * work.sparse;  // where there are many
     const auto per = static_cast<float>(work.multiprocessors);
     const float neighbours = smaller(1.0f, larger(0.0f, static_cast<float>(tiles.ctas) / per - 1.0f));
-    return start + larger(page * static_cast<float>(tiles.longest) * (1.0f + 0.27f * neighbours),
-                          shared * static_cast<float>(tiles.pages) / per);
+    // Of few queries most warps have none, and leave the multiprocessor to its other CTA.
+    constexpr int kWarps = 4;
+    const std::int64_t with_queries = ceil_div(work.q_len * kWarps, tile_queries);
+    const float busy = smaller(1.0f, static_cast<float>(with_queries) / kWarps);
+    return start + larger(page * static_cast<float>(tiles.longest) * (1.0f + 0.27f * neighbours * busy),
+                          shared * static_cast<float>(tiles.pages) * busy / per);
 }
 
 constexpr float estimate_sm90(const Work &work, int tile_queries) {
@@ -90,6 +94,9 @@ constexpr bool prefers_sm80(const Work &work, int sm90_queries) {
 static_assert(prefers_sm80(on_h200(64, 64, 64, 32, 0.0f, false), 192), "6.8 and 8.3 us");
 static_assert(prefers_sm80(on_h200(64, 1024, 1024, 32, 0.5f, true), 192), "26.0 and 39.8 us");
 static_assert(prefers_sm80(on_h200(128, 1024, 1024, 32, 1.0f, false), 216), "33.8 and 40.3 us");
+static_assert(prefers_sm80(on_h200(128, 16, 8192, 256, 0.0f, false), 192), "a batch that grows: 213 and 287 us");
+static_assert(prefers_sm80(on_h200(64, 16, 1024, 8, 0.5f, true), 192), "a cache that grows: 21.6 and 22.2 us");
+static_assert(!prefers_sm80(on_h200(128, 16, 8192, 8, 0.5f, true), 192), "a cache that grows: 165 and 132 us");
 static_assert(!prefers_sm80(on_h200(128, 1, 1024, 32, 0.0f, false), 192), "35.5 and 28.6 us");
 static_assert(!prefers_sm80(on_h200(64, 2048, 2048, 32, 0.0f, false), 192), "82.6 and 75.4 us");
 static_assert(!prefers_sm80(on_h200(128, 32768, 32768, 32, 1.0f, false), 216), "long prompts");
