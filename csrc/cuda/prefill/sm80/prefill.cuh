@@ -25,6 +25,7 @@
 #include "launch.h"
 #include "pages.cuh"
 #include "product.cuh"
+#include "sight.cuh"
 #include "softmax.cuh"
 
 namespace hsb::cuda::prefill::sm80 {
@@ -41,28 +42,6 @@ __device__ __forceinline__ int lane_again([[maybe_unused]] int lane) {
     return Element<T>::kHasReserve ? ptx::lane() : lane;
 #endif
 }
-
-// Which queries are a warp's: plan.h.
-template <class Tile>
-struct WarpQueries {
-    std::int32_t head;        // of batch * q_heads
-    std::int32_t tile_first;  // the CTA's first query
-    std::int32_t warp, lane;
-    std::int32_t first;  // the warp's
-    std::int32_t valid;  // so many of the warp's queries exist, if any do
-    std::int64_t row;    // of `first`, among all queries
-
-    __device__ explicit WarpQueries(const Arguments &a) {
-        const int block = ptx::block_index(), thread = ptx::thread_index();
-        head = block % a.heads;
-        tile_first = (a.tiles - 1 - block / a.heads) * Tile::kQueries;
-        warp = thread / 32;
-        lane = thread % 32;
-        first = tile_first + warp * Tile::kWarpQueries;
-        valid = a.q_len - first;
-        row = static_cast<std::int64_t>(head) * a.q_len + first;
-    }
-};
 
 // The start of shared memory: the references of each warp's queries, once they are large.
 template <int Tiles>
@@ -179,89 +158,13 @@ __device__ __forceinline__ void multiply_value(float (&out)[Tiles][HeadDim / kSt
     interleave<T, Shape, 0, Half, kReadAhead>(pair.value_kind(), out, page, p, lane, NothingBetween());
 }
 
-// What of its head's pages a warp sees, and the CTA.
-//   whole()     pages below are seen by all its queries,
-//   end()       and from here on by none
-//   pages()     from here on by none of the CTA's
-//   ahead()     of half a page, what mask_future() asks of a lane; below whole(), any number that masks nothing
-//   valid()     so many of the warp's queries exist, if any do
-// Query i sees tokens 0 .. i + past.
-template <class Tile, bool LooksUp>
-class Sight {
-public:
-    __device__ Sight(const Arguments &a, const WarpQueries<Tile> &own) : Sight(a.q_len, a.seq - a.q_len, own) {}
-    __device__ Sight(std::int32_t queries, std::int32_t past, const WarpQueries<Tile> &own) {
-        const std::int32_t last = min(own.first + Tile::kWarpQueries, queries) - 1;
-        whole_ = (own.first + past + 1) / kBlock;
-        end_ = own.valid > 0 ? (last + past) / kBlock + 1 : 0;
-        pages_ = (min(own.tile_first + Tile::kQueries, queries) - 1 + past) / kBlock + 1;
-    }
-    __device__ std::int32_t whole() const { return whole_; }
-    __device__ std::int32_t end() const { return end_; }
-    __device__ std::int32_t pages() const { return pages_; }
-    template <int Half>
-    __device__ std::int32_t ahead(const Arguments &a, std::int32_t page, int lane) const {
-        const std::int32_t token = page * kBlock + Half * 32 + lane / 4;
-        return WarpQueries<Tile>(a).first + a.seq - a.q_len + lane % 4 * 2 - token;
-    }
-    __device__ std::int32_t valid(const WarpQueries<Tile> &own) const { return own.valid; }
-
-private:
-    std::int32_t whole_, end_, pages_;
-};
-
-// Where blocks are evicted, or the device alone knows how long a sequence is, all of this is looked up (position.cuh),
-// and cannot be derived anew. There is no register to keep it in: it lies in shared memory, and is read for each page.
-template <class Tile>
-class Sight<Tile, true> {
-public:
-    __device__ Sight(const Arguments &a, WarpQueries<Tile> own) {
-        const std::int32_t queries = a.extents.queries(own.head, a.q_len);
-        const std::int32_t past = tokens_before(a, own.head);
-        own.valid = queries - own.first;
-        const Sight<Tile, false> blocks(queries, past, own);
-        const std::int32_t line = own.head / a.group * a.positions.stored;
-        // By all lanes, for that is how they look.
-        const std::int32_t pages = own.tile_first < queries ? a.positions.before(line, blocks.pages()) : 0;
-        const std::int32_t end = a.positions.before(line, blocks.end());
-        const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
-        // Evicted before the pages that only some of the warp's queries see: the same of each, for they are two at
-        // most.
-        static_assert(Tile::kWarpQueries <= kBlock, "its queries end in two blocks");
-        const std::int32_t evicted = whole < end ? a.positions.block(line, whole) - whole : 0;
-        if (own.lane == 0) {
-            ptx::store_shared_u32(at(0), whole);
-            ptx::store_shared_u32(at(4), end);
-            ptx::store_shared_u32(at(8), pages);
-            ptx::store_shared_u32(at(12), own.first + past - evicted * kBlock);
-            ptx::store_shared_u32(at(16), own.valid);
-        }
-        __syncwarp();
-    }
-    __device__ std::int32_t whole() const { return ptx::load_shared_u32(at(0)); }
-    __device__ std::int32_t end() const { return ptx::load_shared_u32(at(4)); }
-    __device__ std::int32_t pages() const { return ptx::load_shared_u32(at(8)); }
-    template <int Half>
-    __device__ std::int32_t ahead(const Arguments & /*a*/, std::int32_t page, int lane) const {
-        const std::int32_t of_page =
-            page >= whole() ? static_cast<std::int32_t>(ptx::load_shared_u32(at(12))) - page * kBlock : kBlock;
-        return of_page + lane % 4 * 2 - (Half * 32 + lane / 4);
-    }
-    __device__ std::int32_t valid(const WarpQueries<Tile> & /*own*/) const { return ptx::load_shared_u32(at(16)); }
-
-private:
-    static __device__ std::uint32_t at(int field) {
-        __shared__ std::int32_t sights[Tile::kWarps][8];
-        return ptx::shared_address(sights) + (ptx::thread_index() & ~31) + field;
-    }
-};
-
 // Half a page: the softmax of its scores and their product with V, while K of the next half is on its way.
 template <class T, int HeadDim, int Half, class Tile, class Sight, class Stream, int Tiles>
 __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, const Stream &stream, Scores<Tiles> &s,
                                             Scores<Tiles> &next, const PagePair &pair, const PagePair &next_pair,
                                             const std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], const Sight &sight,
-                                            std::int32_t page, const Arguments &a, int lane_kept) {
+                                            typename Sight::Page seen, std::int32_t page, const Arguments &a,
+                                            int lane_kept) {
     const int lane = lane_again<T>(lane_kept);
     const auto prepare = [&](bool raise) {
         mask_future<Tiles>(s, sight.template ahead<Half>(a, page, lane));
@@ -271,7 +174,7 @@ __device__ __forceinline__ void attend_half(Running<HeadDim, Tiles> &running, co
         if (running.large) running.subtract_from(s, warp_references<Tiles>(), lane);
     };
     Probabilities<Tiles> p;
-    if (page >= sight.whole() || running.large) prepare(false);
+    if (sight.is_edge(seen, page) || running.large) prepare(false);
     SoftmaxSteps<T, Tiles> softmax(p, s, running, a.scale, a.largest);
     multiply_key<T, HeadDim, 1 - Half>(next, stream, next_pair, q, lane, softmax);
     if (softmax.too_high()) {
@@ -308,11 +211,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtas)
     PagePair pair = stream.wait(0);
     Scores<kTiles> low, high;  // of the two halves of a page
     multiply_key<T, HeadDim, 0>(low, stream, pair, q, lane, NothingBetween());
+    auto seen = sight.at(0);
 #pragma unroll 1
-    for (std::int32_t page = 0; page < sight.end(); ++page) {
-        attend_half<T, HeadDim, 0, Tile>(running, stream, low, high, pair, pair, q, sight, page, a, lane);
-        const PagePair next = page + 1 < sight.pages() ? stream.wait(page + 1) : pair;
-        attend_half<T, HeadDim, 1, Tile>(running, stream, high, low, pair, next, q, sight, page, a, lane);
+    for (std::int32_t page = 0; sight.is_seen(seen, page); seen = sight.at(++page)) {
+        attend_half<T, HeadDim, 0, Tile>(running, stream, low, high, pair, pair, q, sight, seen, page, a, lane);
+        const PagePair next = sight.has_next(seen, page) ? stream.wait(page + 1) : pair;
+        attend_half<T, HeadDim, 1, Tile>(running, stream, high, low, pair, next, q, sight, seen, page, a, lane);
         stream.release(pair);
         pair = next;
     }
