@@ -22,7 +22,7 @@ from hsbench.cache.growing_torch import append_torch
 from hsbench.cache.prune import BLOCK
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import FP8, StoredElements
+from hsbench.problem.elements import FP8, SIXTEEN_BIT, STORED_FP8, STORED_INT4, CacheElements, elements_of
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
 POISON = 0xFF
@@ -31,6 +31,16 @@ POISON = 0xFF
 NARROW = 1.5 * FP8.tolerance
 """Of prefill by products of e4m3, whose tolerance is that of caches whose scales fit: here they are those of as little
 as one token, and one query alone may be looked at."""
+
+APART = (
+    elements_of(SIXTEEN_BIT, STORED_FP8),
+    elements_of(SIXTEEN_BIT, STORED_INT4),
+    elements_of(STORED_FP8, SIXTEEN_BIT),
+    elements_of(STORED_FP8, STORED_INT4),
+    elements_of(STORED_INT4, SIXTEEN_BIT),
+    elements_of(STORED_INT4, STORED_FP8),
+)
+"""Elements of K and of V that differ."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -201,7 +211,7 @@ def make_cache(
     kv_heads: int = 2,
     head_dim: int = 64,
     capacity: int = 700,
-    elements: StoredElements | None = None,
+    elements: CacheElements | None = None,
     dtype: torch.dtype = torch.float16,
     **options: Any,
 ) -> Cache:
