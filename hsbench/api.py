@@ -60,7 +60,7 @@ def compress(
             each channel; or ``int4``, with a scale for each channel of a block of K and each 64 channels of a token of
             V. Before fp8 and int4 the means of K and of V are taken off, whatever the pruner; what may not be pruned
             stays fp16. CUDA decode alone reads int4, and prefill there fp8 as :func:`prefill` says.
-        key_elements: overrides ``elements`` for K. On CUDA no kernel reads K and V of different elements yet.
+        key_elements: overrides ``elements`` for K. On CUDA decode alone reads K and V of different elements.
         value_elements: overrides ``elements`` for V.
         queries: ``[batch, q_heads, n, head_dim]``, of the last n tokens, which ``attentive`` and ``evict`` look at.
         basis: of the layer, from a file of ``hsbench calibrate``, which ``calibrated`` takes.

@@ -18,7 +18,7 @@ from hsbench.cache.storage import Shape
 from hsbench.errors import UnsupportedError
 from hsbench.kernels import architectures, forks, library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import FP8, CacheElements, Element, element_by
+from hsbench.problem.elements import FP8, CacheElements, Element, element_by, elements_of
 
 MAX_GROUP = 16
 """Query heads per kv head that the kernels take."""
@@ -215,8 +215,8 @@ def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto", ahead: int =
     batch, kv_heads, held, head_dim = kv.shape
     shape = batch, kv_heads, held + ahead, head_dim
     check_query(q, shape, kv.dtype, kv.device)
-    device = Device.of(kv.device)
-    if reason := why_not_prefill(kv.k.elements, device, kv.v.value_axis):
+    device, elements = Device.of(kv.device), elements_of(kv.k.elements, kv.v.elements)
+    if reason := why_not_prefill(elements, device, kv.v.value_axis):
         raise UnsupportedError(reason)
     stored: dict[str, Any] = {}
     if kv.eviction is not None:
@@ -226,7 +226,7 @@ def prefill_call(q: Tensor, kv: HierarchicalKV, path: str = "auto", ahead: int =
         stored = {"position": blocks.repeat(batch, kv_heads, 1), "stored_blocks": kv.k.plan.blocks}
     how = {"q_len": q.shape[2], "path": library.PATHS[path], **stored}
     call = _paged_call("prefill", "hsb_prefill_params", q, kv, shape, **how)
-    call.products = prefill_products(kv.k.elements, device)
+    call.products = prefill_products(elements, device)
     return call
 
 

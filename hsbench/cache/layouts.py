@@ -48,13 +48,13 @@ def why_no_pages(elements: CacheElements, device: Device, axis: Axis = "tokens")
     if elements.value not in layouts_of(axis)[device.kind]:
         along = f"no {device.kind.upper()} kernel reads V of {elements.value} in groups along head_dim yet"
         return f"{along}: take a pruner without {ALONG_HEAD_DIM}"
-    if elements.key != elements.value and device.is_cuda:
-        return f"no CUDA kernel reads K and V of {elements} yet: store both alike"
     return None
 
 
 def why_decode_only(elements: CacheElements, device: Device) -> str | None:
-    """Why no prefill kernel of a device reads such pages; None if one does, or if there are no such pages."""
+    """Why no prefill kernel of a device reads such pages of K and V; None if one does, or if there are none."""
     if one := next((one for one in (elements.key, elements.value) if one in DECODE_ONLY[device.kind]), None):
         return f"no {device.kind.upper()} prefill kernel reads {one} pages: decode's does"
+    if elements.key != elements.value and device.is_cuda:
+        return f"no CUDA prefill kernel reads K and V of {elements}: decode's does"
     return None

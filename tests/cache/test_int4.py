@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hsbench.cache import cpu_int4, cpu_layout, int4, wide
 from hsbench.cache.fitted import compress_kv
-from hsbench.cache.layouts import why_no_pages
+from hsbench.cache.layouts import why_decode_only, why_no_pages
 from hsbench.cache.prune import BlockKind, Operand, keep_2_of_4
 from hsbench.cache.pruner import CENTERED, MAGNITUDE, pruner_for, pruner_of
 from hsbench.cache.simulate import simulate
@@ -178,7 +178,8 @@ def test_k_and_v_apart() -> None:
     assert 2 * each[mixed].nbytes == each[STORED_INT4].nbytes + each[STORED_FP8].nbytes
     only_k = simulate(k, v, elements=elements_of(STORED_INT4, SIXTEEN_BIT), **how)
     assert torch.equal(only_k.v, each[SIXTEEN_BIT].v) and only_k.fits[1].scale is None
-    assert str(why_no_pages(mixed, CUDA)).startswith("no CUDA kernel reads K and V of int4/fp8 yet")
+    assert why_no_pages(mixed, CPU) is None is why_no_pages(mixed, CUDA)
+    assert why_decode_only(mixed, CUDA) == "no CUDA prefill kernel reads int4 pages: decode's does"
     other = elements_of(STORED_FP8, SIXTEEN_BIT)
-    assert str(why_no_pages(other, CUDA)).startswith("no CUDA kernel reads K and V of fp8/16bit yet")
-    assert why_no_pages(mixed, CPU) is None is why_no_pages(STORED_FP8, CUDA)
+    assert why_decode_only(other, CUDA) == "no CUDA prefill kernel reads K and V of fp8/16bit: decode's does"
+    assert why_decode_only(other, CPU) is None is why_decode_only(STORED_FP8, CUDA)

@@ -20,7 +20,10 @@ from hsbench.cache.pruner import CENTERED, MAGNITUDE
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.machine import ceilings
-from hsbench.problem.elements import FP8, STORED, STORED_FP8, STORED_INT4, StoredElements
+from hsbench.problem.elements import FP8, SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, CacheElements, elements_of
+
+APART = (elements_of(SIXTEEN_BIT, STORED_INT4), elements_of(STORED_INT4, STORED_FP8))
+"""Two of the pairs that one kernel reads: K of each order of rows, V of both orders of tokens."""
 
 CASES = {
     f"{name}-{head_dim}": (dtype, head_dim)
@@ -59,7 +62,7 @@ def check_case(dtype: torch.dtype, head_dim: int) -> None:
                 call = calls.prefill_call(chunk, left, kernel)
                 call.run()
                 check(call.out, chunk, *left.unpack(), tokens=left.tokens)
-        for sparsity, elements in itertools.product((0.0, 0.25, 0.5), (STORED_FP8, STORED_INT4)):
+        for sparsity, elements in itertools.product((0.0, 0.25, 0.5), (STORED_FP8, STORED_INT4, *APART)):
             kv = compress_kv(k, v, key_sparsity=sparsity, value_sparsity=sparsity, pruner=CENTERED, elements=elements)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
             if group == 4 and calls.why_not_prefill(elements, CUDA) is None:
@@ -72,7 +75,7 @@ def check_case(dtype: torch.dtype, head_dim: int) -> None:
             kv = compress_kv(*long, key_sparsity=0.25, value_sparsity=0.5, pruner=CENTERED, elements=elements, local=64)
             check(hsbench.decode(q, kv)[0], q, *kv.unpack())
         if group == 4:
-            for elements, share in itertools.product(STORED.values(), (0.3, 0.5)):
+            for elements, share in itertools.product((*STORED.values(), *APART), (0.3, 0.5)):
                 check_living(dtype, head_dim, elements, share, kernels)
         bitmaps = BitmapKV(compress_bitmap(k, "k", 0.5), compress_bitmap(v, "v", 0.5))
         call = calls.decode_bitmap_call(q, bitmaps)
@@ -82,7 +85,7 @@ def check_case(dtype: torch.dtype, head_dim: int) -> None:
         ceilings.ceiling(CUDA, kind, size=1 << 20).run()
 
 
-def check_living(dtype: torch.dtype, head_dim: int, elements: StoredElements, share: float, kernels: list[str]) -> None:
+def check_living(dtype: torch.dtype, head_dim: int, elements: CacheElements, share: float, kernels: list[str]) -> None:
     """Caches that grow: one sequence, and three of other lengths, some of whose blocks leave the window."""
     for begin in ([200], [130, 0, 65]):
         batch, lengths = len(begin), begin

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from growing_cases import Grown, make_cache, prefill_kernels
+from growing_cases import APART, Grown, make_cache, prefill_kernels
 from hsbench.attention import calls
 from hsbench.attention.growing import Cache
 from hsbench.kernels import library
-from hsbench.problem.elements import STORED, StoredElements
+from hsbench.problem.elements import STORED, CacheElements
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -39,8 +39,8 @@ def assert_alike(one: Cache, other: Cache) -> None:
 
 # ---- Graphs and streams --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("elements", STORED.values(), ids=str)
-def test_a_thousand_steps_of_one_graph(elements: StoredElements, batch: int) -> None:
+@pytest.mark.parametrize("elements", [*STORED.values(), APART[3]], ids=str)
+def test_a_thousand_steps_of_one_graph(elements: CacheElements, batch: int) -> None:
     """Append and decode: both read the lengths as they run."""
     eager, replayed = (started(elements=elements, batch=batch).cache for _ in range(2))
     grown = Grown(make_cache(DEVICE, batch=batch), seed=5)
@@ -123,8 +123,8 @@ def test_two_streams() -> None:
 
 
 # ---- Batches of any lengths ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("elements", STORED.values(), ids=str)
-def test_ragged_batches(elements: StoredElements) -> None:
+@pytest.mark.parametrize("elements", [*STORED.values(), APART[3]], ids=str)
+def test_ragged_batches(elements: CacheElements) -> None:
     """More sequences than a warp has lanes, some of no tokens, some of one block, next to long ones."""
     cache = make_cache(DEVICE, batch=70, kv_heads=2, capacity=1400, elements=elements, pruner="magnitude", **WINDOW)
     grown = Grown(cache)

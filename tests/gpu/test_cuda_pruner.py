@@ -22,7 +22,7 @@ from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.pruner import CENTERED, Pruner, pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, CacheElements, elements_of
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 from kernel_cases import make_case, padded_bitmap
 from pruner_cases import PARTS, PrunerCase
@@ -33,6 +33,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 GROUPS = (1, 2, 3, 4, 7, 8, 9, 16)
 MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.3, 0.15))
 """Key and value sparsity."""
+APART = (elements_of(SIXTEEN_BIT, STORED_INT4), elements_of(STORED_INT4, STORED_FP8))
+NARROW = (STORED_FP8, STORED_INT4, *APART)
 
 make_pruner_case = partial(pruner_cases.make_pruner_case, device=DEVICE)
 
@@ -58,11 +60,11 @@ def check(case: PrunerCase, call: Call, message: str = "") -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("pruner", "elements"),
-    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, STORED_FP8), (CENTERED, STORED_INT4)],
-    ids=[*PARTS, "order and shifts of fp8", "of int4"],
+    [(pruner, SIXTEEN_BIT) for pruner in PARTS.values()] + [(CENTERED, stored) for stored in NARROW],
+    ids=[*PARTS, *(f"order and shifts of {stored}" for stored in NARROW)],
 )
 def test_decode_of_every_shape(
-    pruner: Pruner, elements: StoredElements, dtype: torch.dtype, head_dim: int, seq: int
+    pruner: Pruner, elements: CacheElements, dtype: torch.dtype, head_dim: int, seq: int
 ) -> None:
     for (batch, kv_heads), mix in itertools.product(((1, 1), (2, 3)), MIXES):
         shape = dict(batch=batch, kv_heads=kv_heads, group=max(GROUPS))
@@ -149,10 +151,10 @@ def test_runs_repeat_bit_for_bit(kernel: str) -> None:
             assert_repeats(call)
 
 
-@pytest.mark.parametrize("elements", [e for e in STORED.values() if why_no_pages(e, CUDA) is None], ids=str)
+@pytest.mark.parametrize("elements", [e for e in (*STORED.values(), *APART) if why_no_pages(e, CUDA) is None], ids=str)
 @pytest.mark.parametrize("name", ["mirror", "centered"])
 @pytest.mark.parametrize(("q_len", "seq"), [(1, 200), (65, 333), (200, 1000)])
-def test_a_cache_of_the_pruner(q_len: int, seq: int, name: str, elements: StoredElements, kernel: str) -> None:
+def test_a_cache_of_the_pruner(q_len: int, seq: int, name: str, elements: CacheElements, kernel: str) -> None:
     """As users call it, against the fp32 reference on what the cache says that it holds."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     for dtype, head_dim in itertools.product(DTYPES, (64, 128)):

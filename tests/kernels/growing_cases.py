@@ -25,7 +25,7 @@ from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8, STORED_INT4, CacheElements, elements_of
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
 POISON = 0xFF
@@ -47,6 +47,16 @@ NARROW = 1.5 * ROUNDED * math.sqrt(2 + 2 * (mean_square(*KEY_SPREADS) + mean_squ
 """Of prefill by products of e4m3: p, V, q and K are each rounded, the last two by as much as K's channels are large.
 Half as much again is for single queries (docs/kernels/cuda-prefill-sm90.md)."""
 
+APART = (
+    elements_of(SIXTEEN_BIT, STORED_FP8),
+    elements_of(SIXTEEN_BIT, STORED_INT4),
+    elements_of(STORED_FP8, SIXTEEN_BIT),
+    elements_of(STORED_FP8, STORED_INT4),
+    elements_of(STORED_INT4, SIXTEEN_BIT),
+    elements_of(STORED_INT4, STORED_FP8),
+)
+"""Elements of K and of V that differ."""
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -57,7 +67,7 @@ def that_grows(device: str) -> str:
     return device
 
 
-def prefill_kernels(device: str, elements: StoredElements, pruner: str = "centered") -> list[str]:
+def prefill_kernels(device: str, elements: CacheElements, pruner: str = "centered") -> list[str]:
     """Those that read such a cache in chunks; the CPU has one."""
     if calls.why_not_prefill(elements, Device.of(device), pruner_of(pruner).value_axis):
         return []
@@ -232,7 +242,7 @@ def make_cache(
     kv_heads: int = 2,
     head_dim: int = 64,
     capacity: int = 700,
-    elements: StoredElements | None = None,
+    elements: CacheElements | None = None,
     dtype: torch.dtype = torch.float16,
     **options: Any,
 ) -> Cache:

@@ -129,6 +129,27 @@ INT4_ALONG_HEAD_DIM: dict[str, Pack] = {
 """And of int4, in whose sums q and probabilities are rounded on the CPU (:data:`WHOLE`)."""
 
 
+def _apart(key: Pack, value: Pack) -> Pack:
+    return lambda x, operand, sparsity: (key if operand == "k" else value)(x, operand, sparsity)
+
+
+_PACKS = {"16bit": scattered, "fp8": scattered_wide_ends, "int4": scattered_int4_wide_ends}
+
+APART: dict[str, Pack] = {
+    f"{key}/{value}, V along {axis}": _apart(_PACKS[key], partial(_PACKS[value], value_axis=axis))
+    for key, value, axis in (
+        ("16bit", "fp8", "tokens"),
+        ("16bit", "int4", "head_dim"),
+        ("fp8", "16bit", "head_dim"),
+        ("fp8", "int4", "tokens"),
+        ("int4", "16bit", "tokens"),
+        ("int4", "fp8", "head_dim"),
+    )
+}
+"""Every pair of elements of K and of V that differ, half of them with V in groups along head_dim: narrow ones with wide
+blocks at both ends."""
+
+
 def _scattered(pages: PagedTensor) -> tuple[PagedTensor, Tensor]:
     pruned = pages.unpack()
     generator = torch.Generator().manual_seed(1)

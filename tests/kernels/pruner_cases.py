@@ -19,7 +19,7 @@ from hsbench.cache.paged import PagedTensor
 from hsbench.cache.prune import plan_blocks
 from hsbench.cache.pruner import CENTERED, MAGNITUDE, MIRROR, Pruner
 from hsbench.kernels import library
-from hsbench.problem.elements import SIXTEEN_BIT, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, CacheElements, StoredElements
 from hsbench.run.check import TOLERANCE
 from kernel_cases import Case, attention, scattered, scattered_narrow
 
@@ -79,7 +79,7 @@ def make_pruner_case(
     group: int = 4,
     mix: tuple[float, float] = (0.5, 0.5),
     scale: float | None = None,
-    elements: StoredElements = SIXTEEN_BIT,
+    elements: CacheElements = SIXTEEN_BIT,
 ) -> PrunerCase:
     """``mix`` is the sparsity of K and of V. What a pruner weighs or folds is nothing to a kernel, and left out."""
     generator = torch.Generator(device).manual_seed(seq + head_dim)
@@ -95,13 +95,14 @@ def make_pruner_case(
     key = fit_key(k, pruner, plan_blocks(seq, mix[0]))
     value = replace(fit_value(v, pruner, plan_blocks(seq, mix[1])), fold=0.0)
 
-    def pack(x: Tensor, fit: Fit, sparsity: float) -> tuple[PagedTensor, Tensor]:
-        if elements.has_scale:
-            how = {"elements": elements, "order": fit.order, "sink": 1, "local": 65}
+    def pack(x: Tensor, fit: Fit, sparsity: float, stored: StoredElements) -> tuple[PagedTensor, Tensor]:
+        if stored.has_scale:
+            how = {"elements": stored, "order": fit.order, "sink": 1, "local": 65}
             return scattered_narrow(fit.stored(x), fit.operand, sparsity, **how)
         return scattered(fit.stored(x), fit.operand, sparsity)
 
-    (stored_k, pruned_k), (stored_v, pruned_v) = pack(k, key, mix[0]), pack(v, value, mix[1])
+    stored_k, pruned_k = pack(k, key, mix[0], elements.key)
+    stored_v, pruned_v = pack(v, value, mix[1], elements.value)
     results = attention(q, key.restored(pruned_k), value.restored(pruned_v), scale=scale)
 
     none = torch.zeros(batch, kv_heads, head_dim, device=device)

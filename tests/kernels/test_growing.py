@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from growing_cases import DEVICES, Grown, make_cache, prefill_kernels, that_grows
+from growing_cases import APART, DEVICES, Grown, make_cache, prefill_kernels, that_grows
 from hsbench.attention.growing import Cache
 from hsbench.cache.fitted import compress_kv
 from hsbench.cache.growing import JUDGED, SPARSE
@@ -21,7 +21,7 @@ from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements
+from hsbench.problem.elements import STORED, CacheElements, StoredElements
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -36,7 +36,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return that_grows(request.param)
 
 
-def skip_without_pages(device: str, elements: StoredElements, pruner: str) -> None:
+def skip_without_pages(device: str, elements: CacheElements, pruner: str) -> None:
     if reason := why_no_pages(elements, Device.of(device), pruner_of(pruner).value_axis):
         pytest.skip(reason)
 
@@ -47,8 +47,22 @@ def skip_without_pages(device: str, elements: StoredElements, pruner: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_every_way_to_store(
-    device: str, head_dim: int, dtype: torch.dtype, pruner: str, elements: StoredElements
+    device: str, head_dim: int, dtype: torch.dtype, pruner: str, elements: CacheElements
 ) -> None:
+    check_way_to_store(device, head_dim, dtype, pruner, elements)
+
+
+@pytest.mark.parametrize("elements", APART, ids=str)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "pruner"),
+    [(64, torch.float16, "magnitude:hd"), (128, torch.bfloat16, "centered")],
+    ids=["64, fp16, along head_dim", "128, bf16"],
+)
+def test_k_and_v_apart(device: str, head_dim: int, dtype: torch.dtype, pruner: str, elements: CacheElements) -> None:
+    check_way_to_store(device, head_dim, dtype, pruner, elements)
+
+
+def check_way_to_store(device: str, head_dim: int, dtype: torch.dtype, pruner: str, elements: CacheElements) -> None:
     skip_without_pages(device, elements, pruner)
     for share in SHARES:
         options: dict[str, Any] = {"pruner": pruner, "elements": elements, "dtype": dtype, "head_dim": head_dim}
@@ -77,7 +91,7 @@ appends = st.lists(
     local=st.sampled_from([0, 1, 64, 130]),
     chunk=st.sampled_from([1, 64, 100]),
     shares=st.tuples(st.sampled_from(SHARES), st.sampled_from([*SHARES, 0.4])),
-    elements=st.sampled_from([SIXTEEN_BIT, STORED_FP8, STORED_INT4]),
+    elements=st.sampled_from([*STORED.values(), *APART]),
     appended=appends,
     seed=st.integers(0, 1000),
 )
@@ -87,7 +101,7 @@ def test_random_appends_to_ragged_sequences(
     local: int,
     chunk: int,
     shares: tuple[float, float],
-    elements: StoredElements,
+    elements: CacheElements,
     appended: list[tuple[int, list[int]]],
     seed: int,
 ) -> None:

@@ -56,7 +56,6 @@ Growing growing_of(const hsb_growing &g, const void *x, std::int64_t *non_finite
 void run(const hsb_append_params &p) {
     check_shape(p);
     HSB_CHECK(p.lengths && p.overflow && p.workspace, "lengths, overflow and workspace are required");
-    HSB_CHECK(p.key.stored == p.value.stored, "K and V must have the same elements");
     HSB_CHECK(p.key.order == HSB_ORDER_ADJACENT || p.key.order == HSB_ORDER_MIRROR, "order is not an hsb_order");
     HSB_CHECK(p.key.value_axis == HSB_AXIS_TOKENS && p.value.order == HSB_ORDER_ADJACENT,
               "K has no value_axis, and V no order");
@@ -82,13 +81,27 @@ void run(const hsb_append_params &p) {
     a.local = at_most_seq(p.local);
     a.chunk = at_most_seq(p.chunk);
     a.infinity = infinity_bits(p.dtype);
-    with_stored(p.key.stored, [&](auto stored) {
-        using Stored = decltype(stored);
-        a.tensors[HSB_KEY] = growing_of<Stored>(p.key, p.k, p.non_finite);
-        a.tensors[HSB_VALUE] = growing_of<Stored>(p.value, p.v, p.non_finite + 1);
-        dispatch(p.dtype, p.head_dim,
-                 [&](auto type, auto head_dim) { launch_append<decltype(type), head_dim(), Stored>(a, p.stream); });
+    with_stored(p.key.stored,
+                [&](auto stored) { a.tensors[HSB_KEY] = growing_of<decltype(stored)>(p.key, p.k, p.non_finite); });
+    with_stored(p.value.stored, [&](auto stored) {
+        a.tensors[HSB_VALUE] = growing_of<decltype(stored)>(p.value, p.v, p.non_finite + 1);
     });
+    const auto append_to = [&](hsb_operand first, int operands) {
+        a.operand = first;
+        a.operands = operands;
+        a.raises = first + operands > HSB_VALUE;
+        with_stored(first == HSB_KEY ? p.key.stored : p.value.stored, [&](auto stored) {
+            dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {
+                launch_append<decltype(type), head_dim(), decltype(stored)>(a, p.stream);
+            });
+        });
+    };
+    if (p.key.stored == p.value.stored) {
+        append_to(HSB_KEY, 2);
+    } else {
+        append_to(HSB_KEY, 1);
+        append_to(HSB_VALUE, 1);
+    }
 }
 
 }  // namespace

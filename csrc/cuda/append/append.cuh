@@ -5,7 +5,8 @@
 //   a block that leaves: open page  ->  x [64][head_dim] in shared memory, in the tensor's own order  ->  its page, by the code
 //                        of compress/pack.cuh; the open page is free again
 //
-// All CTAs of a sequence read its length, and the last to have read it raises it: nobody else does within the kernel.
+// All CTAs of a sequence read its length, and the last to have read it raises it: nobody else does within the kernel. Where K's
+// elements differ from V's, each is a launch of its own, of which the later one raises it.
 #pragma once
 
 #include <type_traits>
@@ -194,15 +195,16 @@ template <class T, int HeadDim, class Stored>
 __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     auto &shared = *reinterpret_cast<Shared<HeadDim, Stored> *>(shared_bytes);
-    const int operand = blockIdx.x % 2, head = blockIdx.x / 2, sequence = head / a.kv_heads;
+    const int operand = a.operand + blockIdx.x % a.operands, head = blockIdx.x / a.operands;
+    const int sequence = head / a.kv_heads;
     const int length = *const_cast<volatile const std::int32_t *>(a.lengths + sequence);
     const int wanted = a.counts ? a.counts[sequence] : static_cast<int>(a.tokens);
     const bool fits = wanted <= a.tokens && wanted <= a.seq - length;
     const int count = fits ? max(wanted, 0) : 0;  // the device alone knows `counts`
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (a.raises && threadIdx.x == 0) {
         __threadfence();
-        const unsigned others = 2 * a.kv_heads - 1;
+        const unsigned others = a.operands * a.kv_heads - 1;
         if (atomicInc(a.arrived + sequence, others) == others) {  // it is 0 again
             a.lengths[sequence] = length + count;
             if (!fits) a.overflow[sequence] = 1;
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
 
 template <class T, int HeadDim, class Stored>
 void launch_append(const Arguments &a, void *stream) {
-    launch(append_kernel<T, HeadDim, Stored>, static_cast<unsigned>(a.batch * a.kv_heads * 2), kThreads,
+    launch(append_kernel<T, HeadDim, Stored>, static_cast<unsigned>(a.batch * a.kv_heads * a.operands), kThreads,
            sizeof(Shared<HeadDim, Stored>), stream, a);
 }
 

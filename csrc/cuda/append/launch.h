@@ -28,7 +28,10 @@ struct Growing {
 };
 
 struct Arguments {
-    Growing tensors[2];  // by hsb_operand
+    Growing tensors[2];     // by hsb_operand
+    std::int32_t operands;  // that this launch appends to: both, or one
+    std::int32_t operand;   // the first of them
+    bool raises;            // the sequences' lengths, for which launches of both operands need the old ones
     const std::int32_t *counts;
     std::int32_t *lengths;
     std::int32_t *overflow;

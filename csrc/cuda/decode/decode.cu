@@ -35,11 +35,36 @@ std::int64_t workspace_bytes(const hsb_decode_params &p) {
     return counter_bytes(p) + floats * static_cast<std::int64_t>(sizeof(float));
 }
 
+// Checks them, too.
+template <class Stored>
+PageBytes page_bytes_of(const hsb_pages &pages, int head_dim) {
+    check_pages<Stored>(pages, head_dim);
+    PageBytes bytes{};
+    for_each_kind([&](auto kind) { bytes.of_kind[kind.kKind] = kind.page_bytes(head_dim); }, typename Stored::Kinds());
+    return bytes;
+}
+
+// run(Stored()) for the elements of both K and V, or run(StoredApart()).
+template <class Run>
+void with_stored_of_both(const hsb_decode_params &p, Run &&run) {
+    if (p.k.stored == p.v.stored)
+        with_stored(p.k.stored, [&](auto stored) { run(Tag<decltype(stored)>()); });
+    else
+        run(Tag<StoredApart>());
+}
+
 void run(const hsb_decode_params &p) {
     check_paged_shape(p);
-    with_stored(p.k.stored, [&](auto stored) {
-        check_pages<decltype(stored)>(p.k, p.head_dim);
-        check_pages<decltype(stored)>(p.v, p.head_dim);
+    Arguments a{};
+    a.key_stored = p.k.stored;
+    a.value_stored = p.v.stored;
+    with_stored(p.k.stored, [&](auto key) { a.key_bytes = page_bytes_of<decltype(key)>(p.k, p.head_dim); });
+    with_stored(p.v.stored, [&](auto value) {
+        using Stored = decltype(value);
+        a.value_bytes = page_bytes_of<Stored>(p.v, p.head_dim);
+        a.value_margin = Stored::kMargin;
+        // Values in units of a channel's scale are fp16's at most: no sum of these nears fp32's largest.
+        a.reserve = Stored::kHasScale ? Stored::kReserve : reserve_of(p.dtype, p.seq, kDecodeMargin);
     });
     HSB_CHECK(p.k.value_axis == HSB_AXIS_TOKENS, "K has no value_axis");
     HSB_CHECK(p.v.value_axis == HSB_AXIS_TOKENS || p.v.value_axis == HSB_AXIS_HEAD_DIM,
@@ -51,7 +76,6 @@ void run(const hsb_decode_params &p) {
     HSB_CHECK(!p.lengths || (p.k.map && p.v.map), "a cache that grows needs maps");
     const Device device = current_device();
 
-    Arguments a{};
     set_tensors(a, p);
     a.counters = static_cast<unsigned *>(p.workspace);
     a.partials = reinterpret_cast<float *>(static_cast<char *>(p.workspace) + counter_bytes(p));
@@ -63,16 +87,14 @@ void run(const hsb_decode_params &p) {
     a.log2_scale = scale.log2;
     a.margin = kDecodeMargin / scale.log2;
     a.flip = scale.flip;
-    a.prefetch = p.k.stored != HSB_STORED_16;
+    a.prefetch = p.k.stored != HSB_STORED_16 || p.v.stored != HSB_STORED_16;
     a.key_scale = p.k.scale;
     a.value_scale = p.v.scale;
     a.lengths = p.lengths;
     a.batch = p.batch;
     a.kv_heads = p.kv_heads;
-    with_stored(p.k.stored, [&](auto stored) {
-        using Stored = decltype(stored);
-        // Values in units of a channel's scale are fp16's at most: no sum of these nears fp32's largest.
-        a.reserve = Stored::kHasScale ? Stored::kReserve : reserve_of(p.dtype, p.seq, kDecodeMargin);
+    with_stored_of_both(p, [&](auto stored) {
+        using Stored = typename decltype(stored)::Type;
         const auto launch_along = [&](auto axis) {
             using Axis = typename decltype(axis)::Type;
             dispatch(p.dtype, p.head_dim, [&](auto type, auto head_dim) {

@@ -1,5 +1,5 @@
-// Decode attention over pages of any mix of kinds, of 16-bit elements or of e4m3: one query per head against a kv head's
-// whole cache.
+// Decode attention over pages of any mix of kinds, of elements of 16 bits, of e4m3 or of int4, or of different ones of K and V:
+// one query per head against a kv head's whole cache.
 //
 //   per page pair and warp     K page:  S^T [64 tokens x heads] = K Q^T      Q^T stays in registers
 //                              softmax: P^T = 2^(S^T - reference)            in registers (softmax.cuh)
@@ -33,8 +33,7 @@ struct WarpResult {
 };
 
 template <int HeadDim, int Tiles, class Stored>
-constexpr bool kResultTakesStage = sizeof(WarpResult<HeadDim, Tiles>) >
-                                   smallest_page_bytes(HeadDim, typename Stored::Kinds());
+constexpr bool kResultTakesStage = sizeof(WarpResult<HeadDim, Tiles>) > Elements<Stored>::smallest_page_bytes(HeadDim);
 
 template <class Stored, int HeadDim, int Tiles, class Axis>
 __device__ __forceinline__ void store_warp_result(WarpResult<HeadDim, Tiles> &to,
@@ -104,8 +103,6 @@ struct PartialResults {
 
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const __grid_constant__ Arguments a) {
-    using Kinds = typename Stored::Kinds;
-    using Product = typename Stored::template Product<T>;
     constexpr bool kTakesStage = kResultTakesStage<HeadDim, Tiles, Stored>;
     extern __shared__ __align__(kStageAlign) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = a.ring.warps;
@@ -120,7 +117,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
     const Line line(a, lane);
     const int begin = line.begin(), end = line.end();
     if (a.prefetch && begin < end) prefetch_head<T, HeadDim>(a, line.head_of(begin).index);
-    PageStream<HeadDim, Kinds, Line> pages(a.k, a.v, ring, a.ring.stages, begin + warp, warps, end, lane, line);
+    const Elements<Stored> elements(a);
+    PageStream pages(elements.template key<HeadDim>(), elements.template value<HeadDim>(), ring, a.ring.stages,
+                     begin + warp, warps, end, lane, line);
     line.clear_empty<T, HeadDim>();
 
     int page = begin + warp;             // this warp's current one
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
             refill_later = page + warps >= high;
             const int valid = page == head_end - 1 ? of_segment.last_valid : kBlock;
             const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
-            attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane, [&] {
+            attend_page<T>(elements, pages, running, q, units, a.reserve, valid, room, a.group, lane, [&] {
                 if (!kTakesStage || !refill_later) pages.refill_key();
             });
             if (!refill_later) {
@@ -213,12 +212,21 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
-    // Clusters would wait for the longest of sequences that are not all as long.
-    if ((!p.lengths || p.batch == 1) && launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
+    // Clusters would wait for the longest of sequences that are not all as long. Of elements apart, kernels are few instead.
+    if constexpr (!std::is_same_v<Stored, StoredApart>)
+        if ((!p.lengths || p.batch == 1) && launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
     using Result = WarpResult<HeadDim, Tiles>;
-    a.ring = choose_ring(stage_page_bytes<Stored, Result>(p.k, HeadDim), stage_page_bytes<Stored, Result>(p.v, HeadDim),
-                         device.shared_bytes, max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts),
-                         a.group, Axis::template room_bytes<Stored>(a.group), Stored::kStages);
+    with_stored(p.k.stored, [&](auto key) {
+        with_stored(p.v.stored, [&](auto value) {
+            using Key = decltype(key);
+            using Value = decltype(value);
+            constexpr int kStages = Key::kStages < Value::kStages ? Key::kStages : Value::kStages;
+            a.ring = choose_ring(stage_page_bytes<Key, Result>(p.k, HeadDim),
+                                 stage_page_bytes<Value, Result>(p.v, HeadDim), device.shared_bytes,
+                                 max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group,
+                                 Axis::template room_bytes<Value>(a.group), kStages);
+        });
+    });
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
     launch(decode_kernel<T, HeadDim, Tiles, Stored, Axis>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream,

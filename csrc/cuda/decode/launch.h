@@ -8,6 +8,11 @@
 
 namespace hsb::cuda::decode {
 
+// Of a page of each hsb_block_kind.
+struct PageBytes {
+    std::int32_t of_kind[kBlockKinds];
+};
+
 struct Arguments {
     const void *q;  // [batch, q_heads, head_dim]
     void *out;      // [batch, q_heads, head_dim]
@@ -38,7 +43,15 @@ struct Arguments {
     const std::int32_t *lengths;  // [batch]: tokens of each sequence, of a cache that grows; null: all have as many
     std::int32_t batch;
     std::int32_t kv_heads;
+    // Read where K's and V's elements differ:
+    std::int32_t key_stored;  // an hsb_stored
+    std::int32_t value_stored;
+    PageBytes key_bytes, value_bytes;
+    float value_margin;  // V's Stored::kMargin
 };
+
+// In the place of a Stored: K's and V's are different ones, which arguments tell (elements.cuh).
+struct StoredApart;
 
 // Along which dimension V's groups run (value_axis.cuh).
 struct AlongTokens;

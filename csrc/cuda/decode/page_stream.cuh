@@ -3,6 +3,7 @@
 
 #include "cuda/page_pool.cuh"
 #include "cuda/page_product.cuh"
+#include "elements.cuh"
 #include "line.cuh"
 #include "plan.h"
 
@@ -14,11 +15,12 @@
 
 namespace hsb::cuda::decode {
 
-template <int HeadDim, class Kinds, class Places = MapLine>
+// Pages: K's and V's, as elements.cuh has them.
+template <class Pages, class Places = MapLine>
 class PageStream {
 public:
     // Page pairs `first`, first + step, ... below `end`, by a ring that is open.
-    __device__ PageStream(const PagePool &key, const PagePool &value, const Ring &ring, int stages, int first, int step,
+    __device__ PageStream(const Pages &key, const Pages &value, const Ring &ring, int stages, int first, int step,
                           int end, int lane, const Places &places = {})
         : key_(key), value_(value), ring_(ring), stages_(stages), next_(first), step_(step), end_(end), lane_(lane),
           places_(places) {
@@ -69,31 +71,25 @@ private:
     // Lane l's entries of 32 successive pairs of this warp.
     __device__ __forceinline__ void look_up(std::int32_t &key, std::int32_t &value, int first) const {
         const int page = first + lane_ * step_, place = places_.place(page, end_);
-        const auto entry = [&](const PagePool &pool) {
-            return !pool.map || page < end_ ? pool.template entry<Kinds>(place) : 0;
-        };
+        const auto entry = [&](const Pages &pages) { return !pages.has_map() || page < end_ ? pages.entry(place) : 0; };
         key = entry(key_);
         value = entry(value_);
-    }
-
-    static __device__ __forceinline__ bool stays(std::int32_t entry) {
-        return with_kind<Kinds>(kind_of(entry), [](auto of_kind) { return of_kind.kStays; });
     }
 
     // Asks L2 for pages that stay where they lie, as soon as their entries are known: of the 32 pairs from `first` on, whose
     // entries are those of now.
     __device__ __forceinline__ void prefetch_staying(int first) const {
         const bool is = first + lane_ * step_ < end_;
-        const auto ask = [&](const PagePool &pool, std::int32_t entry) {
-            if (!is || !stays(entry)) return;
-            const auto page = pool.template page<HeadDim, Kinds>(entry);
+        const auto ask = [&](const Pages &pages, std::int32_t entry) {
+            if (!is || !Pages::stays(entry)) return;
+            const auto page = pages.page(entry);
             Ring::prefetch(page.at, page.bytes);
         };
         ask(key_, key_now_);
         ask(value_, value_now_);
     }
 
-    static constexpr int kBits = kKindBits<Kinds>;
+    static constexpr int kBits = Pages::kBits;
     static constexpr std::uint32_t kKindMask = (1u << kBits) - 1;
     template <int Operand>
     __device__ int kind_bit() const {
@@ -105,13 +101,13 @@ private:
     }
 
     template <int Operand>
-    __device__ void refill(const PagePool &pool, std::int32_t entries) {
+    __device__ void refill(const Pages &pages, std::int32_t entries) {
         const std::int32_t entry = __shfl_sync(~0u, entries, at_);
-        const auto page = pool.template page<HeadDim, Kinds>(entry);
+        const auto page = pages.page(entry);
         const int bytes = next_ < end_ ? page.bytes : 0;
         const int bit = kind_bit<Operand>();
         kinds_ = (kinds_ & ~(kKindMask << bit)) | static_cast<std::uint32_t>(kind_of(entry)) << bit;
-        if (stays(entry)) {
+        if (Pages::stays(entry)) {
             if constexpr (Operand == 0)
                 ring_.refer_key(stage_, page.at, bytes);
             else
@@ -123,7 +119,7 @@ private:
         }
     }
 
-    const PagePool &key_, &value_;
+    const Pages key_, value_;
     Ring ring_;
     int stages_;
     int next_;  // the pair to ask for next; the current one is stages * step before it

@@ -4,6 +4,7 @@
 
 #include "cuda/fragments.cuh"
 #include "cuda/ptx/global.cuh"
+#include "elements.cuh"
 #include "launch.h"
 #include "merge.cuh"
 
@@ -26,7 +27,8 @@ struct Shifts {
 #pragma unroll
         for (int i = 0; i < kDims / 2; ++i) q_[i] = 0;
         if (a.value_shift) load_dims(value, a.value_shift + at);
-        if constexpr (Stored::kHasScale) load_dims(scale, a.value_scale + at);
+        const bool has_scale = Elements<Stored>(a).with_value([](auto stored) { return stored.kHasScale; });
+        if (has_scale) load_dims(scale, a.value_scale + at);
         if (has_key_) {
             const T *const q = static_cast<const T *>(a.q) + (static_cast<std::int64_t>(head) * a.group + h) * HeadDim;
             load_dims(key_, a.key_shift + at);
@@ -93,12 +95,8 @@ __device__ __forceinline__ void store_result(T *out, float *lse, const Merged<He
                                              int lane) {
     constexpr float kLn2 = 0.693147181f;
     constexpr int kDims = HeadDim / 32;
-    const float inverse = Stored::kUnit / merged.sum;
-    const auto result = [&](int d) {
-        float mean = merged.out[d] * inverse;
-        if constexpr (Stored::kHasScale) mean *= shifts.scale[d];
-        return within<T>(mean + shifts.value[d]);
-    };
+    const float inverse = Elements<Stored>(a).with_value([](auto stored) { return stored.kUnit; }) / merged.sum;
+    const auto result = [&](int d) { return within<T>(merged.out[d] * inverse * shifts.scale[d] + shifts.value[d]); };
     std::uint32_t *const to = reinterpret_cast<std::uint32_t *>(out + lane * kDims);
 #pragma unroll
     for (int i = 0; i < kDims / 2; ++i) to[i] = Element<T>::pack(result(2 * i), result(2 * i + 1));

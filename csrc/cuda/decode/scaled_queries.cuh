@@ -7,6 +7,8 @@
 // scores' scale takes the same power back.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kinds/fp8_mma.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/queries.cuh"
@@ -30,21 +32,31 @@ struct OwnUnits {
     __device__ float margin() const { return Stored::kMargin * ptx::reciprocal_approx(log2); }
 };
 
-// The power of 2 that moves a kv head's queries, by the largest magnitude among them.
-template <class Stored>
+// Likewise, of K and V whose elements differ.
+struct ApartUnits {
+    float log2;
+    const Arguments &a;
+    __device__ float log2_scale() const { return log2; }
+    __device__ float scale() const { return log2 * 0.693147181f; }
+    __device__ float margin() const { return a.value_margin * ptx::reciprocal_approx(log2); }
+};
+
+// The power of 2 that moves a kv head's queries, by the largest magnitude among them, to just below 2^query_power.
 struct QueryPower {
     float up, down;
 
-    __device__ explicit QueryPower(float largest) {
-        // At least 2^(exponent - 127), which becomes 2^kTop.
-        constexpr int kTop = Stored::kQueryPower - 1, kBias = 127;
-        const int exponent = min(max(__float_as_int(largest) >> 23, kTop + 1), 2 * kBias + kTop - 1);
-        up = __int_as_float((2 * kBias + kTop - exponent) << 23);
-        down = __int_as_float((exponent - kTop) << 23);
+    __device__ QueryPower(float largest, int query_power) {
+        // At least 2^(exponent - 127), which becomes 2^top.
+        constexpr int kBias = 127;
+        const int top = query_power - 1;
+        const int exponent = min(max(__float_as_int(largest) >> 23, top + 1), 2 * kBias + top - 1);
+        up = __int_as_float((2 * kBias + top - exponent) << 23);
+        down = __int_as_float((exponent - top) << 23);
     }
-    // Of their scores. Not 0, as in score_scale(); and not infinite, for queries whose scores fp32 cannot hold.
-    __device__ OwnUnits<Stored> units(float log2_scale) const {
-        return {fminf(fmaxf(log2_scale * down * Stored::kUnit, 1e-30f), 1e30f)};
+    // Of their scores, in units of a sum of products. Not 0, as in score_scale(); and not infinite, for queries whose scores
+    // fp32 cannot hold.
+    __device__ float log2_scale(float log2_scale, float unit) const {
+        return fminf(fmaxf(log2_scale * down * unit, 1e-30f), 1e30f);
     }
 };
 
@@ -63,10 +75,10 @@ struct LaneChannels {
 };
 
 // Queries beyond a.group are zero. `scale`: [head_dim], K's.
-template <class Stored, class T, int HeadDim, int Tiles>
-__device__ __forceinline__ OwnUnits<Stored> load_scaled_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4],
-                                                                const T *from, const float *scale, const Arguments &a,
-                                                                int lane) {
+template <class T, int HeadDim, int Tiles>
+__device__ __forceinline__ QueryPower load_scaled_queries(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4],
+                                                          const T *from, const float *scale, int query_power,
+                                                          const Arguments &a, int lane) {
     constexpr int kSteps = HeadDim / kStepCols;
     float2 x[Tiles][kSteps][4];
     // Loads stand in no branch (queries.cuh).
@@ -100,7 +112,7 @@ __device__ __forceinline__ OwnUnits<Stored> load_scaled_queries(std::uint32_t (&
             for (int n = 0; n < 4; ++n)
                 largest = fmaxf(largest, fmaxf(fabsf(x[tile][step][n].x), fabsf(x[tile][step][n].y)));
     for (int lanes = 1; lanes < 32; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
-    const QueryPower<Stored> power(largest);
+    const QueryPower power(largest, query_power);
 #pragma unroll
     for (int tile = 0; tile < Tiles; ++tile)
 #pragma unroll
@@ -113,7 +125,7 @@ __device__ __forceinline__ OwnUnits<Stored> load_scaled_queries(std::uint32_t (&
                 q[tile][step][n] = Element<OfE4m3>::pack(first.x * power.up, first.y * power.up) ^ a.flip;
                 q[tile][step][n + 2] = Element<OfE4m3>::pack(second.x * power.up, second.y * power.up) ^ a.flip;
             }
-    return power.units(a.log2_scale);
+    return power;
 }
 
 // The queries of a kv head, as the pages' elements ask for them.
@@ -121,9 +133,19 @@ template <class Stored, class T, int HeadDim, int Tiles>
 __device__ __forceinline__ auto queries_of_head(std::uint32_t (&q)[Tiles][HeadDim / kStepCols][4], int head,
                                                 const Arguments &a, int lane) {
     const T *const from = static_cast<const T *>(a.q) + static_cast<std::int64_t>(head) * a.group * HeadDim;
-    if constexpr (Stored::kHasScale) {
-        const float *const scale = a.key_scale + static_cast<std::int64_t>(head) * HeadDim;
-        return load_scaled_queries<Stored, T, HeadDim, Tiles>(q, from, scale, a, lane);
+    const float *const scale = a.key_scale + static_cast<std::int64_t>(head) * HeadDim;
+    if constexpr (std::is_same_v<Stored, StoredApart>) {
+        if (a.key_stored == HSB_STORED_16) {
+            load_queries<T, HeadDim, Tiles>(q, from, a.group, a.flip, a.mirror, lane);
+            return ApartUnits{a.log2_scale, a};
+        }
+        const bool is_int4 = a.key_stored == HSB_STORED_INT4;
+        const int query_power = is_int4 ? StoredInt4::kQueryPower : StoredFp8::kQueryPower;
+        const auto power = load_scaled_queries<T, HeadDim, Tiles>(q, from, scale, query_power, a, lane);
+        return ApartUnits{power.log2_scale(a.log2_scale, is_int4 ? StoredInt4::kUnit : StoredFp8::kUnit), a};
+    } else if constexpr (Stored::kHasScale) {
+        const auto power = load_scaled_queries<T, HeadDim, Tiles>(q, from, scale, Stored::kQueryPower, a, lane);
+        return OwnUnits<Stored>{power.log2_scale(a.log2_scale, Stored::kUnit)};
     } else {
         load_queries<T, HeadDim, Tiles>(q, from, a.group, a.flip, a.mirror, lane);
         return GivenUnits{a};

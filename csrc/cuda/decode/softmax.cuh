@@ -5,7 +5,7 @@
 // so that rescaling needs no exchange, unless V's groups run along head_dim (value_axis.cuh).
 //
 // The reference that scores are taken relative to is a maximum, but a lazy one: it is raised only when a score exceeds
-// it by Stored::kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at
+// it by V's Stored::kMargin (in powers of 2), which after the first pages hardly happens. Probabilities then reach 2^kMargin at
 // most, less the reserve: well within fp16.
 #pragma once
 
@@ -86,24 +86,24 @@ struct Running {
 };
 
 // Scores past the end of the sequence, of which `valid` tokens lie in this block, to -inf.
-template <class Stored, int Tiles>
-__device__ __forceinline__ void mask_tail(float (&s)[Tiles][4][4], int valid, int lane) {
+template <class Elements, int Tiles>
+__device__ __forceinline__ void mask_tail(const Elements &elements, float (&s)[Tiles][4][4], int valid, int lane) {
 #pragma unroll
     for (int strip = 0; strip < 4; ++strip)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            if (Stored::token_of_row(strip * 16 + lane / 4 + i / 2 * 8) >= valid)
+            if (elements.token_of_row(strip * 16 + lane / 4 + i / 2 * 8) >= valid)
 #pragma unroll
                 for (int tile = 0; tile < Tiles; ++tile) s[tile][strip][i] = negative_infinity();
 }
 
 // Scores to probabilities: words of two of them, those of query heads 2t and 2t + 1, of rows i and i + 8 of each strip in turn;
-// or, of groups along tokens, the same of the transposed tile. T: of P.
-template <class T, class Stored, int HeadDim, int Tiles, class Axis>
-__device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][8], float (&s)[Tiles][4][4],
+// or, of groups along tokens, the same of the transposed tile. T: of q.
+template <class T, class Elements, int HeadDim, int Tiles, class Axis>
+__device__ __forceinline__ void softmax(const Elements &elements, std::uint32_t (&p)[Tiles][8], float (&s)[Tiles][4][4],
                                         Running<HeadDim, Tiles, Axis> &running, float log2_scale, float margin,
                                         float reserve) {
-    constexpr bool kHasReserve = Element<T>::kHasReserve || Stored::kReserve > 0.0f;
+    constexpr bool kHasReserve = Elements::template kHasReserve<T>;
     float highest[Tiles][2];
     bool rises = false;
 #pragma unroll
@@ -131,7 +131,8 @@ __device__ __forceinline__ void softmax(std::uint32_t (&p)[Tiles][8], float (&s)
             }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const std::uint32_t word = Element<T>::pack(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]);
+                const std::uint32_t word =
+                    elements.template pack<T>(s[tile][strip][half * 2], s[tile][strip][half * 2 + 1]);
                 p[tile][strip * 2 + half] = Axis::kTransposes ? ptx::movmatrix_trans(word) : word;
             }
         }

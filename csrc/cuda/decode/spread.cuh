@@ -41,8 +41,9 @@ public:
     static constexpr int kStagedSteps = kSpreadTokens<Stored> / kTokensOfStep;
 
     // `words`: of query heads 2t and 2t + 1 of each 8, rows i and i + 8 of each strip of scores in turn.
-    __device__ __forceinline__ SpreadB(const std::uint32_t (&words)[WordTiles][8], std::uint32_t room)
-        : words_(words), room_(room), lane_(ptx::lane()), lower_(selector_of(0)), upper_(selector_of(1)) {
+    __device__ __forceinline__ SpreadB(const std::uint32_t (&words)[WordTiles][8], bool dealt, std::uint32_t room)
+        : words_(words), dealt_(dealt), room_(room), lane_(ptx::lane()), lower_(selector_of(0)),
+          upper_(selector_of(1)) {
         if constexpr (kStagedSteps == kSteps) stage(0);
     }
 
@@ -95,17 +96,26 @@ private:
             if (tile * 4 + t >= Tiles) continue;
             const std::uint32_t pair = room_ + (tile * 4 + t) * kSpreadBytes<Stored>;
 #pragma unroll
-            for (int n = 0; n < kStagedSteps; ++n) {  // strip n / 2 of the part, rows i and i + 8
-                int at = n * kTokensOfStep + i % 2 * 4 + i / 2;
-                if constexpr (Stored::token_of_row(1) != 1)
-                    at = (n / 2 * 2 + i / 4) * kTokensOfStep + i % 2 * 4 + n % 2 * 2 + i % 4 / 2;
-                ptx::store_shared_u32(pair + at * 4, words_[tile][part * kStagedSteps + n]);
-            }
+            for (int n = 0; n < kStagedSteps; ++n)  // strip n / 2 of the part, rows i and i + 8
+                ptx::store_shared_u32(pair + word_at(n, i) * 4, words_[tile][part * kStagedSteps + n]);
         }
         __syncwarp();
     }
 
+    // Where a row's word lies: of row i of a strip, or i + 8, `n` being twice the strip's number, and one more of the latter.
+    // That is token i or i + 8 where rows are in order, and where they are dealt token 2 i or 2 i + 1.
+    __device__ __forceinline__ int word_at(int n, int i) const {
+        constexpr bool kIsNarrow = Stored::kHasScale;
+        if (dealt_) {
+            const int block = (n / 2 * 2 + i / 4) * kTokensOfStep;
+            return kIsNarrow ? block + i % 2 * 4 + n % 2 * 2 + i % 4 / 2 : block + n % 2 * 4 + i % 4;
+        }
+        const int block = n * kTokensOfStep;
+        return kIsNarrow ? block + i % 4 / 2 * 4 + i % 2 * 2 + i / 4 : block + i % 2 * 4 + i / 2;
+    }
+
     const std::uint32_t (&words_)[WordTiles][8];
+    bool dealt_;  // rows, as in e4m3 pages of K
     std::uint32_t room_;
     int lane_;  // read for each page: of what outlives it, the compiler would keep what comes of it in registers
     std::uint32_t lower_, upper_;

@@ -7,7 +7,8 @@
 //   head(..), dim(..)          of register i of a lane's C fragment: rows i / 2 of two, columns i % 2
 //   factors_of(to, f, ..)      to[i % 2]: of f, of query heads 2t and 2t + 1 of each tile of scores, the one of register i's head
 //   kTransposes                whether it takes tiles of probabilities transposed
-//   weigh(..)                  what a page of V adds to the running outputs
+//   weigh(..)                  what a page of V, stored as Stored says, adds to the running outputs; dealt: rows of scores are in
+//                              the order of e4m3 pages of K
 #pragma once
 
 #include <type_traits>
@@ -42,12 +43,14 @@ struct AlongTokens {
         to[1] = factors[tile][1];
     }
 
-    // A C fragment's tile of 8 rows x 8 heads, transposed, is exactly a B register, where rows are tokens in order; and where
-    // they are not (kinds/fp8_page.cuh), neighbouring threads put them in order.
+    // A C fragment's tile of 8 rows x 8 heads, transposed, is exactly a B register of 16-bit pages, where rows are tokens in
+    // order; and where they are not (kinds/fp8_page.cuh), neighbouring threads make registers of e4m3 pages of it. Between
+    // the two orders of registers is one exchange.
     template <class T, class Stored, int HeadDim, int Tiles, int OutTiles, int Strips>
     static __device__ __forceinline__ void weigh(float (&out)[OutTiles][Strips][4], hsb_block_kind kind,
-                                                 std::uint32_t page, const std::uint32_t (&words)[Tiles][8],
+                                                 std::uint32_t page, const std::uint32_t (&words)[Tiles][8], bool dealt,
                                                  std::uint32_t /*room*/, int /*group*/, int lane) {
+        constexpr bool kIsNarrow = Stored::kHasScale;
         std::uint32_t p[Tiles][2][4];
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile)
@@ -55,10 +58,13 @@ struct AlongTokens {
             for (int strip = 0; strip < 4; ++strip) {
                 std::uint32_t *const b = p[tile][strip / 2];
                 const std::uint32_t rows[2] = {words[tile][strip * 2], words[tile][strip * 2 + 1]};
-                if constexpr (Stored::token_of_row(1) == 1)
-                    b[strip % 2 * 2] = rows[0], b[strip % 2 * 2 + 1] = rows[1];
+                std::uint32_t &first = b[kIsNarrow ? strip % 2 : strip % 2 * 2];
+                std::uint32_t &second = b[kIsNarrow ? strip % 2 + 2 : strip % 2 * 2 + 1];
+                if (dealt)
+                    fp8_tokens(first, second, rows[0], rows[1], ptx::lane());
                 else
-                    fp8_tokens(b[strip % 2], b[strip % 2 + 2], rows[0], rows[1], ptx::lane());
+                    first = rows[0], second = rows[1];
+                if (dealt != kIsNarrow) exchange<2>(first, second, ptx::lane());
             }
         multiply<T, Page<HeadDim>, typename Stored::Kinds>(kind, out, page, HeldB<Tiles, 2>{p}, lane);
     }
@@ -90,10 +96,10 @@ struct AlongHeadDim {
 
     template <class T, class Stored, int HeadDim, int Tiles, int OutTiles, int Strips>
     static __device__ __forceinline__ void weigh(float (&out)[OutTiles][Strips][4], hsb_block_kind kind,
-                                                 std::uint32_t page, const std::uint32_t (&words)[Tiles][8],
+                                                 std::uint32_t page, const std::uint32_t (&words)[Tiles][8], bool dealt,
                                                  std::uint32_t room, int group, int lane) {
         const auto of_tiles = [&](auto tiles) {
-            const SpreadB<decltype(tiles)::value, Tiles, Stored> b(words, room);
+            const SpreadB<decltype(tiles)::value, Tiles, Stored> b(words, dealt, room);
             multiply<T, Page<HeadDim>, typename Stored::Kinds>(kind, out, page, b, lane);
         };
         if constexpr (Tiles == 1)

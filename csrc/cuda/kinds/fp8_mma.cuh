@@ -27,23 +27,25 @@ __device__ __forceinline__ int fp8_col(int number, int lane) {
     return lane % 4 / 2 * 8 + lane % 2 * 2 + number % 2 * 16 + number / 2 * 4;
 }
 
-// An even thread's second and the next one's first change places. Its own inverse.
-__device__ __forceinline__ void exchange_neighbours(std::uint32_t &first, std::uint32_t &second, bool odd) {
-    const std::uint32_t got = __shfl_xor_sync(~0u, odd ? first : second, 1);
-    if (odd)
+// A thread's second and the first of the one `Apart` further on, whose number has that bit, change places. Its own inverse.
+template <int Apart>
+__device__ __forceinline__ void exchange(std::uint32_t &first, std::uint32_t &second, int lane) {
+    const bool has_bit = lane & Apart;
+    const std::uint32_t got = __shfl_xor_sync(~0u, has_bit ? first : second, Apart);
+    if (has_bit)
         first = got;
     else
         second = got;
 }
 
 // Of a strip of 16 tokens, transposed: `even` holds tokens 4t and 4t + 2 of it, `odd` 4t + 1 and 4t + 3. To B's registers of
-// that strip, the first and the third of a step or the second and the fourth.
+// that strip, the first and the third of a step or the second and the fourth. By exchange<2>() these become those that 16-bit
+// pages ask for: tokens 2t, 2t + 1, and 8 more.
 __device__ __forceinline__ void fp8_tokens(std::uint32_t &first, std::uint32_t &second, std::uint32_t even,
                                            std::uint32_t odd, int lane) {
-    const bool is_odd = lane % 2;
     first = ptx::low_halves(even, odd);
     second = ptx::high_halves(even, odd);
-    exchange_neighbours(first, second, is_odd);
+    exchange<1>(first, second, lane);
 }
 
 // Four registers of a dense A, or of a 2:4 one, of the bytes of rows i and i + 8.

@@ -30,11 +30,11 @@ struct HeldB {
     __device__ __forceinline__ void dense_e4m3_step(std::uint32_t (&to)[Tiles][4], int at, int strip) const {
         step(to, at, strip);
         // Read here: of what outlives the page, the compiler would keep what comes of it in registers.
-        const bool odd = ptx::lane() % 2;
+        const int lane = ptx::lane();
 #pragma unroll
         for (int tile = 0; tile < Tiles; ++tile) {
-            exchange_neighbours(to[tile][0], to[tile][2], odd);
-            exchange_neighbours(to[tile][1], to[tile][3], odd);
+            exchange<1>(to[tile][0], to[tile][2], lane);
+            exchange<1>(to[tile][1], to[tile][3], lane);
         }
     }
 };

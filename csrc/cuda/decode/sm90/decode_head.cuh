@@ -12,8 +12,6 @@ namespace hsb::cuda::decode {
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(const __grid_constant__ Arguments a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    using Kinds = typename Stored::Kinds;
-    using Product = typename Stored::template Product<T>;
     using Queries = HeadQueries<T, HeadDim, Tiles, Stored>;
     using Result = HeadResult<HeadDim, Tiles>;
     extern __shared__ __align__(kStageAlign) unsigned char shared[];
@@ -41,7 +39,9 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     }
     const int end = line + cut.begin(part + 1);
     int page = line + cut.begin(part) + warp;
-    PageStream<HeadDim, Kinds> pages(a.k, a.v, ring, a.ring.stages, page, warps, end, lane);
+    const Elements<Stored> elements(a);
+    PageStream pages(elements.template key<HeadDim>(), elements.template value<HeadDim>(), ring, a.ring.stages, page,
+                     warps, end, lane);
     prefetch_shifts<HeadDim>(a, head);
 
     const auto units = queries.make(exchange_at, exchange_at + a.exchange.largest_at());
@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     for (; page < end; page += warps) {
         const int valid = page == last ? last_valid : kBlock;
         const std::uint32_t room = ptx::shared_address(shared + a.ring.room_at(warp));
-        attend_page<Product, Stored>(pages, running, q, units, a.reserve, valid, room, a.group, lane,
-                                     [&] { pages.refill_key(); });
+        attend_page<T>(elements, pages, running, q, units, a.reserve, valid, room, a.group, lane,
+                       [&] { pages.refill_key(); });
         pages.refill_value();
         pages.advance();
     }

@@ -61,12 +61,12 @@ public:
             __syncthreads();
             unrolled<kMaxWarps>(
                 [&](int warp) { most = fmaxf(most, ptx::load_shared_f32(largest + min(warp, warps - 1) * 4)); });
-            const QueryPower<Stored> power(most);
+            const QueryPower power(most, Stored::kQueryPower);
             unrolled<kMost>([&](int i) {
                 put(fragments, i, Element<OfE4m3>::pack(x[i].x * power.up, x[i].y * power.up) ^ a_.flip);
             });
             __syncthreads();
-            return power.units(a_.log2_scale);
+            return OwnUnits<Stored>{power.log2_scale(a_.log2_scale, Stored::kUnit)};
         } else {
             unrolled<kMost>([&](int i) { put(fragments, i, word_of(i) ^ a_.flip); });
             __syncthreads();
