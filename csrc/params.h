@@ -170,7 +170,8 @@ typedef struct hsb_compress_params {
     void *wide;                 /* [batch * kv_heads * wide ones, wide_page_bytes]: of narrow elements those blocks that
                                  * are not eligible, else none, and NULL */
     int32_t *map;               /* [batch, kv_heads, blocks] */
-    int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none */
+    int64_t *non_finite;        /* [1]: flat index of the first NaN or infinity, -1 if there is none. CUDA: it is -1 before
+                                 * the call, and only written where there is one */
     void *workspace;            /* hsb_*_compress_workspace() bytes, 64-byte aligned */
     void *stream;               /* CUDA */
     const float *shift;         /* [batch, kv_heads, head_dim], in the order of x's channels: taken from every token

@@ -49,8 +49,10 @@ class TensorCompressor:
         self._operation.run()
 
     def check(self) -> None:
-        """Raises :class:`hsbench.errors.NonFiniteError` if the last run met a NaN or an infinity."""
-        raise_if_non_finite(self._name, int(self._non_finite), self._x.shape)
+        """Raises :class:`hsbench.errors.NonFiniteError` if a run since the last check met a NaN or an infinity."""
+        found = int(self._non_finite)
+        self._non_finite.fill_(-1)  # CUDA's runs only write what they find: to reset it would be a kernel of its own
+        raise_if_non_finite(self._name, found, self._x.shape)
 
 
 class PairCompressor:

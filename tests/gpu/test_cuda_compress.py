@@ -47,7 +47,7 @@ from hsbench.cache.block_map import entries_of, is_kind
 from hsbench.cache.fit import Fit, channel_order
 from hsbench.cache.layout import PageLayout
 from hsbench.cache.layouts import layouts_of
-from hsbench.cache.packing import padded_blocks
+from hsbench.cache.packing import PageCompressor, padded_blocks
 from hsbench.cache.prune import (
     BLOCK,
     BlockKind,
@@ -59,6 +59,7 @@ from hsbench.cache.prune import (
     prune_hierarchical,
 )
 from hsbench.cache.pruner import Axis
+from hsbench.errors import NonFiniteError
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
 from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, StoredElements, element_by
@@ -93,7 +94,9 @@ class Pages:
         element = elements.of(element_by(x.dtype))
         sizes = {kind: heads * plan.count(kind) * page.nbytes(head_dim, element) for kind, page in layout.items()}
         pools = {kind: Buffer(size) for kind, size in sizes.items()}
-        return cls(map=Buffer(heads * plan.blocks * 4), pools=pools, non_finite=Buffer(8), layout=layout)
+        non_finite = Buffer(8)
+        non_finite.bytes.fill_(0xFF)  # -1
+        return cls(map=Buffer(heads * plan.blocks * 4), pools=pools, non_finite=non_finite, layout=layout)
 
     @property
     def fields(self) -> dict[str, compress_cases.Buffer]:
@@ -280,6 +283,18 @@ def test_the_first_non_finite_element_is_named(operand: Operand, seq: int) -> No
         fields = fit_fields(make_fit("all", torch.ones_like(x), operand), torch.ones_like(x))
         pages = compress(x.to(DEVICE), operand, plan_blocks(seq, sparsity), fields)
         assert int(pages.non_finite.cpu(torch.int64)) == first, (dtype, sparsity, "under a pruner")
+
+
+def test_a_check_forgets_what_it_has_named() -> None:
+    """Runs only write what they find."""
+    x, _ = with_non_finite(1000, torch.float16, torch.Generator().manual_seed(1))
+    compressor = PageCompressor(x.to(DEVICE), "k", plan_blocks(1000, 0.5))
+    compressor.run()
+    with pytest.raises(NonFiniteError):
+        compressor.check()
+    compressor._x.nan_to_num_(0.0, 0.0, 0.0)
+    compressor.run()
+    compressor.check()
 
 
 def test_the_tail_is_scanned_too() -> None:

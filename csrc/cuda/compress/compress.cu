@@ -57,8 +57,6 @@ extern "C" int hsb_cuda_compress(const hsb_compress_params *p) {
         HSB_CHECK(p->sparse || !plan.sparse, "sparse is required where blocks become 2:4");
         HSB_CHECK(p->workspace || !plan.needs_losses(), "workspace is required");
         current_device();
-        // -1, and for the kernels, which look for the least unsigned index, the largest there is.
-        HSB_CUDA(cudaMemsetAsync(p->non_finite, 0xff, sizeof *p->non_finite, static_cast<cudaStream_t>(p->stream)));
         if (plan.needs_losses()) with_element(p->dtype, [&](auto type) { choose<decltype(type)>(*p, plan); });
         with_stored(p->stored, [&](auto stored) { pack<decltype(stored)>(*p, plan); });
     });
