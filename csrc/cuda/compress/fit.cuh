@@ -227,7 +227,11 @@ public:
         const float2 x = Element<T>::unpack(stored), by = Element<T>::unpack(inverse_[pair]);
         return ptx::fp16x2_saturated(__fmul_rn(x.x, by.x), __fmul_rn(x.y, by.y));
     }
-    // Of the channels of a pair; and whether none of the chunk's makes what is stored smaller.
+    // Of all of a chunk's pairs, in the type; of the channels of a pair; and whether none of the chunk's makes what is
+    // stored smaller.
+    __device__ __forceinline__ uint4 packed_units() const {
+        return {inverse_[0], inverse_[1], inverse_[2], inverse_[3]};
+    }
     __device__ __forceinline__ float2 units(int pair) const { return Element<T>::unpack(inverse_[pair]); }
     __device__ __forceinline__ bool has_units_from_1() const {
         const std::uint32_t one = Element<T>::pack(1.0f, 1.0f);

@@ -72,6 +72,13 @@ struct Pruned {
     }
 };
 
+// Codes of groups: of masks, in each group's four bits, whether the first three are kept.
+__device__ __forceinline__ std::uint32_t codes_of_masks(const std::uint32_t (&stays)[3]) {
+    const std::uint32_t keep3 = stays[0] ^ stays[1] ^ stays[2];  // two are
+    const std::uint32_t first = ~stays[0] & (stays[1] ^ 0x22222222u) & 0x33333333u;
+    return first | ((keep3 | (stays[2] ^ 0x44444444u)) & 0xccccccccu);
+}
+
 // Keeps of each group of x the two whose `by`, of type T, is largest; ties keep the lower index. The codes are at bits
 // `low_place` and 16 + `high_place`.
 template <class T, int low_place, int high_place = low_place>

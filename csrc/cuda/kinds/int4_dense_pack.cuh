@@ -1,7 +1,9 @@
 // How a dense block gets into its page of int4 (compress/pack.cuh): quantised, V transposed.
 #pragma once
 
+#include "int4_keys_pack.cuh"
 #include "int4_rows_pack.cuh"
+#include "int4_values_pack.cuh"
 
 namespace hsb::cuda {
 
@@ -14,12 +16,17 @@ struct Int4DensePack {
         Int4Keys<HeadDim, Source> keys(k, source, page, room, lane);
         std::uint32_t groups[Strip::kLoads][4];
 #pragma unroll
-        for (int n = 0; n < Strip::kLoads; ++n) Source::groups_of(x[n], groups[n]);
-        keys.find_scales(groups);
+        for (int n = 0; n < Strip::kLoads; ++n) {
+            Source::groups_of(x[n], groups[n]);
+            keys.look_at(groups[n]);
+        }
+        keys.find_scales();
+        typename Int4Keys<HeadDim, Source>::Inverses inverse;
+        keys.load_inverses(inverse);
 #pragma unroll
         for (int n = 0; n < Strip::kLoads; ++n) {
             std::uint32_t steps[4];
-            keys.steps(steps, groups[n]);
+            keys.floors(steps, groups[n], inverse);
 #pragma unroll
             for (int i = 0; i < 4; ++i) groups[n][i] = steps[i];
         }

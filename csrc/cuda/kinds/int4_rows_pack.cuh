@@ -69,7 +69,7 @@ public:
         const std::uint32_t of_second = int4_half_word(ptx::high_halves(first, second), below);
         const std::uint32_t got = __shfl_xor_sync(~0u, below ? of_first : of_second, kLanes / 2);
         const int row = v_.chunk % (kLanes / 2) * 2 + below;
-        ptx::store_4(page_ + at(row), (below ? of_second : of_first) | got);
+        ptx::store_4(page_ + at(row), int4_word(below ? of_second : of_first, got, below));
     }
     // The number of the first of the words that a token's pair of 64 cols has of the lane's strip, in units of such.
     __device__ __forceinline__ int pair_strip() const { return v_.strip * Shape::kStrips + v_.chunk / kLanes; }

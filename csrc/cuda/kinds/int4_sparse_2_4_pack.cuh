@@ -4,7 +4,9 @@
 #include <type_traits>
 
 #include "cuda/compress/prune.cuh"
+#include "int4_keys_pack.cuh"
 #include "int4_rows_pack.cuh"
+#include "int4_values_pack.cuh"
 
 namespace hsb::cuda {
 
@@ -15,30 +17,28 @@ struct Int4Sparse24Pack {
                                                      uint4 *room, int lane) {
         using Strip = KeyStrip<HeadDim>;
         Int4Keys<HeadDim, Source> keys(k, source, page, room, lane);
-        std::uint32_t groups[Strip::kLoads][4], codes[Strip::kLoads];
+        std::uint32_t kept[Strip::kLoads][2], codes[Strip::kLoads];
         source.with_choice([&](auto choice) {
 #pragma unroll
             for (int n = 0; n < Strip::kLoads; ++n) {
                 const Pruned pruned = source.prune_chunk(choice, x[n]);
-                std::uint32_t of_chunk[4];
+                std::uint32_t of_chunk[4], in_place[4];
                 Source::groups_of(x[n], of_chunk);
-                pruned.in_place(groups[n], of_chunk);
+                pruned.in_place(in_place, of_chunk);
+                keys.look_at(in_place);
+                kept[n][0] = pruned.kept[0];
+                kept[n][1] = pruned.kept[1];
                 codes[n] = pruned.codes;
                 keys.put_codes(n, codes[n]);
             }
         });
-        keys.find_scales(groups);
-#pragma unroll
-        for (int n = 0; n < Strip::kLoads; ++n) {
-            std::uint32_t steps[4], kept[2];
-            keys.steps(steps, groups[n]);
-            int4_kept(kept, steps, codes[n], 0);
-            groups[n][0] = kept[0];
-            groups[n][1] = kept[1];
-        }
+        keys.find_scales();
         const int word = (k.chunk / 8 * KeyPage<HeadDim>::kStrips + k.strip) * 2 + k.chunk / 4 % 2, t = k.chunk % 4;
         keys.template store_words<1>(
-            [&](int n, int) { return int4_half_word(groups[n][0], groups[n][1], keys.is_below()); },
+            [&](int n, int) {
+                return int4_half_word(keys.kept_floors(kept[n][0], codes[n], false),
+                                      keys.kept_floors(kept[n][1], codes[n], true), keys.is_below());
+            },
             [&](int row, int) { return int4_words<KeyPage<HeadDim>>(word / 4, row * 4 + t) + word % 4 * 4; });
         keys.store_codes();
     }
@@ -84,33 +84,38 @@ struct Int4Sparse24Pack {
                                                        const ValueRuns::Pairs &x, unsigned char *page, uint4 *room,
                                                        int lane) {
         Int4Values<HeadDim, Source> values(v, source, page, room, lane);
-        std::uint32_t kept[4][4][2], codes[4] = {};  // [pair of head dims][group][first, last]
+        std::uint32_t kept[4][4][2], codes[4];  // [pair of head dims][group][first, last]
         typename Int4Values<HeadDim, Source>::Largest largest = {};
         source.with_choice([&](auto choice) {
-            const auto weights = source.token_weights(choice, first_token(v.run, 0));
-            const auto prune = [&](auto group, int pair) {
+            std::uint32_t stays[4][3] = {};  // of the groups, in their 4 bits
+            const auto prune = [&](auto group) {
                 constexpr int g = decltype(group)::value;
-                const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
-                                                   x[g * 4 + 3][pair]};
-                std::uint32_t spread[4];
-                const Pruned pruned = source.template prune_group<g * 4>(choice, of_group, weights, g);
-                if constexpr (decltype(choice)::kIsAll)
-                    pruned.spread(spread);
-                else
-                    pruned.in_place(spread, of_group);
+                const auto weights = source.token_weights(choice, first_token(v.run, 0) + g * 4);  // its own alone
 #pragma unroll
-                for (int i = 0; i < 4; ++i) values.take_largest(largest[g * 4 + i], spread[i], pair);
-                kept[pair][g][0] = pruned.kept[0];
-                kept[pair][g][1] = pruned.kept[1];
-                codes[pair] |= pruned.codes;
+                for (int pair = 0; pair < 4; ++pair) {
+                    const std::uint32_t of_group[4] = {x[g * 4][pair], x[g * 4 + 1][pair], x[g * 4 + 2][pair],
+                                                       x[g * 4 + 3][pair]};
+                    std::uint32_t spread[4];
+                    const Pruned pruned = source.template prune_group<g * 4>(choice, of_group, weights, 0);
+                    if constexpr (decltype(choice)::kIsAll)
+                        pruned.spread(spread);
+                    else
+                        pruned.in_place(spread, of_group);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) values.take_largest(largest[g * 4 + i], spread[i], pair);
+                    kept[pair][g][0] = pruned.kept[0];
+                    kept[pair][g][1] = pruned.kept[1];
+#pragma unroll
+                    for (int i = 0; i < 3; ++i)
+                        stays[pair][i] = select(0xf000fu << g * 4, pruned.stays[i], stays[pair][i]);
+                }
             };
+            prune(std::integral_constant<int, 0>());
+            prune(std::integral_constant<int, 1>());
+            prune(std::integral_constant<int, 2>());
+            prune(std::integral_constant<int, 3>());
 #pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                prune(std::integral_constant<int, 0>(), pair);
-                prune(std::integral_constant<int, 1>(), pair);
-                prune(std::integral_constant<int, 2>(), pair);
-                prune(std::integral_constant<int, 3>(), pair);
-            }
+            for (int pair = 0; pair < 4; ++pair) codes[pair] = codes_of_masks(stays[pair]);
         });
         values.find_scales(
             largest, [&](int t, int pair) { return int4_spread(kept[pair][t / 4], codes[pair], t / 4 * 4, t % 4); });

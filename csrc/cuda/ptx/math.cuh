@@ -23,6 +23,13 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
+// Of a number that is not subnormal, nor is its inverse.
+__device__ __forceinline__ float reciprocal_of_normal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // The larger of each of two bf16; NaN is the largest.
 __device__ __forceinline__ std::uint32_t max_bf16x2(std::uint32_t a, std::uint32_t b) {
     std::uint32_t y;
@@ -43,16 +50,17 @@ __device__ __forceinline__ std::uint32_t fp16x2_saturated(float low, float high)
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
-// Towards zero; those beyond the largest finite number become it.
+// Towards zero; those beyond the largest finite number, and infinities, become it.
 __device__ __forceinline__ std::uint32_t fp16x2_towards_zero(float low, float high) {
     std::uint32_t y;
-    asm("cvt.rz.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    asm("cvt.rz.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
-// Both of two within bounds.
-__device__ __forceinline__ std::uint32_t fp16x2_between(std::uint32_t x, std::uint32_t least, std::uint32_t most) {
-    asm("max.f16x2 %0, %0, %1;\n\tmin.f16x2 %0, %0, %2;" : "+r"(x) : "r"(least), "r"(most));
-    return x;
+// The larger of each of two fp16.
+__device__ __forceinline__ std::uint32_t larger_fp16x2(std::uint32_t a, std::uint32_t b) {
+    std::uint32_t y;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
 }
 __device__ __forceinline__ std::uint32_t bf16x2_saturated(float low, float high) {
     std::uint32_t y;
