@@ -333,7 +333,7 @@ class Cache:
         Args:
             q: ``[batch, q_heads, n, head_dim]``: query i of a sequence sees its tokens up to that i.
             lengths: how many of the n each sequence has, the first ones, int32 ``[batch]`` on the device: those of
-                append. All by default.
+                append. All by default, and then each sequence must have n tokens.
 
         Returns:
             ``out [batch, q_heads, n, head_dim]`` in q's dtype and ``lse [batch, q_heads, n]``, fp32, natural log; 0 and
