@@ -191,8 +191,9 @@ private:
     int open_, sparse_, narrow_, judged_;  // hsb_growing::state
 };
 
+// One CTA a multiprocessor is as many registers as a thread may have: fewer, which ptxas takes by itself, spill.
 template <class T, int HeadDim, class Stored>
-__global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads, 1) append_kernel(const __grid_constant__ Arguments a) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     auto &shared = *reinterpret_cast<Shared<HeadDim, Stored> *>(shared_bytes);
     const int operand = a.operand + blockIdx.x % a.operands, head = blockIdx.x / a.operands;
