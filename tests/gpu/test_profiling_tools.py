@@ -41,7 +41,7 @@ def rows(err: str) -> list[list[str]]:
 def check_kernels(err: str) -> None:
     kernels = [(method, kernel) for method, kernel, *_ in rows(err)]
     decoding = {method for method, kernel in kernels if kernel in ("decode_kernel", "decode_head_kernel")}
-    assert decoding == {"dense", "hierarchical"}, err
+    assert {"dense", "hierarchical"} <= decoding, err  # and those of other elements
     names = {kernel for _, kernel in kernels}
     assert not any("spin" in name or "FillFunctor" in name for name in names), "only the methods' own kernels"
 

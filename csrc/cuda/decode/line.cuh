@@ -54,7 +54,7 @@ public:
         const Partition partition{units, a.partition.parts};
         const int part = static_cast<int>(blockIdx.x);
         const Cut begin = cut_at(partition.begin(part), cost), end = cut_at(partition.begin(part + 1), cost);
-        if (lane == 0) {
+        if (threadIdx.x == 0) {  // every warp has found the same
             store(kUnits, units);
             store(kCost, cost);
             store(kBegin, begin.page);
@@ -62,7 +62,7 @@ public:
             store(kFirst, begin.sequence);
             store(kFirstBegin, begin.sequence_begin);
         }
-        __syncwarp();
+        __syncthreads();
     }
 
     // The pages of this CTA's part.
@@ -132,9 +132,8 @@ private:
         int page, sequence, sequence_begin;
     };
 
-    // MergePlaces::line, where every warp of a CTA writes the same, once and before any page, and reads what it wrote
-    // itself. What belongs to a head is in registers or derived anew, for a warp may be a head ahead of another. So is this
-    // address: there is no register for it.
+    // MergePlaces::line, written once and before any page. What belongs to a head is in registers or derived anew, for a warp
+    // may be a head ahead of another. So is this address: there is no register for it.
     __device__ __forceinline__ std::uint32_t room() const {
         extern __shared__ __align__(kStageAlign) unsigned char shared[];
         const int barriers = a_.ring.warps * a_.ring.stages * kBarrierBytes;

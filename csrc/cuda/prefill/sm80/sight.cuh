@@ -93,7 +93,7 @@ public:
             ptx::store_shared_u32(address(kAhead), own.first + past - evicted * kBlock);
             ptx::store_shared_u32(address(kValid), own.valid);
         }
-        __syncthreads();  // a warp's own sync would do, but racecheck does not follow that
+        __syncwarp();
     }
     struct Page {
         bool is_seen, is_edge, has_next;
