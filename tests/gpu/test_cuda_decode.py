@@ -17,9 +17,9 @@ from hsbench.kernels import library
 from hsbench.problem.elements import FP16
 from kernel_cases import (
     ALONG_HEAD_DIM,
-    APART,
     BAD_DECODE_SHAPES,
     DEGENERATE,
+    ELEMENTS_APART,
     INT4_ALONG_HEAD_DIM,
     Case,
     Pack,
@@ -51,7 +51,7 @@ PACKS = {
     "int4 with wide ends": scattered_int4_wide_ends,
     **ALONG_HEAD_DIM,
     **INT4_ALONG_HEAD_DIM,
-    **APART,
+    **ELEMENTS_APART,
 }
 of_all_elements = pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 

@@ -22,10 +22,11 @@ from hsbench.cache.layouts import why_no_pages
 from hsbench.cache.pruner import CENTERED, Pruner, pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import CUDA
-from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, CacheElements, elements_of
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, STORED_INT4, CacheElements
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 from kernel_cases import make_case, padded_bitmap
 from pruner_cases import PARTS, PrunerCase
+from small_cases import APART
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +34,6 @@ DTYPES = (torch.float16, torch.bfloat16)
 GROUPS = (1, 2, 3, 4, 7, 8, 9, 16)
 MIXES = ((0.0, 0.0), (0.5, 0.5), (0.0, 0.5), (0.3, 0.15))
 """Key and value sparsity."""
-APART = (elements_of(SIXTEEN_BIT, STORED_INT4), elements_of(STORED_INT4, STORED_FP8))
 NARROW = (STORED_FP8, STORED_INT4, *APART)
 
 make_pruner_case = partial(pruner_cases.make_pruner_case, device=DEVICE)

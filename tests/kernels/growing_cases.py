@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.kernels import library
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import SIXTEEN_BIT, STORED_FP8, STORED_INT4, CacheElements, elements_of
+from hsbench.problem.elements import STORED, CacheElements, elements_of
 from hsbench.run.check import LSE_TOLERANCE, TOLERANCE
 
 POISON = 0xFF
@@ -47,14 +48,7 @@ NARROW = 1.5 * ROUNDED * math.sqrt(2 + 2 * (mean_square(*KEY_SPREADS) + mean_squ
 """Of prefill by products of e4m3: p, V, q and K are each rounded, the last two by as much as K's channels are large.
 Half as much again is for single queries (docs/kernels/cuda-prefill-sm90.md)."""
 
-APART = (
-    elements_of(SIXTEEN_BIT, STORED_FP8),
-    elements_of(SIXTEEN_BIT, STORED_INT4),
-    elements_of(STORED_FP8, SIXTEEN_BIT),
-    elements_of(STORED_FP8, STORED_INT4),
-    elements_of(STORED_INT4, SIXTEEN_BIT),
-    elements_of(STORED_INT4, STORED_FP8),
-)
+APART = tuple(elements_of(key, value) for key, value in permutations(STORED.values(), 2))
 """Elements of K and of V that differ."""
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -135,7 +135,7 @@ def _apart(key: Pack, value: Pack) -> Pack:
 
 _PACKS = {"16bit": scattered, "fp8": scattered_wide_ends, "int4": scattered_int4_wide_ends}
 
-APART: dict[str, Pack] = {
+ELEMENTS_APART: dict[str, Pack] = {
     f"{key}/{value}, V along {axis}": _apart(_PACKS[key], partial(_PACKS[value], value_axis=axis))
     for key, value, axis in (
         ("16bit", "fp8", "tokens"),
