@@ -169,14 +169,15 @@ def _replace(model: Model, seen: dict[Any, _Call], pointwise: Pointwise, forward
         "mlp": [layer.mlp for layer in layers if _is_gated(layer.mlp)],
         "layer": layers if _has_usual_norms(model.hf, layers) else [],
     }
+    makers = {"attention": _attention_forward, "mlp": _mlp_forward}
     found = []
     for kind, ones in modules.items():
         touched = list(ones)
-        if kind == "layer" and ones:
+        if kind in makers:
+            for module in ones:
+                forwards.replace(module, makers[kind](module, pointwise))
+        elif ones:
             touched += _connect(ones, model.hf.base_model.norm, pointwise, forwards)
-        for module in ones if kind != "layer" else ():
-            make = _attention_forward if kind == "attention" else _mlp_forward
-            forwards.replace(module, make(module, pointwise))
         if ones and all(_says_the_same(module, seen[module]) for module in ones):
             found.append(kind)
         else:

@@ -216,17 +216,18 @@ void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device
     if constexpr (!std::is_same_v<Stored, StoredApart>)
         if ((!p.lengths || p.batch == 1) && launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
     using Result = WarpResult<HeadDim, Tiles>;
-    with_stored(p.k.stored, [&](auto key) {
-        with_stored(p.v.stored, [&](auto value) {
-            using Key = decltype(key);
-            using Value = decltype(value);
-            constexpr int kStages = Key::kStages < Value::kStages ? Key::kStages : Value::kStages;
-            a.ring = choose_ring(stage_page_bytes<Key, Result>(p.k, HeadDim),
-                                 stage_page_bytes<Value, Result>(p.v, HeadDim), device.shared_bytes,
-                                 max_threads<Tiles>() / 32, ceil_div(a.partition.pages, a.partition.parts), a.group,
-                                 Axis::template room_bytes<Value>(a.group), kStages);
-        });
+    int key_bytes = 0, value_bytes = 0, room_bytes = 0, stages = 0;
+    with_stored(p.k.stored, [&](auto stored) {
+        key_bytes = stage_page_bytes<decltype(stored), Result>(p.k, HeadDim);
+        stages = stored.kStages;
     });
+    with_stored(p.v.stored, [&](auto stored) {
+        value_bytes = stage_page_bytes<decltype(stored), Result>(p.v, HeadDim);
+        room_bytes = Axis::template room_bytes<decltype(stored)>(a.group);
+        if (stored.kStages < stages) stages = stored.kStages;
+    });
+    a.ring = choose_ring(key_bytes, value_bytes, device.shared_bytes, max_threads<Tiles>() / 32,
+                         ceil_div(a.partition.pages, a.partition.parts), a.group, room_bytes, stages);
     const int shared_bytes = a.ring.shared_bytes();
     HSB_CHECK(shared_bytes <= device.shared_bytes, "stages do not fit into shared memory");
     launch(decode_kernel<T, HeadDim, Tiles, Stored, Axis>, a.partition.parts, a.ring.warps * 32, shared_bytes, p.stream,

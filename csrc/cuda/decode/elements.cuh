@@ -15,38 +15,35 @@
 
 namespace hsb::cuda::decode {
 
-// Pages whose kinds are of a list.
-template <int HeadDim, class Kinds>
-struct PagesOf {
+// Pages of a pool, whose kinds are of a list.
+template <class Kinds>
+struct PooledPages {
     static constexpr int kBits = kKindBits<Kinds>;
     const PagePool &pool;
 
     __device__ bool has_map() const { return pool.map; }
-    __device__ __forceinline__ std::int32_t entry(int place) const { return pool.template entry<Kinds>(place); }
-    __device__ __forceinline__ StoredPage<const unsigned char> page(std::int32_t entry) const {
-        return pool.template page<HeadDim, Kinds>(entry);
-    }
+    __device__ __forceinline__ std::int32_t entry(int place) const { return pool.entry<Kinds>(place); }
     static __device__ __forceinline__ bool stays(std::int32_t entry) {
         return with_kind<Kinds>(kind_of(entry), [](auto of_kind) { return of_kind.kStays; });
     }
 };
 
-// Pages of any list, of sizes that a launch says.
-struct SizedPages {
-    using Kinds = StoredFp8::Kinds;  // all that there are, by number
-    static_assert(Kinds::kCount == kBlockKinds, "every kind");
-    static constexpr int kBits = kKindBits<Kinds>;
-    const PagePool &pool;
+// Of sizes that their kinds say.
+template <int HeadDim, class Kinds>
+struct PagesOf : PooledPages<Kinds> {
+    __device__ __forceinline__ StoredPage<const unsigned char> page(std::int32_t entry) const {
+        return this->pool.template page<HeadDim, Kinds>(entry);
+    }
+};
+
+// Of any kind, and of sizes that a launch says.
+struct SizedPages : PooledPages<StoredFp8::Kinds> {
+    static_assert(StoredFp8::Kinds::kCount == kBlockKinds, "every kind, by number");
     const PageBytes &bytes;
 
-    __device__ bool has_map() const { return pool.map; }
-    __device__ __forceinline__ std::int32_t entry(int place) const { return pool.entry<Kinds>(place); }
     __device__ __forceinline__ StoredPage<const unsigned char> page(std::int32_t entry) const {
         const hsb_block_kind kind = kind_of(entry);
         return {pool.pools[kind] + slot_of(entry) * bytes.of_kind[kind], bytes.of_kind[kind]};
-    }
-    static __device__ __forceinline__ bool stays(std::int32_t entry) {
-        return with_kind<Kinds>(kind_of(entry), [](auto of_kind) { return of_kind.kStays; });
     }
 };
 
@@ -78,11 +75,11 @@ public:
 
     template <int HeadDim>
     __device__ PagesOf<HeadDim, Kinds> key() const {
-        return {a_.k};
+        return {{a_.k}};
     }
     template <int HeadDim>
     __device__ PagesOf<HeadDim, Kinds> value() const {
-        return {a_.v};
+        return {{a_.v}};
     }
 
 private:
@@ -114,11 +111,11 @@ public:
 
     template <int HeadDim>
     __device__ SizedPages key() const {
-        return {a_.k, a_.key_bytes};
+        return {{a_.k}, a_.key_bytes};
     }
     template <int HeadDim>
     __device__ SizedPages value() const {
-        return {a_.v, a_.value_bytes};
+        return {{a_.v}, a_.value_bytes};
     }
 
 private:
