@@ -333,11 +333,11 @@ class Cache:
         Args:
             q: ``[batch, q_heads, n, head_dim]``: query i of a sequence sees its tokens up to that i.
             lengths: how many of the n each sequence has, the first ones, int32 ``[batch]`` on the device: those of
-                append. All by default, and then each sequence must have n tokens.
+                append. All by default.
 
         Returns:
             ``out [batch, q_heads, n, head_dim]`` in q's dtype and ``lse [batch, q_heads, n]``, fp32, natural log; 0 and
-            -infinity for queries that a sequence does not have.
+            -infinity for queries that a sequence does not have, and for those that come before its first token.
 
         Raises:
             UsageError, UnsupportedError: as :func:`hsbench.prefill`.

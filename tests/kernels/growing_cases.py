@@ -163,19 +163,18 @@ class Grown:
             k, v = (saturated(x, tensor) for x, tensor in zip((k, v), self.tensors, strict=True))
         out, lse, q = (x.cpu() for x in (*self.attend(q, counts, kernel), q))
         for sequence, length in enumerate(self.lengths):
-            mine = n if counts is None else counts[sequence]
-            assert not out[sequence, :, mine:].any() and bool((lse[sequence, :, mine:] == -torch.inf).all())
-            if not mine:
-                continue
-            if not length:
-                assert not out[sequence].any() and bool((lse[sequence] == -torch.inf).all())
+            queries = n if counts is None else counts[sequence]
+            see = slice(max(queries - length, 0), queries)  # the others come before all tokens, or are none
+            for blind in (slice(0, see.start), slice(see.stop, n)):
+                assert not out[sequence, :, blind].any() and bool((lse[sequence, :, blind] == -torch.inf).all())
+            if see.start == see.stop:
                 continue
             one = slice(sequence, sequence + 1)
-            right, sums = attention(q[one, :, :mine], k[one, :, :length], v[one, :, :length])
-            error = (out[sequence, :, :mine].float() - right[0]).norm() / right.norm()
+            right, sums = attention(q[one, :, see], k[one, :, :length], v[one, :, :length])
+            error = (out[sequence, :, see].float() - right[0]).norm() / right.norm()
             assert error <= (NARROW if narrow else TOLERANCE[q.dtype]), f"sequence {sequence}: {error:.2e}"
             if not narrow:
-                torch.testing.assert_close(lse[sequence, :, :mine], sums[0], rtol=LSE_TOLERANCE, atol=LSE_TOLERANCE)
+                torch.testing.assert_close(lse[sequence, :, see], sums[0], rtol=LSE_TOLERANCE, atol=LSE_TOLERANCE)
 
 
 def saturated(x: Tensor, tensor: GrowingTensor) -> Tensor:

@@ -21,7 +21,7 @@ from hsbench.cache.prune import BLOCK
 from hsbench.cache.pruner import pruner_of
 from hsbench.errors import NonFiniteError, UnsupportedError, UsageError
 from hsbench.kernels.device import Device
-from hsbench.problem.elements import STORED, CacheElements, StoredElements
+from hsbench.problem.elements import SIXTEEN_BIT, STORED, STORED_FP8, CacheElements, StoredElements
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -188,6 +188,17 @@ def test_a_chunk_sees_itself_and_its_window_open(device: str) -> None:
             assert torch.equal(kept[:, :, open_from:], x[:, :, open_from : at + 128])
             if open_from >= BLOCK:
                 assert (kept[:, :, :open_from] == 0).float().mean() > 0.49
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("elements", [SIXTEEN_BIT, STORED_FP8], ids=str)
+def test_prefill_where_sequences_are_shorter_than_q(device: str, elements: StoredElements, head_dim: int) -> None:
+    """Their first queries come before all tokens: a few of a kernel's tile, all of it, all of a block's."""
+    grown = Grown(make_cache(device, batch=6, capacity=700, head_dim=head_dim, elements=elements, chunk=64))
+    grown.append(500, [500, 0, 1, 70, 200, 399])
+    for kernel in prefill_kernels(device, elements):
+        for n in (2, 64, 65, 400, 500):
+            grown.assert_attends(n, kernel=kernel)
 
 
 # ---- Limits ----------------------------------------------------------------------------------------------------------

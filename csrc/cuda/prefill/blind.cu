@@ -8,22 +8,29 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A CTA is a query head. What of its queries see nothing comes before all others, or behind.
+// Queries `begin` to `end` of a CTA's head.
+__device__ void blank(const hsb_prefill_params &p, std::int64_t begin, std::int64_t end) {
+    const std::int64_t row = blockIdx.x * p.q_len, chunks = p.head_dim / 8;
+    uint4 *const out = static_cast<uint4 *>(p.out) + row * chunks;
+    for (std::int64_t i = begin * chunks + threadIdx.x; i < end * chunks; i += kThreads)
+        out[i] = make_uint4(0, 0, 0, 0);
+    for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) p.lse[row + i] = __int_as_float(0xff800000);
+}
+
+// A CTA is a query head. What of its queries see nothing comes before all others; what it does not have, behind.
 __global__ void __launch_bounds__(kThreads) blank_kernel(const __grid_constant__ hsb_prefill_params p) {
-    std::int64_t begin = 0, blind;
+    std::int64_t blind, queries = p.q_len;
     if (p.position) {
         const int group = p.q_heads / p.kv_heads;
         const std::int64_t first = __ldg(p.position + blockIdx.x / group * p.stored_blocks);
-        const std::int64_t before = first * kBlock - (p.seq - p.q_len);
-        blind = before < p.q_len ? before : p.q_len;
+        blind = first * kBlock - (p.seq - p.q_len);
     } else {
-        begin = __ldg(p.q_lengths + blockIdx.x / p.q_heads);
-        blind = p.q_len - begin;
+        const std::uint32_t sequence = blockIdx.x / p.q_heads;
+        if (p.q_lengths) queries = __ldg(p.q_lengths + sequence);
+        blind = queries - __ldg(p.lengths + sequence);
     }
-    const std::int64_t row = blockIdx.x * p.q_len + begin;
-    uint4 *const out = static_cast<uint4 *>(p.out) + row * p.head_dim / 8;
-    for (std::int64_t i = threadIdx.x; i < blind * p.head_dim / 8; i += kThreads) out[i] = make_uint4(0, 0, 0, 0);
-    for (std::int64_t i = threadIdx.x; i < blind; i += kThreads) p.lse[row + i] = __int_as_float(0xff800000);
+    blank(p, 0, blind < queries ? blind : queries);
+    blank(p, queries, p.q_len);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Queries that see nothing, since all blocks up to theirs are evicted, and those that a sequence does not have: out 0, lse
-// -infinity. The kernels of each path leave anything there, so that none of them has an instruction for it.
+// Queries that see nothing, since all blocks up to theirs are evicted or a sequence has fewer tokens than queries, and those
+// that it does not have: out 0, lse -infinity. The kernels of each path leave anything there, so that none of them has an
+// instruction for it.
 #pragma once
 
 #include "params.h"

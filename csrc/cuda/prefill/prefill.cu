@@ -108,7 +108,7 @@ void run(const hsb_prefill_params &p) {
         run_prefill_sm90_fp8(p, device);
     else
         run_prefill_sm90(p, device);
-    if (p.position || p.q_lengths) blank_blind_queries(p);
+    if (p.position || p.lengths) blank_blind_queries(p);
 }
 
 }  // namespace

@@ -78,9 +78,13 @@ public:
         own.valid = queries - own.first;
         const Sight<Tile, false> blocks(queries, past, own);
         const std::int32_t line = own.head / a.group * a.positions.stored;
+        // Whether the last query before `end` sees a token: not all of a sequence that is shorter than its queries do.
+        const auto sees = [&](std::int32_t end) { return min(end, queries) + past > 0; };
         // By all lanes, for that is how they look.
-        const std::int32_t pages = own.tile_first < queries ? a.positions.before(line, blocks.pages()) : 0;
-        const std::int32_t end = a.positions.before(line, blocks.end());
+        const std::int32_t pages = own.tile_first < queries && sees(own.tile_first + Tile::kQueries)
+                                       ? a.positions.before(line, blocks.pages())
+                                       : 0;
+        const std::int32_t end = sees(own.first + Tile::kWarpQueries) ? a.positions.before(line, blocks.end()) : 0;
         const std::int32_t whole = min(a.positions.before(line, blocks.whole()), end);
         // Evicted before the pages that only some of the warp's queries see: the same of each, for they are two at
         // most.

@@ -114,8 +114,9 @@ struct Arguments {
     __device__ __forceinline__ int pages_of(int head, int tile, int first_page) const {
         const int queries = extents.lengths ? extents.queries(head, q_len) : q_len;
         const int end = (tile + 1) * Cut::kTileQueries < queries ? (tile + 1) * Cut::kTileQueries : queries;
-        if (end <= tile * Cut::kTileQueries) return 0;
-        return positions.before(first_page, (past(head) + end - 1) / kBlock + 1);
+        const int seen = past(head) + end;  // tokens that the last of them sees
+        if (end <= tile * Cut::kTileQueries || seen <= 0) return 0;
+        return positions.before(first_page, (seen - 1) / kBlock + 1);
     }
 };
 
