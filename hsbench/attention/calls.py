@@ -99,6 +99,7 @@ class NativeCall:
     ) -> None:
         self._q = q.contiguous()
         self._alive = operands, fields  # pools and tensors, whose addresses the struct holds
+        self._more: dict[str, Any] = {}  # likewise, of the last call of anew()
         batch, q_heads, q_len, head_dim = q.shape
         self.out = torch.empty_like(self._q)
         self.lse = torch.empty(batch, q_heads, q_len, dtype=torch.float32, device=q.device)
@@ -131,10 +132,11 @@ class NativeCall:
 
     def anew(self, q: Tensor, to: tuple[Tensor, Tensor] | None = None, **fields: Any) -> tuple[Tensor, Tensor]:
         """``out`` and ``lse`` of another q of the same shape, in tensors of their own, or in ``to``, as of
-        :meth:`write_to`; ``fields`` of the struct too."""
+        :meth:`write_to`; ``fields`` of the struct too, which the next call does not keep."""
+        before = dict.fromkeys(self._more)
         self._q, self._more = q.contiguous(), fields
         self.out, self.lse = to or (torch.empty_like(self._q), torch.empty_like(self.lse))
-        for name, x in {"q": self._q, "out": self.out, "lse": self.lse, **fields}.items():
+        for name, x in {"q": self._q, "out": self.out, "lse": self.lse, **before, **fields}.items():
             setattr(self._native.params, name, None if x is None else x.data_ptr())
         self.run()
         return self.out, self.lse
