@@ -16,9 +16,13 @@ from torch import Tensor
 
 from hsbench.measure.out_of_memory import is_out_of_memory
 
-# Parts that stand behind one another by one kernel, where each would be written by its own. And no processes that wait
-# for more to compile while something is measured.
-_OPTIONS: dict[str, Any] = {"force_pointwise_cat": True, "compile_threads": 1}
+_OPTIONS: dict[str, Any] = {
+    "force_pointwise_cat": True,  # parts that stand behind one another by one kernel: each would be written by its own
+    "compile_threads": 1,  # no processes that wait for more to compile while something is measured
+}
+_EARLY = "triton.enable_pdl"
+"""An option of newer versions of torch: from sm_90 on, a kernel starts while the one before it ends, and waits for that
+before it loads (programmatic dependent launch)."""
 
 
 class NotCompiledError(Exception):
@@ -110,7 +114,8 @@ def compiled() -> Pointwise:
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
-        found = torch.compile(function, fullgraph=True, dynamic=False, options=_OPTIONS)
+        options = _OPTIONS | ({_EARLY: True} if _EARLY in torch._inductor.list_options() else {})
+        found = torch.compile(function, fullgraph=True, dynamic=False, options=options)
     except Exception as error:  # an option that this torch lacks, or a Python that it does not compile for
         raise NotCompiledError(_in_a_line(error)) from error
 

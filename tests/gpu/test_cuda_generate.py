@@ -7,12 +7,13 @@ import pytest
 pytest.importorskip("transformers", reason="needs pip install 'hsbench[models]'")
 
 import torch
+import torch.nn.functional as F
 
 from cache_standin import StandIn
 from hsbench.kernels.device import CUDA
 from hsbench.models.loading import open_model
 from hsbench.models.model import Model
-from hsbench.models.pointwise import EAGER, compiled
+from hsbench.models.pointwise import EAGER, Pointwise, compiled
 from hsbench.models.step import fused_step
 from hsbench.problem.elements import INPUTS
 from hsbench.run.generate.methods import SDPA_BACKENDS
@@ -82,6 +83,32 @@ def test_what_is_compiled_says_what_eager_kernels_say(dtype: torch.dtype, batch:
         turned = ours.rope(*qkv, angle.cos(), angle.sin())
         torch.testing.assert_close(turned, EAGER.rope(*qkv, angle.cos(), angle.sin()), **rounding)
     assert all(part.is_contiguous() for part in turned)
+
+
+def test_what_is_compiled_waits_for_what_is_before_it() -> None:
+    """In a graph, where its kernels may start early."""
+    ours, width = compiled(), 4096
+    first = torch.randn(2, 1, width, device="cuda", dtype=torch.bfloat16)
+    weights = torch.randn(2 * width, width, device="cuda", dtype=torch.bfloat16) / width**0.5
+    scale = torch.ones(width, device="cuda", dtype=torch.bfloat16)
+
+    def chain(by: Pointwise) -> torch.Tensor:
+        total = out = first
+        for _ in range(20):
+            total, normed = by.add_norm(total, out, scale, 1e-5)
+            out = by.gate(F.linear(normed, weights))
+        return out
+
+    with torch.no_grad():
+        chain(ours)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = chain(ours)
+        for _ in range(20):
+            first.normal_()
+            graph.replay()
+            expected = chain(EAGER).float()
+            assert (found.float() - expected).norm() < 2**-5 * expected.norm()
 
 
 def test_a_step_is_compiled(model: Model) -> None:
