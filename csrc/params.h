@@ -97,7 +97,8 @@ typedef struct hsb_decode_params {
     int32_t isa;                /* CPU: an hsb_isa */
     float scale;
     int32_t key_order;          /* an hsb_order; pages only */
-    int32_t reserved;
+    int32_t alike;              /* CUDA, read where lengths is not NULL: not 0 where sequences are about as long as one
+                                 * another. Only time depends on it */
     const void *q;              /* [batch, q_heads, head_dim] */
     void *out;                  /* [batch, q_heads, head_dim] */
     float *lse;                 /* [batch, q_heads] */

@@ -162,9 +162,17 @@ def decode_call(q: Tensor, kv: HierarchicalKV) -> Call:
     return _paged_call("decode", "hsb_decode_params", q, kv, kv.k.shape)
 
 
-def growing_decode_call(q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor) -> NativeCall:
-    """Decode over a cache that grows; ``lengths``: int32 ``[batch]``, read as it runs."""
-    return NativeCall("decode", "hsb_decode_params", q, k.shape, {"k": k, "v": v}, **_growing_fields(k, v, lengths))
+def growing_decode_call(
+    q: Tensor, k: GrowingTensor, v: GrowingTensor, lengths: Tensor, alike: bool = False
+) -> NativeCall:
+    """Decode over a cache that grows.
+
+    Args:
+        lengths: int32 ``[batch]``, read as it runs.
+        alike: whether they are about the same; only time depends on it.
+    """
+    how = {"alike": int(alike), **_growing_fields(k, v, lengths)}
+    return NativeCall("decode", "hsb_decode_params", q, k.shape, {"k": k, "v": v}, **how)
 
 
 def growing_prefill_call(

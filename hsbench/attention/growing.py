@@ -241,7 +241,7 @@ class Cache:
         counts = self._counts(lengths, k.shape[2])
         with forks.torch_operations():
             if isinstance(counts, Tensor):
-                self._kv.append_later(k, v, counts)
+                self._kv.append_counted(k, v, counts)
                 return
             self._check_room(counts)
             begins = any(self._kv.begins(counts))
@@ -325,7 +325,7 @@ class Cache:
         q = arguments.tensor("q", q)
         if q.ndim == 4 and q.shape[2] != 1:
             raise UnsupportedError(f"q has {q.shape[2]} queries: decode takes one; use prefill for more")
-        return self._attend(calls.growing_decode_call, q)
+        return self._attend(calls.growing_decode_call, q, self._kv.are_alike)
 
     def prefill(self, q: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Causal attention of the last tokens' queries, whose K and V have been appended.
@@ -350,16 +350,18 @@ class Cache:
             self._check_lengths(lengths)
         return self._attend(calls.growing_prefill_call, q, q_lengths=lengths)
 
-    def _attend(self, make: Callable[..., calls.NativeCall], q: Tensor, **fields: Any) -> tuple[Tensor, Tensor]:
-        return self._call_of(make, q).anew(q, **fields)
+    def _attend(
+        self, make: Callable[..., calls.NativeCall], q: Tensor, *how: Any, **fields: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self._call_of(make, q, *how).anew(q, **fields)
 
-    def _call_of(self, make: Callable[..., calls.NativeCall], q: Tensor) -> calls.NativeCall:
-        """One of :mod:`hsbench.attention.calls`, made once for each shape of q."""
+    def _call_of(self, make: Callable[..., calls.NativeCall], q: Tensor, *how: Any) -> calls.NativeCall:
+        """One of :mod:`hsbench.attention.calls`, made once for each shape of q and ``how``, its last arguments."""
         batch, kv_heads, head_dim, capacity = self._shape
         calls.check_query(q, (batch, kv_heads, capacity, head_dim), self.dtype, self._device)
-        key = (make.__name__, *q.shape)
+        key = (make.__name__, *q.shape, *how)
         if key not in self._calls:
-            self._calls[key] = make(q, self._kv.k, self._kv.v, self._kv.lengths)
+            self._calls[key] = make(q, self._kv.k, self._kv.v, self._kv.lengths, *how)
         return self._calls[key]
 
 

@@ -22,6 +22,9 @@ from hsbench.errors import NonFiniteError, UsageError
 from hsbench.kernels import library
 from hsbench.problem.elements import CacheElements, StoredElements, element_by
 
+_ALIKE = 1.02
+"""The longest of sequences over their mean, up to which they are alike: what is for any lengths takes 2 % longer."""
+
 
 class GrowingKV:
     """K and V of one layer.
@@ -35,6 +38,7 @@ class GrowingKV:
         k, v: the pages.
         lengths: int32 ``[batch]``, on the device.
         known: the same as far as it is known without asking the device: no more than it is.
+        are_alike: whether sequences are about as long as one another, as far as that is known: for what is faster then.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class GrowingKV:
         self._non_finite = torch.full((2,), -1, dtype=torch.int64, device=device)
         self._overflow = torch.zeros(shape[0], dtype=torch.int32, device=device)
         self.known = [0] * shape[0]
+        self.are_alike = True
         self._operation = self._append_operation()
 
     def _tensor(self, operand: Operand, ratio: float, elements: StoredElements) -> GrowingTensor:
@@ -157,6 +162,12 @@ class GrowingKV:
             tensor = None if alike else torch.tensor(later, dtype=torch.int32, device="cpu").to(self._device)
             self.append_later(k[:, :, :most], v[:, :, :most], tensor)
         self.known = [length + count for length, count in zip(self.known, counts, strict=True)]
+        self.are_alike = max(self.known) * len(self.known) <= _ALIKE * sum(self.known)
+
+    def append_counted(self, k: Tensor, v: Tensor, counts: Tensor) -> None:
+        """As :meth:`append_later`, by counts that the device alone knows."""
+        self.are_alike = len(self.known) == 1
+        self.append_later(k, v, counts)
 
     def append_later(self, k: Tensor, v: Tensor, counts: Tensor | None) -> None:
         """Appends to sequences that have tokens; ``counts`` int32 ``[batch]``, or None for all."""
@@ -240,6 +251,7 @@ class GrowingKV:
         self._non_finite.fill_(-1)
         self._overflow.zero_()
         self.known = [0] * len(self.known)
+        self.are_alike = True
 
 
 def _last(queries: Tensor | None, which: slice, count: int, tokens: int) -> Tensor | None:

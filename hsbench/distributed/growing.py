@@ -141,8 +141,10 @@ class Cache(growing.Cache):
             " it is appended, or keep the prompt in an hsbench.Cache, on one device"
         )
 
-    def _attend(self, make: Callable[..., calls.NativeCall], q: Tensor, **fields: Any) -> tuple[Tensor, Tensor]:
-        call = self._call_of(make, q)
+    def _attend(
+        self, make: Callable[..., calls.NativeCall], q: Tensor, *how: Any, **fields: Any
+    ) -> tuple[Tensor, Tensor]:
+        call = self._call_of(make, q, *how)
         if q.shape not in self._gathered:
             self._gathered[q.shape] = Gathered(q, self._group)
         gathered = self._gathered[q.shape]

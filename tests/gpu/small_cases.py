@@ -116,7 +116,9 @@ def check_living(drawn: Drawn, *elements: CacheElements, pruner: str = "centered
             lengths = cache.lengths.tolist()
         stored = cache.unpack()
         q = drawn.queries(batch=batch)
-        check_sequences(cache.decode(q)[0], q, stored, lengths, [1] * batch)
+        for alike in (True, False):
+            call = calls.growing_decode_call(q, cache._kv.k, cache._kv.v, cache.lengths, alike)
+            check_sequences(call.anew(q)[0], q, stored, lengths, [1] * batch)
         if calls.why_not_prefill(of, CUDA, pruner_of(pruner).value_axis) is not None:
             continue
         chunk, counts = drawn.queries(150, batch=batch), [70, 3, 64][:batch]

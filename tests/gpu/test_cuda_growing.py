@@ -142,6 +142,38 @@ def test_ragged_batches(elements: CacheElements) -> None:
         grown.assert_attends(9, [9 if length else 0 for length in lengths], kernel=kernel)
 
 
+@pytest.mark.parametrize("elements", [*STORED.values(), APART[3]], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_ragged_batches_that_are_said_to_be_alike(elements: CacheElements, head_dim: int) -> None:
+    """A cluster has a head, or several have, however long it is."""
+    lengths = [700, 0, 1, 64, 65, 1313, 640, 3]
+    how = {"kv_heads": 8, "capacity": 1400, "head_dim": head_dim, "elements": elements, "pruner": "magnitude"}
+    grown = Grown(make_cache(DEVICE, batch=len(lengths), **how, **WINDOW))
+    assert grown.cache._kv.are_alike
+    grown.append(max(lengths), lengths)
+    assert not grown.cache._kv.are_alike
+    for group in (1, 4, 16):
+        grown.assert_attends(group=group, kernel="decode of alike")
+
+
+def test_what_tells_that_sequences_are_alike() -> None:
+    grown = started(batch=3)
+    kv = grown.cache._kv
+    assert kv.are_alike
+    grown.append(1)
+    grown.append(3, [3, 2, 1])  # 1 % apart
+    assert kv.are_alike
+    grown.append(9, [9, 0, 0])
+    assert not kv.are_alike
+    grown.append(9, [0, 8, 9])
+    assert kv.are_alike
+    counts = torch.ones(3, dtype=torch.int32, device=DEVICE)
+    grown.cache.append(*grown.tokens(1), lengths=counts)
+    assert not kv.are_alike, "the device alone knows"
+    grown.cache.reset()
+    assert kv.are_alike
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_no_tokens_at_all(batch: int) -> None:
     grown = Grown(make_cache(DEVICE, batch=batch))

@@ -143,9 +143,13 @@ class Grown:
             assert_same(got, expected, self.lengths)
 
     def attend(self, q: Tensor, counts: list[int] | None, kernel: str) -> tuple[Tensor, Tensor]:
-        """Prefill, by a kernel's name; ``decode`` is another."""
+        """Prefill, by a kernel's name; ``decode`` is another, and ``decode of alike`` the same told that sequences
+        are alike, be they or not."""
         if kernel == "decode":
             return self.cache.decode(q)
+        if kernel == "decode of alike":
+            call = calls.growing_decode_call(q, *self.tensors, self.cache.lengths, True)
+            return call.anew(q, (torch.full_like(q, math.nan), call.lse.fill_(math.nan)))
         lengths = None if counts is None else torch.tensor(counts, dtype=torch.int32).to(self.cache.device)
         if kernel == "auto":
             return self.cache.prefill(q, lengths=lengths)
@@ -158,7 +162,7 @@ class Grown:
         """See :meth:`attend`; of n queries, against fp32 over what is stored."""
         k, v = (x.cpu() for x in self.cache.unpack())
         q = self.queries(n, group)
-        narrow = kernel != "decode" and self.cache.device.type == "cuda" and self.cache._elements.has_scale
+        narrow = not kernel.startswith("decode") and self.cache.device.type == "cuda" and self.cache._elements.has_scale
         if narrow:  # what is open is read as it will be stored
             k, v = (saturated(x, tensor) for x, tensor in zip((k, v), self.tensors, strict=True))
         out, lse, q = (x.cpu() for x in (*self.attend(q, counts, kernel), q))

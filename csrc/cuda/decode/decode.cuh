@@ -212,9 +212,11 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_kernel(const _
 
 template <class T, int HeadDim, int Tiles, class Stored, class Axis>
 void launch_decode(const hsb_decode_params &p, Arguments a, const Device &device) {
-    // Clusters would wait for the longest of sequences that are not all as long. Of elements apart, kernels are few instead.
+    // Clusters wait for the longest of sequences that are not all as long. Of elements apart, kernels are few instead.
     if constexpr (!std::is_same_v<Stored, StoredApart>)
-        if ((!p.lengths || p.batch == 1) && launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device)) return;
+        if ((!p.lengths || p.batch == 1 || p.alike) &&
+            launch_decode_heads<T, HeadDim, Tiles, Stored, Axis>(p, a, device))
+            return;
     using Result = WarpResult<HeadDim, Tiles>;
     int key_bytes = 0, value_bytes = 0, room_bytes = 0, stages = 0;
     with_stored(p.k.stored, [&](auto stored) {

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(max_threads<Tiles>(), 1) decode_head_kernel(co
     const int line = head * a.blocks;  // the head's first page of all
     HeadCut cut = a.cut;
     int blocks = a.blocks, last_valid = a.last_valid;
-    if (a.lengths) {  // of one sequence
-        const int length = __ldg(a.lengths);
+    if (a.lengths) {
+        const int length = __ldg(a.lengths + head / a.kv_heads);
         blocks = (length + kBlock - 1) / kBlock;
         last_valid = length - (blocks - 1) * kBlock;
         cut = HeadCut::of(blocks, clusters * a.exchange.ranks);
