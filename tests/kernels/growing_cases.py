@@ -147,14 +147,16 @@ class Grown:
         are alike, be they or not."""
         if kernel == "decode":
             return self.cache.decode(q)
-        if kernel == "decode of alike":
-            call = calls.growing_decode_call(q, *self.tensors, self.cache.lengths, True)
-            return call.anew(q, (torch.full_like(q, math.nan), call.lse.fill_(math.nan)))
         lengths = None if counts is None else torch.tensor(counts, dtype=torch.int32).to(self.cache.device)
         if kernel == "auto":
             return self.cache.prefill(q, lengths=lengths)
-        call = calls.growing_prefill_call(q, *self.tensors, self.cache.lengths, kernel)
-        return call.anew(q, (torch.full_like(q, math.nan), call.lse.fill_(math.nan)), q_lengths=lengths)
+        fields: dict[str, Any] = {}
+        if kernel == "decode of alike":
+            call = calls.growing_decode_call(q, *self.tensors, self.cache.lengths, True)
+        else:
+            call = calls.growing_prefill_call(q, *self.tensors, self.cache.lengths, kernel)
+            fields["q_lengths"] = lengths
+        return call.anew(q, (torch.full_like(q, math.nan), call.lse.fill_(math.nan)), **fields)
 
     def assert_attends(
         self, n: int = 1, counts: list[int] | None = None, *, group: int = 4, kernel: str = "decode"
